@@ -1,0 +1,62 @@
+"""What a plugin author reads: one interface, one file."""
+
+from .block_memory import BlockMemory, BlockReservation, ExposesBlocks, SharedRegion
+from .discovery import Discovery, Fleet, Lease
+from .engine import Embeds, Engine, EngineFacts, EngineSetup, PublishesKVEvents, PublishesMetrics
+from .kv_connector import Handover, KVConnector
+from .kv_store import CacheKey, KVStore, KVStoreStatistics
+from .launcher import Launcher, LaunchOptions
+from .planner import Planner, PlannerEffects, PlannerInput, ServiceLoad
+from .router import (
+    Candidate,
+    CandidateCost,
+    CostTerm,
+    Freed,
+    Overlap,
+    PrefillDone,
+    Routed,
+    Router,
+    RouterFact,
+    RoutingContext,
+    RoutingDecision,
+    RoutingRequest,
+)
+
+__all__ = [
+    "BlockMemory",
+    "BlockReservation",
+    "CacheKey",
+    "Candidate",
+    "CandidateCost",
+    "CostTerm",
+    "Discovery",
+    "Embeds",
+    "Engine",
+    "EngineFacts",
+    "EngineSetup",
+    "ExposesBlocks",
+    "Fleet",
+    "Freed",
+    "Handover",
+    "KVConnector",
+    "KVStore",
+    "KVStoreStatistics",
+    "LaunchOptions",
+    "Launcher",
+    "Lease",
+    "Overlap",
+    "Planner",
+    "PlannerEffects",
+    "PlannerInput",
+    "PrefillDone",
+    "PublishesKVEvents",
+    "PublishesMetrics",
+    "Routed",
+    "Router",
+    "RouterFact",
+    "RoutingContext",
+    "RoutingDecision",
+    "RoutingRequest",
+    "ServiceLoad",
+    "SharedRegion",
+]

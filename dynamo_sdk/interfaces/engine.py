@@ -1,0 +1,112 @@
+"""``Engine``: what turns token ids into token ids. Read this file to write one.
+
+An engine never sees HTTP, text or templates; it gets packed token ids and yields new ones. What not
+every engine can do is a small interface beside ``Engine``: ``Embeds``, ``PublishesKVEvents``,
+``PublishesMetrics``, ``ExposesBlocks`` (in ``block_memory``). Implement what you have; nothing is a flag.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from dynamo_sdk.types.kv_events import KVEventBatch
+from dynamo_sdk.types.loads import ForwardPassMetrics, LoadSnapshot
+from dynamo_sdk.types.models import ModelSpec
+from dynamo_sdk.types.outputs import GenerateChunk
+from dynamo_sdk.types.requests import EmbedOutput, EmbedRequest, GenerateRequest, Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSetup:
+    """What every engine is built from: ``YourEngine(setup, config)``.
+
+    ``config`` is an instance of the descriptor's config model (``None`` without one), already validated.
+    ``connector_args`` is what the graph's KV connector wants this engine to be started with, JSON types.
+    """
+
+    model: ModelSpec
+    role: Role
+    connector: str | None = None
+    connector_args: dict[str, str] = field(default_factory=dict)
+
+
+class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known once the engine has started. ``block_size`` in tokens; None = no paged KV cache."""
+
+    context_length: int
+    block_size: int | None = None
+    num_blocks: int | None = None
+    dp_size: int = 1
+
+
+class Engine(ABC):
+    """One model, served.
+
+    Life: ``__init__`` (cheap, no I/O) -> ``start`` once -> ``generate`` from many tasks at once ->
+    ``drain`` -> ``close``. All methods are called on one event loop; heavy work belongs on a thread or
+    in a process of the engine's own.
+    """
+
+    @abstractmethod
+    async def start(self) -> EngineFacts:
+        """Load the model and get ready to generate. Raises ``EngineStartError``. Cancellable."""
+
+    @abstractmethod
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        """Yield the new tokens of ``request``, as deltas, in order; exactly one, last chunk has a
+        ``finish_reason`` and ``usage``.
+
+        Closing the generator (or cancelling the task that runs it), before the first token or at any
+        later moment, aborts the request and frees what it holds before the close returns.
+        ``request.generated`` counts as output that was already delivered.
+        ``role=PREFILL`` yields the first new token and then ``HANDOVER``, unless that token finished
+        the request.
+        Raises ``InvalidRequest`` (before the first chunk), ``Overloaded``, ``EngineFailed``.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Abort everything and give all resources back. Idempotent; also after a failed ``start``."""
+
+    async def drain(self) -> None:
+        """Return when no request is left. New ones are kept away by the caller. Default: at once."""
+
+    def load(self) -> LoadSnapshot | None:
+        """How busy the engine is now; must not block. None = it cannot tell."""
+        return None
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` when the engine's own books do not add up. For tests; may be slow."""
+
+
+class Embeds(ABC):
+    """An engine that can embed text."""
+
+    @abstractmethod
+    async def embed(self, request: EmbedRequest) -> EmbedOutput:
+        """One L2-normalised vector for one prompt. Cancellable. Raises ``InvalidRequest``."""
+
+
+class PublishesKVEvents(ABC):
+    """An engine that says which KV blocks it holds."""
+
+    @abstractmethod
+    def subscribe_kv_events(self, listener: Callable[[KVEventBatch], None]) -> None:
+        """Call ``listener`` on the engine's event loop for each batch from now on; it must not block."""
+
+    @abstractmethod
+    def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
+        """Batches that rebuild the present state from nothing, one per dp rank; each carries the
+        sequence number of the last batch that is part of it. A reader that saw a gap asks for this."""
+
+
+class PublishesMetrics(ABC):
+    """An engine that reports each forward pass."""
+
+    @abstractmethod
+    def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
+        """Call ``listener`` on the engine's event loop once per step from now on; it must not block."""

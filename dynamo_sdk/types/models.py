@@ -1,0 +1,25 @@
+"""Models, as a deploy file names them and as workers announce them."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """``name`` is what clients say; ``path`` a folder in the Hugging Face style on this host."""
+
+    name: str
+    path: str
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker announces, and all a frontend needs to build the model's pipeline.
+
+    ``parent``: the base model's name when this is a LoRA adapter.
+    """
+
+    name: str
+    path: str
+    context_length: int
+    block_size: int | None = None
+    parent: str | None = None

@@ -1,0 +1,115 @@
+"""A compiled deployment: data only, the same bytes for the same input."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from .models import ModelSpec
+from .requests import Role
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class Origin(StrEnum):
+    """Where a value comes from; later ones win."""
+
+    DEFAULT = "default"
+    PLUGIN = "plugin"
+    GRAPH = "graph"
+    DEPLOY = "deploy file"
+    COMMAND = "command line"
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One value that ``plan`` shows, by its path in the deploy file (``services.Decode.replicas``)."""
+
+    path: str
+    value: Json
+    origin: Origin
+
+
+class GpuDevice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``id`` as ``CUDA_VISIBLE_DEVICES`` spells it: an index or a UUID."""
+
+    id: str
+    name: str = ""
+    memory_bytes: int = 0
+
+
+class HostInventory(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    num_cpus: int
+    gpus: tuple[GpuDevice, ...] = ()
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    hosts: tuple[HostInventory, ...]
+
+
+class ReplicaPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One process. ``gpu_ids`` are its own, on ``host``."""
+
+    index: int
+    host: str
+    gpu_ids: tuple[str, ...] = ()
+
+
+class EdgePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """``attribute`` of the calling class that ``depends`` on ``service``."""
+
+    attribute: str
+    service: str
+
+
+class PluginChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A plugin by name, and its validated arguments."""
+
+    name: str
+    args: dict[str, Json] = msgspec.field(default_factory=dict)
+
+
+class ServicePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One service. ``factory`` is the class's import string. Engine fields are empty for services
+    without an engine. ``python`` = interpreter of another environment, None = ours."""
+
+    name: str
+    factory: str
+    edges: tuple[EdgePlan, ...] = ()
+    replicas: tuple[ReplicaPlan, ...] = ()
+    gpus_per_replica: int = 0
+    cpus_per_replica: int | None = None
+    role: Role | None = None
+    engine: PluginChoice | None = None
+    model: str | None = None
+    connector: str | None = None
+    python: str | None = None
+    is_frontend: bool = False
+    args: dict[str, Json] = msgspec.field(default_factory=dict)
+
+
+class ModelPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One served model and the policies of its requests."""
+
+    spec: ModelSpec
+    router: PluginChoice
+    connector: str | None = None
+
+
+class DeploymentPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``target`` is what ``run`` was given; a replica's process imports the classes from it.
+    ``services`` are in start order: a service comes after those it depends on."""
+
+    target: str
+    services: tuple[ServicePlan, ...]
+    models: tuple[ModelPlan, ...]
+    settings: tuple[Setting, ...] = ()
+    planner: PluginChoice | None = None
+
+    def service(self, name: str) -> ServicePlan:
+        """The service of this name; ``KeyError`` if there is none."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        raise KeyError(name)

@@ -1,0 +1,35 @@
+"""Workers and other replicas, as discovery knows them."""
+
+from __future__ import annotations
+
+from typing import NewType
+
+import msgspec
+
+from .models import ModelRecord
+from .requests import Role
+
+WorkerId = NewType("WorkerId", str)
+"""Opaque, unique for ever: a restarted worker is another worker."""
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One running replica. Services without an engine leave everything from ``role`` on empty.
+
+    ``address``: where its request plane listens, ``unix:/path`` or ``tcp:host:port``.
+    ``url``: its HTTP address, if it serves one. ``is_ready``: every edge it depends on has answered.
+    """
+
+    worker_id: WorkerId
+    service: str
+    replica: int
+    address: str
+    is_ready: bool = False
+    url: str | None = None
+    role: Role | None = None
+    engine: str | None = None
+    connector: str | None = None
+    models: tuple[ModelRecord, ...] = ()
+    dp_size: int = 1
+    num_blocks: int | None = None
+    pid: int | None = None
