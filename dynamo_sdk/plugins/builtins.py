@@ -1,0 +1,108 @@
+"""Our own plugins, through the same hooks as everybody's. Import strings only: nothing is loaded here."""
+
+from __future__ import annotations
+
+from dynamo_sdk.types import Role
+
+from .descriptors import (
+    DiscoveryDescriptor,
+    EngineDescriptor,
+    KVConnectorDescriptor,
+    LauncherDescriptor,
+    RouterDescriptor,
+)
+from .markers import hookimpl
+
+
+@hookimpl
+def dynamo_sdk_engines() -> list[EngineDescriptor]:
+    return [
+        EngineDescriptor(
+            name="echo",
+            factory="dynamo_sdk.engines.echo:EchoEngine",
+            config="dynamo_sdk.engines.echo:EchoConfig",
+            roles=tuple(Role),
+            connectors=("stateless",),
+            summary="gives the prompt back, token by token; for tests and first steps",
+        ),
+        EngineDescriptor(
+            name="torch",
+            factory="dynamo_sdk.engines.torch.engine:TorchEngine",
+            config="dynamo_sdk.engines.torch.config:TorchConfig",
+            roles=tuple(Role),
+            connectors=("direct",),
+            block_size_arg="block_size",
+            default_block_size=16,
+            requirement="dynamo-sdk[torch]",
+            summary="runs Hugging Face style models in PyTorch, on CPU and CUDA",
+        ),
+    ]
+
+
+@hookimpl
+def dynamo_sdk_routers() -> list[RouterDescriptor]:
+    return [
+        RouterDescriptor(
+            name="round-robin",
+            factory="dynamo_sdk.routing.policies:RoundRobinRouter",
+            summary="everybody in turn",
+        ),
+        RouterDescriptor(
+            name="random", factory="dynamo_sdk.routing.policies:RandomRouter", summary="anybody, by chance"
+        ),
+        RouterDescriptor(
+            name="power-of-two",
+            factory="dynamo_sdk.routing.policies:PowerOfTwoRouter",
+            config="dynamo_sdk.routing.config:LoadConfig",
+            summary="the less busy of two drawn by chance",
+        ),
+        RouterDescriptor(
+            name="least-loaded",
+            factory="dynamo_sdk.routing.policies:LeastLoadedRouter",
+            config="dynamo_sdk.routing.config:LoadConfig",
+            summary="the least busy of all",
+        ),
+    ]
+
+
+@hookimpl
+def dynamo_sdk_kv_connectors() -> list[KVConnectorDescriptor]:
+    return [
+        KVConnectorDescriptor(
+            name="direct",
+            factory="dynamo_sdk.transfer.direct:DirectConnector",
+            summary="shared memory on one host, TCP across hosts",
+        ),
+        KVConnectorDescriptor(
+            name="stateless",
+            factory="dynamo_sdk.engines.stateless:StatelessConnector",
+            summary="nothing to move: for engines that keep no KV between the legs",
+        ),
+    ]
+
+
+@hookimpl
+def dynamo_sdk_launchers() -> list[LauncherDescriptor]:
+    return [
+        LauncherDescriptor(
+            name="local",
+            factory="dynamo_sdk.launch.local:LocalLauncher",
+            summary="one supervised process per replica on this host",
+        ),
+        LauncherDescriptor(
+            name="inprocess",
+            factory="dynamo_sdk.launch.inprocess:InProcessLauncher",
+            summary="all services in one process, for notebooks and tests",
+        ),
+    ]
+
+
+@hookimpl
+def dynamo_sdk_discoveries() -> list[DiscoveryDescriptor]:
+    return [
+        DiscoveryDescriptor(
+            name="embedded",
+            factory="dynamo_sdk.runtime.discovery:EmbeddedDiscovery",
+            summary="a registry inside the launching process, with leases",
+        ),
+    ]

@@ -1,0 +1,34 @@
+"""From an import string to the object it names, with an error that says which half is wrong."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+
+from dynamo_sdk.errors import PluginError
+
+
+def import_object(import_string: str, *, what: str, requirement: str | None = None) -> object:
+    """The object behind ``package.module:Name``.
+
+    ``what`` opens each error (``engine 'torch'``); ``requirement`` is what ``pip install`` needs when a
+    module is missing. Raises ``PluginError``.
+    """
+    module_name, _, path = import_string.partition(":")
+    try:
+        found: object = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        fix = f"; try: pip install '{requirement}'" if requirement else ""
+        raise PluginError(f"{what} needs the module {error.name!r}, which is not installed{fix}") from error
+    except Exception as error:
+        raise PluginError(
+            f"{what}: importing {module_name} raised {type(error).__name__}: {error}"
+        ) from error
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            close = get_close_matches(name, dir(found), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise PluginError(f"{what}: {import_string} does not exist{hint}") from None
+    return found
