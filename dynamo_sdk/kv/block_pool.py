@@ -1,0 +1,277 @@
+"""``BlockPool``: which device block is whose, and which tokens it holds.
+
+A block is in exactly one of three places::
+
+              allocate                       release (no key)
+    FREE ────────────────> REFERENCED ─────────────────────────> FREE
+                            │      ▲
+          release (has key) │      │ allocate, by its key
+                            ▼      │
+                           EVICTABLE ── allocate, when nothing is FREE: loses its key ──> REFERENCED
+
+``register`` gives a REFERENCED block its key once its KV is complete; from then on others find it.
+
+Who holds a block holds all blocks before it. With that, "released last block first" makes the queue of
+EVICTABLE blocks both least-recently-used and leaf-first: no block is evicted before its cached
+children, so a cached chain never has a hole. ``register`` keeps this true: where two sequences computed
+the same block, the second one is moved to the first one's copy, and its own goes back.
+
+All changes of what is cached are collected as KV events; ``take_events`` hands them out in order.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynamo_sdk.interfaces.kv_store import CacheKey
+from dynamo_sdk.types.kv_events import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
+from dynamo_sdk.types.tokens import unpack_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolAllocation:
+    """``block_ids``, in order; the first ``num_cached_blocks`` of them already hold their KV."""
+
+    block_ids: tuple[int, ...]
+    num_cached_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedBlock:
+    """What a registered block holds. ``parent`` is None for the first block of a sequence."""
+
+    key: CacheKey
+    parent: CacheKey | None
+    tokens: bytes
+    lora: str | None
+    cache_salt: str | None
+
+
+class BlockPool:
+    """Blocks ``0 .. num_blocks - 1`` of ``block_size`` tokens, with a prefix cache over them."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(f"need at least one block of one token, not {num_blocks} of {block_size}")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack; the lowest id on top
+        self._evictable: OrderedDict[int, None] = OrderedDict()  # next victim first
+        self._num_refs = [0] * num_blocks
+        self._contents: list[_CachedBlock | None] = [None] * num_blocks
+        self._block_of: dict[CacheKey, int] = {}
+        self._events: list[KVEvent] = []
+        self._evicted: list[int] = []  # hashes of a BlocksRemoved that is still growing
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that ``allocate`` can hand out now: free and evictable ones."""
+        return len(self._free) + len(self._evictable)
+
+    @property
+    def num_cached_blocks(self) -> int:
+        return len(self._block_of)
+
+    def count_cached(self, keys: Sequence[CacheKey]) -> int:
+        """The number of leading ``keys`` that are cached. Takes no reference."""
+        block_of = self._block_of
+        for index, key in enumerate(keys):
+            if key not in block_of:
+                return index
+        return len(keys)
+
+    def allocate(self, num_blocks: int, keys: Sequence[CacheKey] = ()) -> PoolAllocation | None:
+        """``num_blocks`` blocks with one reference each: the longest cached prefix of ``keys``, then new.
+
+        None, and nothing changed, when that many do not fit now.
+        """
+        if len(keys) > num_blocks:
+            raise ValueError(f"{len(keys)} keys for {num_blocks} blocks")
+        block_of, evictable, num_refs = self._block_of, self._evictable, self._num_refs
+        found = [block_of[key] for key in keys[: self.count_cached(keys)]]
+        num_revived = sum(1 for block in found if not num_refs[block])
+        num_new = num_blocks - len(found)
+        if num_new > self.num_free_blocks - num_revived:
+            return None
+        for block in found:
+            if not num_refs[block]:
+                del evictable[block]
+            num_refs[block] += 1
+        new = [self._take_block() for _ in range(num_new)]
+        return PoolAllocation(block_ids=(*found, *new), num_cached_blocks=len(found))
+
+    def allocate_one(self) -> int | None:
+        """One new block with one reference; None when there is none now."""
+        if not self._free and not self._evictable:
+            return None
+        return self._take_block()
+
+    def _take_block(self) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._evictable.popitem(last=False)
+            content = self._contents[block]
+            assert content is not None
+            self._contents[block] = None
+            del self._block_of[content.key]
+            self._evicted.append(_event_hash(content.key))
+        self._num_refs[block] = 1
+        return block
+
+    def register(
+        self,
+        block_ids: Sequence[int],
+        keys: Sequence[CacheKey],
+        tokens: bytes,
+        *,
+        after: int | None,
+        lora: str | None = None,
+        cache_salt: str | None = None,
+    ) -> tuple[int, ...]:
+        """Make consecutive full blocks findable; returns the blocks that their holder must use from now on.
+
+        ``tokens`` are the packed tokens of all of them. ``after`` is the holder's block before the first
+        one, None at the start of a sequence. A key that is cached elsewhere moves the holder's reference
+        there. Nothing is registered after a block that has no key itself (see ``reset``).
+        """
+        if after is not None and self._contents[after] is None:
+            return tuple(block_ids)
+        parent_content = None if after is None else self._contents[after]
+        parent = None if parent_content is None else parent_content.key
+        block_bytes = len(tokens) // len(block_ids)
+        kept: list[int] = []
+        stored: list[_CachedBlock] = []
+        for index, (block, key) in enumerate(zip(block_ids, keys, strict=True)):
+            present = self._block_of.get(key)
+            if present is None:
+                own = tokens[index * block_bytes : (index + 1) * block_bytes]
+                content = _CachedBlock(key, parent, own, lora, cache_salt)
+                self._require_held(block, without_key=True)
+                self._contents[block] = content
+                self._block_of[key] = block
+                stored.append(content)
+            else:
+                self._store_event(stored)
+                stored = []
+                if present != block:
+                    self._require_held(block, without_key=True)
+                    block = self._move_reference(block, present)
+            kept.append(block)
+            parent = key
+        self._store_event(stored)
+        return tuple(kept)
+
+    def _move_reference(self, block: int, present: int) -> int:
+        self.release((block,))
+        if not self._num_refs[present]:
+            del self._evictable[present]
+        self._num_refs[present] += 1
+        return present
+
+    def release(self, block_ids: Sequence[int]) -> None:
+        """Give one reference of each block back. ``block_ids`` in the order of the sequence."""
+        num_refs = self._num_refs
+        for block in reversed(block_ids):
+            num_refs[block] -= 1
+            if num_refs[block] > 0:
+                continue
+            if num_refs[block] < 0:
+                num_refs[block] = 0
+                raise ValueError(f"block {block} is released more often than it was taken")
+            if self._contents[block] is None:
+                self._free.append(block)
+            else:
+                self._evictable[block] = None
+
+    def reset(self) -> None:
+        """Forget what every block holds. Held blocks stay with their holders, but nobody finds them again."""
+        self._block_of.clear()
+        self._contents = [None] * self.num_blocks
+        self._free.extend(self._evictable)
+        self._evictable.clear()
+        self._evicted.clear()
+        self._events.append(BlocksCleared())
+
+    def take_events(self) -> tuple[KVEvent, ...]:
+        """What changed in the cache since the last call, in order."""
+        self._flush_evicted()
+        events = tuple(self._events)
+        self._events.clear()
+        return events
+
+    def snapshot(self) -> tuple[KVEvent, ...]:
+        """Events that build the present cache from nothing, each parent before its children."""
+        return tuple(_stored([content], self.block_size) for content in self._parents_first())
+
+    def _parents_first(self) -> list[_CachedBlock]:
+        children: dict[CacheKey | None, list[_CachedBlock]] = {}
+        for block in self._block_of.values():
+            content = self._contents[block]
+            assert content is not None
+            children.setdefault(content.parent, []).append(content)
+        ordered = list(children.get(None, ()))
+        for content in ordered:  # grows while it is walked
+            ordered.extend(children.get(content.key, ()))
+        return ordered
+
+    def _store_event(self, contents: list[_CachedBlock]) -> None:
+        if contents:
+            self._flush_evicted()
+            self._events.append(_stored(contents, self.block_size))
+
+    def _flush_evicted(self) -> None:
+        if self._evicted:
+            self._events.append(BlocksRemoved(block_hashes=tuple(self._evicted)))
+            self._evicted.clear()
+
+    def _require_held(self, block: int, *, without_key: bool) -> None:
+        if not self._num_refs[block]:
+            raise ValueError(f"block {block} is not held")
+        if without_key and self._contents[block] is not None:
+            raise ValueError(f"block {block} already holds other tokens")
+
+    def num_references(self, block: int) -> int:
+        """How many holders ``block`` has."""
+        return self._num_refs[block]
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` when the books do not add up. O(blocks)."""
+        free, evictable = set(self._free), set(self._evictable)
+        assert len(free) == len(self._free), "a block is free twice"
+        assert not free & evictable, "a block is free and evictable"
+        for block in range(self.num_blocks):
+            is_held, content = self._num_refs[block] > 0, self._contents[block]
+            assert self._num_refs[block] >= 0
+            assert is_held == (block not in free and block not in evictable), f"block {block} is lost"
+            assert (block in evictable) == (not is_held and content is not None)
+            if content is not None:
+                assert self._block_of[content.key] == block, f"block {block} cannot be found by its key"
+        assert len(self._block_of) == sum(content is not None for content in self._contents)
+        place = {block: index for index, block in enumerate(self._evictable)}
+        for block in self._block_of.values():
+            content = self._contents[block]
+            assert content is not None
+            if content.parent is None:
+                continue
+            parent = self._block_of[content.parent]
+            if parent in place:
+                assert place.get(block, len(place)) < place[parent], "a parent goes before its child"
+
+
+def _event_hash(key: CacheKey) -> int:
+    return int.from_bytes(key[:8], "little")
+
+
+def _stored(contents: Sequence[_CachedBlock], block_size: int) -> BlocksStored:
+    first = contents[0]
+    return BlocksStored(
+        block_hashes=tuple(_event_hash(content.key) for content in contents),
+        parent_hash=None if first.parent is None else _event_hash(first.parent),
+        token_ids=tuple(unpack_tokens(b"".join(content.tokens for content in contents))),
+        block_size=block_size,
+        lora=first.lora,
+        cache_salt=first.cache_salt,
+    )

@@ -1,0 +1,450 @@
+"""``Scheduler``: continuous batching for one worker, with chunked prefill, prefix cache and preemption.
+
+A request's life. Blocks are held in the states marked *::
+
+    from       event                                              to
+    ---------  -------------------------------------------------  ---------
+    (none)     add                                                WAITING
+    (none)     reserve, when blocks and a slot are there          RESERVED*
+    RESERVED*  add of the same request with role DECODE           RUNNING*
+    RESERVED*  release, abort                                     gone
+    WAITING    schedule, when blocks and a slot are there         RUNNING*
+    WAITING    abort                                              gone
+    RUNNING*   schedule, when an earlier request lacks a block    WAITING
+    RUNNING*   complete, the token ended it                       gone
+    RUNNING*   complete, role PREFILL and the token did not       HELD*
+    RUNNING*   abort                                              gone
+    HELD*      release, abort                                     gone
+
+One engine step is ``schedule`` -> forward pass -> ``complete``, strictly in turn; every other method may
+be called at any moment, also between the two. Blocks of a request that is aborted while its step runs
+return to the pool with that step's ``complete``, so that nobody else is given memory that is still
+being written.
+
+Why nothing waits for ever: a request owns blocks for all tokens known when it was admitted, and a slot;
+the first running request in order can take blocks from all later ones (they start again, their output
+kept), and one request alone always fits. Blocks that are RESERVED or HELD come back when their holders
+say so; until then a running request that lacks a block is left out of steps, and nobody is admitted
+before it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Mapping
+from operator import attrgetter
+
+from dynamo_sdk.errors import InvalidRequest
+from dynamo_sdk.interfaces.block_memory import BlockReservation
+from dynamo_sdk.kv.block_pool import BlockPool
+from dynamo_sdk.kv.hashing import cache_keys, cache_root
+from dynamo_sdk.types.kv_events import KVEvent
+from dynamo_sdk.types.loads import LoadSnapshot
+from dynamo_sdk.types.outputs import FinishReason
+from dynamo_sdk.types.requests import GenerateRequest, Role
+from dynamo_sdk.types.tokens import pack_tokens
+
+from .sequence import Sequence, SequenceState
+from .step import ScheduledSequence, SchedulerConfig, SequenceUpdate, Step
+
+_by_order = attrgetter("order")
+
+
+class Scheduler:
+    """The order is (priority, arrival), smaller first. Not thread-safe."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.context_length = min(config.context_length, config.num_blocks * config.block_size)
+        """The longest sequence that fits: the model's limit, or the pool's if that is smaller."""
+        self._pool = BlockPool(config.num_blocks, config.block_size)
+        self._sequences: dict[str, Sequence] = {}
+        self._waiting: list[Sequence] = []  # both lists are sorted by order
+        self._running: list[Sequence] = []
+        self._num_waiting_tokens = 0
+        self._num_reserved = 0
+        self._num_arrivals = 0
+        self._num_steps = 0
+        self._step: Step | None = None  # the step between schedule and complete,
+        self._in_flight: list[Sequence] = []  # and its sequences, some of them perhaps gone
+        self._is_short = False  # a running request lacked a block in the last schedule
+
+    # -- requests in and out
+
+    def add(self, request: GenerateRequest) -> None:
+        """Queue a request, or continue from its reservation. Raises ``InvalidRequest`` (too long, id in use)
+        and ``ValueError`` when its tokens are not those that were reserved for."""
+        sequence = self._sequences.get(request.request_id)
+        if sequence is not None and sequence.state is SequenceState.RESERVED and request.role is Role.DECODE:
+            self._continue_reserved(sequence, request)
+            return
+        sequence = self._new_sequence(request, SequenceState.WAITING)
+        self._push_waiting(sequence)
+        self._sequences[request.request_id] = sequence
+
+    def reserve(self, request: GenerateRequest) -> BlockReservation | None:
+        """Blocks and a slot for a request whose KV comes from elsewhere; None = not now, try after the next
+        step or release. Raises ``InvalidRequest`` when it can never fit.
+
+        Covers all tokens but the last one of ``generated``, or the whole prompt when nothing was generated.
+        """
+        sequence = self._new_sequence(request, SequenceState.RESERVED)
+        is_overtaking = bool(self._waiting) and self._waiting[0].order < sequence.order
+        if self._is_short or is_overtaking or not self._has_free_slot():
+            return None
+        num_filled = len(sequence.token_ids) - (1 if request.generated else 0)
+        if not self._allocate(sequence, num_filled):
+            return None
+        num_cached_blocks = sequence.num_computed_tokens // self.config.block_size
+        sequence.num_computed_tokens = len(sequence.token_ids) - 1
+        self._sequences[request.request_id] = sequence
+        self._num_reserved += 1
+        return BlockReservation(block_ids=sequence.block_ids, num_cached_blocks=num_cached_blocks)
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request in any state; False if there is none of this id."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return False
+        match sequence.state:
+            case SequenceState.WAITING:
+                self._remove_waiting(sequence)
+            case SequenceState.RUNNING:
+                del self._running[bisect_left(self._running, sequence.order, key=_by_order)]
+            case SequenceState.RESERVED:
+                self._num_reserved -= 1
+            case _:
+                pass
+        self._forget(sequence)
+        return True
+
+    def held_blocks(self, request_id: str) -> tuple[int, ...]:
+        """The blocks of a prefill leg that ended with ``HANDOVER``. ``KeyError`` if it is not held."""
+        sequence = self._sequences[request_id]
+        if sequence.state is not SequenceState.HELD:
+            raise KeyError(request_id)
+        return sequence.block_ids
+
+    def release(self, request_id: str) -> None:
+        """Give held or reserved blocks back. Idempotent; other requests are left alone."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None and sequence.state in (SequenceState.HELD, SequenceState.RESERVED):
+            self.abort(request_id)
+
+    # -- one step
+
+    def schedule(self) -> Step:
+        """Choose what the next forward pass computes. Raises ``RuntimeError`` while a step is under way."""
+        if self._step is not None:
+            raise RuntimeError(f"step {self._step.number} is not complete")
+        batch: list[Sequence] = []
+        parts: list[ScheduledSequence] = []
+        prefilling: list[Sequence] = []
+        preempted: list[str] = []
+        budget = self.config.max_num_batched_tokens
+        num_decodes = num_decode_kv_tokens = num_tokens = 0
+        block_size = self.config.block_size
+        self._is_short = False
+
+        index = 0
+        while index < len(self._running):  # preemption shortens the list, but only behind `index`
+            sequence = self._running[index]
+            index += 1
+            length = len(sequence.token_ids)
+            if length - sequence.num_computed_tokens > 1:
+                prefilling.append(sequence)
+                continue
+            if num_tokens == budget:
+                continue
+            if length > len(sequence.block_ids) * block_size and not self._grow(sequence, preempted):
+                self._is_short = True
+                continue
+            num_tokens += 1
+            if length > sequence.num_prompt_tokens:
+                num_decodes += 1
+                num_decode_kv_tokens += length
+            batch.append(sequence)
+            parts.append(_part(sequence, 1))
+
+        if not self._is_short and not preempted:
+            prefilling.extend(self._admit(budget - num_tokens - sum(map(_num_uncomputed, prefilling))))
+        for sequence in prefilling:
+            if num_tokens == budget:
+                break
+            num_chunk_tokens = min(sequence.num_uncomputed_tokens, budget - num_tokens)
+            num_tokens += num_chunk_tokens
+            batch.append(sequence)
+            parts.append(_part(sequence, num_chunk_tokens))
+
+        self._num_steps += 1
+        step = Step(
+            number=self._num_steps,
+            sequences=tuple(parts),
+            num_prefill_requests=len(parts) - num_decodes,
+            num_prefill_tokens=num_tokens - num_decodes,
+            num_decode_requests=num_decodes,
+            num_decode_kv_tokens=num_decode_kv_tokens,
+            preempted=tuple(preempted),
+        )
+        if parts:
+            self._step, self._in_flight = step, batch
+        return step
+
+    def complete(self, step: Step, sampled: Mapping[str, int]) -> tuple[SequenceUpdate, ...]:
+        """Take in what the forward pass of ``step`` did: ``sampled`` has a token for each of its sampling
+        sequences that was not aborted meanwhile (``KeyError`` if not; others are ignored).
+
+        Raises ``RuntimeError`` when this is not the step under way.
+        """
+        if step is not self._step:
+            if not step.sequences:
+                return ()
+            raise RuntimeError(f"step {step.number} is not under way")
+        block_size = self.config.block_size
+        updates: list[SequenceUpdate] = []
+        in_flight, self._in_flight, self._step = self._in_flight, [], None
+        for sequence, part in zip(in_flight, step.sequences, strict=True):
+            if sequence.state is SequenceState.GONE:
+                self._pool.release(sequence.block_ids)
+                continue
+            token_id = sampled[sequence.request.request_id] if part.is_sampling else None
+            first_block = part.start // block_size
+            sequence.num_computed_tokens = part.start + len(part.token_ids)
+            if sequence.num_computed_tokens // block_size > first_block:
+                self._register_full_blocks(sequence, first_block)
+            if token_id is not None:
+                sequence.token_ids.append(token_id)
+                updates.append(self._finish_or_go_on(sequence, token_id))
+        return tuple(updates)
+
+    # -- facts
+
+    @property
+    def has_work(self) -> bool:
+        """Something is running or waiting. ``schedule`` can still be empty: see ``Step``."""
+        return bool(self._running or self._waiting)
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._pool.num_free_blocks
+
+    def load(self, at_s: float) -> LoadSnapshot:
+        """How busy this worker is at ``at_s`` of its clock."""
+        num_unfinished = sum(_num_uncomputed(sequence) - 1 for sequence in self._running)
+        return LoadSnapshot(
+            at_s=at_s,
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_waiting_tokens=self._num_waiting_tokens + num_unfinished,
+            num_free_blocks=self._pool.num_free_blocks,
+            num_blocks=self.config.num_blocks,
+        )
+
+    def state_of(self, request_id: str) -> SequenceState | None:
+        sequence = self._sequences.get(request_id)
+        return None if sequence is None else sequence.state
+
+    def token_ids(self, request_id: str) -> tuple[int, ...]:
+        """All known tokens of a request, prompt first. ``KeyError`` if it is gone."""
+        return tuple(self._sequences[request_id].token_ids)
+
+    def take_kv_events(self) -> tuple[KVEvent, ...]:
+        """What changed in the prefix cache since the last call, in order."""
+        return self._pool.take_events()
+
+    def kv_snapshot(self) -> tuple[KVEvent, ...]:
+        """Events that build the present prefix cache from nothing."""
+        return self._pool.snapshot()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached KV (weights changed, for example). What runs goes on with its own blocks."""
+        self._pool.reset()
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""
+        self._pool.check_integrity()
+        by_state: dict[SequenceState, list[Sequence]] = {state: [] for state in SequenceState}
+        for sequence in self._sequences.values():
+            by_state[sequence.state].append(sequence)
+            num_tokens = len(sequence.token_ids)
+            if sequence.state is SequenceState.WAITING:
+                assert not sequence.block_ids
+                assert not sequence.num_computed_tokens
+            else:
+                assert sequence.num_computed_tokens <= len(sequence.block_ids) * self.config.block_size
+                assert sequence.num_computed_tokens < num_tokens
+        assert not by_state[SequenceState.GONE]
+        assert self._waiting == sorted(by_state[SequenceState.WAITING], key=_by_order)
+        assert self._running == sorted(by_state[SequenceState.RUNNING], key=_by_order)
+        assert self._num_reserved == len(by_state[SequenceState.RESERVED])
+        assert len(self._running) + self._num_reserved <= self.config.max_num_seqs
+        assert self._num_waiting_tokens == sum(len(sequence.token_ids) for sequence in self._waiting)
+        gone = [sequence for sequence in self._in_flight if sequence.state is SequenceState.GONE]
+        num_refs = [0] * self.config.num_blocks
+        for sequence in (*self._sequences.values(), *gone):
+            for block in sequence.block_ids:
+                num_refs[block] += 1
+        for block, count in enumerate(num_refs):
+            assert self._pool.num_references(block) == count, f"block {block} has a wrong number of holders"
+
+    # -- how
+
+    def _new_sequence(self, request: GenerateRequest, state: SequenceState) -> Sequence:
+        if request.request_id in self._sequences:
+            raise InvalidRequest(
+                f"request id {request.request_id!r} is already in use on this worker", param="request_id"
+            )
+        num_prompt_tokens, max_tokens = request.num_prompt_tokens, request.sampling.max_tokens
+        num_tokens = num_prompt_tokens + request.num_generated_tokens
+        if not num_prompt_tokens:
+            raise InvalidRequest("the prompt is empty; it needs at least one token", param="prompt")
+        if num_tokens >= self.context_length:
+            raise InvalidRequest(
+                f"the prompt has {num_tokens} tokens, but at most {self.context_length - 1} fit: this "
+                f"model's maximum context length is {self.context_length} tokens, output included",
+                param="prompt",
+            )
+        if max_tokens <= request.num_generated_tokens:
+            raise InvalidRequest(
+                f"max_tokens is {max_tokens}, but {request.num_generated_tokens} tokens exist already",
+                param="max_tokens",
+            )
+        root = cache_root(self.config.cache_namespace, lora=request.lora, cache_salt=request.cache_salt)
+        keys = cache_keys(request.prompt + request.generated, self.config.block_size, root=root)
+        stop_token_ids = frozenset(request.sampling.stop_token_ids)
+        if not request.sampling.ignore_eos:
+            stop_token_ids |= self.config.eos_token_ids
+        self._num_arrivals += 1
+        return Sequence(
+            request=request,
+            order=(request.priority, self._num_arrivals),
+            state=state,
+            token_ids=request.token_ids(),
+            num_prompt_tokens=num_prompt_tokens,
+            cache_root=root,
+            keys=keys,
+            stop_token_ids=stop_token_ids,
+            max_length=min(num_prompt_tokens + max_tokens, self.context_length),
+            min_stop_length=num_prompt_tokens + request.sampling.min_tokens,
+        )
+
+    def _continue_reserved(self, sequence: Sequence, request: GenerateRequest) -> None:
+        if (request.prompt, request.generated) != (sequence.request.prompt, sequence.request.generated):
+            raise ValueError(f"request {request.request_id!r} has other tokens than were reserved for")
+        sequence.request = request
+        self._num_reserved -= 1
+        sequence.state = SequenceState.RUNNING
+        insort(self._running, sequence, key=_by_order)
+        self._register_full_blocks(sequence, 0)
+
+    def _has_free_slot(self) -> bool:
+        return len(self._running) + self._num_reserved < self.config.max_num_seqs
+
+    def _allocate(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for the first ``num_tokens`` tokens; the prefix cache never covers the last known one."""
+        block_size = self.config.block_size
+        num_cacheable_blocks = (len(sequence.token_ids) - 1) // block_size
+        keys = (
+            sequence.keys_until(num_cacheable_blocks, block_size) if self.config.enable_prefix_caching else []
+        )
+        allocation = self._pool.allocate(-(-num_tokens // block_size), keys[:num_cacheable_blocks])
+        if allocation is None:
+            return False
+        sequence.block_ids = allocation.block_ids
+        sequence.num_computed_tokens = allocation.num_cached_blocks * block_size
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        return True
+
+    def _admit(self, budget: int) -> list[Sequence]:
+        """Move waiting requests to running until ``budget`` tokens, slots or blocks run out."""
+        admitted: list[Sequence] = []
+        while self._waiting and budget > 0 and self._has_free_slot():
+            sequence = self._waiting[0]
+            if not self._allocate(sequence, len(sequence.token_ids)):
+                break
+            self._remove_waiting(sequence)
+            sequence.state = SequenceState.RUNNING
+            insort(self._running, sequence, key=_by_order)
+            admitted.append(sequence)
+            budget -= sequence.num_uncomputed_tokens
+        return admitted
+
+    def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
+        """One more block for ``sequence``, if need be from the running requests behind it."""
+        while (block := self._pool.allocate_one()) is None:
+            victim = self._running[-1]
+            if victim is sequence:
+                return False
+            self._running.pop()
+            self._pool.release(victim.block_ids)
+            victim.block_ids, victim.num_computed_tokens = (), 0
+            victim.state = SequenceState.WAITING
+            self._push_waiting(victim)
+            preempted.append(victim.request.request_id)
+        sequence.block_ids = (*sequence.block_ids, block)
+        return True
+
+    def _register_full_blocks(self, sequence: Sequence, first_block: int) -> None:
+        """Make the computed full blocks from ``first_block`` on findable for others."""
+        block_size = self.config.block_size
+        end_block = sequence.num_computed_tokens // block_size
+        if first_block == end_block or not self.config.enable_prefix_caching:
+            return
+        block_ids = sequence.block_ids
+        kept = self._pool.register(
+            block_ids[first_block:end_block],
+            sequence.keys_until(end_block, block_size)[first_block:end_block],
+            pack_tokens(sequence.token_ids[first_block * block_size : end_block * block_size]),
+            after=block_ids[first_block - 1] if first_block else None,
+            lora=sequence.request.lora,
+            cache_salt=sequence.request.cache_salt,
+        )
+        sequence.block_ids = (*block_ids[:first_block], *kept, *block_ids[end_block:])
+
+    def _finish_or_go_on(self, sequence: Sequence, token_id: int) -> SequenceUpdate:
+        finish_reason = sequence.finish_reason()
+        if finish_reason is not None:
+            self._running.remove(sequence)
+            if finish_reason is FinishReason.HANDOVER:
+                sequence.state = SequenceState.HELD
+            else:
+                self._forget(sequence)
+        return SequenceUpdate(
+            request_id=sequence.request.request_id,
+            token_id=token_id,
+            finish_reason=finish_reason,
+            num_output_tokens=sequence.num_output_tokens,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+        )
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.request.request_id]
+        sequence.state = SequenceState.GONE
+        if sequence not in self._in_flight:
+            self._pool.release(sequence.block_ids)
+
+    def _push_waiting(self, sequence: Sequence) -> None:
+        insort(self._waiting, sequence, key=_by_order)
+        self._num_waiting_tokens += len(sequence.token_ids)
+
+    def _remove_waiting(self, sequence: Sequence) -> None:
+        del self._waiting[bisect_left(self._waiting, sequence.order, key=_by_order)]
+        self._num_waiting_tokens -= len(sequence.token_ids)
+
+
+def _num_uncomputed(sequence: Sequence) -> int:
+    return len(sequence.token_ids) - sequence.num_computed_tokens
+
+
+def _part(sequence: Sequence, num_tokens: int) -> ScheduledSequence:
+    start = sequence.num_computed_tokens
+    token_ids = sequence.token_ids
+    return ScheduledSequence(
+        request=sequence.request,
+        token_ids=tuple(token_ids[start : start + num_tokens]),
+        start=start,
+        block_ids=sequence.block_ids,
+        is_sampling=start + num_tokens == len(token_ids),
+        num_output_tokens=len(token_ids) - sequence.num_prompt_tokens,
+    )

@@ -1,0 +1,90 @@
+"""What goes into the scheduler once, and what goes back and forth with each engine step."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.types.outputs import FinishReason
+from dynamo_sdk.types.requests import GenerateRequest
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one worker, and what it must know of the model.
+
+    ``context_length``: the model's longest sequence, prompt and output together, in tokens.
+    ``max_num_batched_tokens``: tokens computed in one step, over all sequences.
+    ``eos_token_ids``: the model's own end tokens.
+    ``cache_namespace``: names model, dtype and block layout; equal namespaces may share KV.
+    Raises ``ConfigError`` for a limit below one.
+    """
+
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    context_length: int
+    eos_token_ids: frozenset[int] = frozenset()
+    enable_prefix_caching: bool = True
+    cache_namespace: bytes = b""
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}", param=name)
+        if self.context_length < 2:
+            raise ConfigError(
+                f"context_length must be at least 2 (one token in, one out), not {self.context_length}",
+                param="context_length",
+            )
+
+
+class ScheduledSequence(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence's part of a step.
+
+    ``token_ids``: the tokens to compute now; the first one has position ``start``.
+    ``block_ids``: the whole block table; position ``p`` lies in ``block_ids[p // block_size]``.
+    ``is_sampling``: these are the last known tokens, so the step must sample the next one.
+    ``num_output_tokens``: output so far, which is the position of the sampled token (for the seed).
+    """
+
+    request: GenerateRequest
+    token_ids: tuple[int, ...]
+    start: int
+    block_ids: tuple[int, ...]
+    is_sampling: bool
+    num_output_tokens: int
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One forward pass. Sequences that decode come first, then those that prefill.
+
+    An empty step means that nothing can run before something is added, aborted or released; it needs
+    no ``complete``. ``num_decode_kv_tokens``: KV length over all decodes, each new token included.
+    """
+
+    number: int
+    sequences: tuple[ScheduledSequence, ...]
+    num_prefill_requests: int
+    num_prefill_tokens: int
+    num_decode_requests: int
+    num_decode_kv_tokens: int
+    preempted: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prefill_tokens + self.num_decode_requests
+
+
+class SequenceUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """One new token of one request. ``num_output_tokens`` counts it, and those of earlier legs."""
+
+    request_id: str
+    token_id: int
+    finish_reason: FinishReason | None
+    num_output_tokens: int
+    num_cached_tokens: int
