@@ -1,0 +1,69 @@
+"""A live view of who is there, kept by one task from discovery."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+
+from dynamo_sdk.errors import DynamoError
+from dynamo_sdk.interfaces import Discovery, Fleet
+from dynamo_sdk.types import WorkerRecord
+
+logger = logging.getLogger(__name__)
+
+
+class FleetView:
+    """The fleet as of the last news. Reading is free; ``wait_until`` waits for a state."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[Fleet], None]] = []
+        self.workers: Fleet = {}
+
+    async def start(self) -> None:
+        """Return when the first view is there. Raises ``WireError`` when discovery cannot be reached."""
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.get_running_loop().create_task(self._follow(first))
+        await first
+
+    def subscribe(self, listener: Callable[[Fleet], None]) -> None:
+        """Call ``listener`` now and after each change; it must not block."""
+        self._listeners.append(listener)
+        listener(self.workers)
+
+    def of_service(self, service: str) -> list[WorkerRecord]:
+        return [record for record in self.workers.values() if record.service == service]
+
+    async def wait_until(self, is_met: Callable[[Fleet], bool]) -> None:
+        while not is_met(self.workers):
+            await self._changed.wait()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _follow(self, first: asyncio.Future[None]) -> None:
+        try:
+            async with aclosing(self._discovery.watch()) as fleets:
+                async for fleet in fleets:
+                    self.workers = fleet
+                    for listener in self._listeners:
+                        listener(fleet)
+                    self._changed.set()
+                    self._changed = asyncio.Event()
+                    if not first.done():
+                        first.set_result(None)
+        except DynamoError as error:
+            if first.done():
+                logger.error("discovery ended: %s", error)
+            else:
+                first.set_exception(error)
+        finally:
+            with contextlib.suppress(asyncio.InvalidStateError):
+                first.cancel()

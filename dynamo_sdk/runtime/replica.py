@@ -1,0 +1,210 @@
+"""One replica of one service, from its spec to its end.
+
+load the class -> wire its edges -> start it -> listen -> announce -> check the edges -> ready
+... stop is set ... -> withdraw -> drain -> close
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import msgspec
+
+from dynamo_sdk.errors import ConfigError, DynamoError, WireError
+from dynamo_sdk.graph import Graph
+from dynamo_sdk.graph.endpoints import endpoints_of
+from dynamo_sdk.interfaces import Discovery
+from dynamo_sdk.plugins.registry import Registry
+from dynamo_sdk.types import WorkerId, WorkerRecord
+from dynamo_sdk.types.plan import DeploymentPlan, ServicePlan
+
+from .calls import codecs_of, serve_endpoints
+from .clock import Clock, SystemClock
+from .discovery import EmbeddedDiscovery
+from .edges import Edge, ServiceClient
+from .fleet import FleetView
+from .network import Network, SocketNetwork
+from .server import Server
+from .service import ManagedService, ServiceContext
+from .target import load_graph
+
+logger = logging.getLogger(__name__)
+
+EDGE_RETRY_S = 0.05
+LAST_EDGE_RETRY_S = 1.0
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All that a process needs to be one replica. ``registry`` and ``listen`` are addresses."""
+
+    plan: DeploymentPlan
+    service: str
+    replica: int
+    worker_id: str
+    registry: str
+    listen: str
+    secret: str | None = None
+    http_fd: int | None = None
+    drain_timeout_s: float = 30.0
+
+
+async def run_replica(
+    spec: ReplicaSpec,
+    stop: anyio.Event,
+    *,
+    graph: Graph | None = None,
+    network: Network | None = None,
+    discovery: Discovery | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Be this replica until ``stop`` is set, then drain and return.
+
+    The keyword arguments replace what the spec names by what one process shares: the graph itself, an
+    in-memory network and discovery, another clock. Raises ``DynamoError``.
+    """
+    network = network or SocketNetwork()
+    clock = clock or SystemClock()
+    service = spec.plan.service(spec.service)
+    cls = (graph or load_graph(spec.plan.target)).service(spec.service)
+    async with AsyncExitStack() as stack:
+        if discovery is None:
+            discovery = EmbeddedDiscovery(spec.registry, secret=spec.secret, network=network, clock=clock)
+            stack.push_async_callback(discovery.close)
+        fleet = FleetView(discovery)
+        stack.push_async_callback(fleet.close)
+        await fleet.start()
+        instance = _construct(cls, service)
+        edges = await _wire_edges(instance, cls, service, stack, fleet, network, clock, spec.secret)
+        context = ServiceContext(
+            plan=spec.plan,
+            service=service,
+            record=WorkerRecord(
+                worker_id=WorkerId(spec.worker_id),
+                service=spec.service,
+                replica=spec.replica,
+                address=spec.listen,
+                pid=os.getpid(),
+            ),
+            clock=clock,
+            fleet=fleet,
+            plugins=Registry.discover(),
+            edges=edges,
+            http_fd=spec.http_fd,
+            drain_timeout_s=spec.drain_timeout_s,
+        )
+        handler = serve_endpoints(instance, codecs_of(endpoints_of(cls), spec.service))
+        server = Server(network, handler, secret=spec.secret, clock=clock)
+        stack.push_async_callback(server.close)
+        async with _life(instance, context) as record:
+            await server.start(spec.listen)
+            record = msgspec.structs.replace(record, address=server.address)
+            lease = await discovery.register(record)
+            try:
+                if await _is_ready_before(stop, instance, context):
+                    await lease.update(msgspec.structs.replace(record, is_ready=True))
+                    await stop.wait()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    with contextlib.suppress(WireError):
+                        await lease.revoke()
+                    with anyio.move_on_after(spec.drain_timeout_s) as limit:
+                        await _drain(instance, server)
+                    if limit.cancelled_caught:
+                        logger.warning("drain ran into its limit of %.0f s", spec.drain_timeout_s)
+                    await server.close()
+
+
+def _construct(cls: type, service: ServicePlan) -> object:
+    try:
+        return cls(**service.args)
+    except TypeError as error:
+        raise ConfigError(f"services.{service.name}.args do not fit {cls.__name__}(...): {error}") from error
+
+
+async def _wire_edges(
+    instance: object,
+    cls: type,
+    service: ServicePlan,
+    stack: AsyncExitStack,
+    fleet: FleetView,
+    network: Network,
+    clock: Clock,
+    secret: str | None,
+) -> dict[str, ServiceClient]:
+    clients: dict[str, ServiceClient] = {}
+    for edge in service.edges:
+        target = getattr(cls, edge.attribute).target
+        client = ServiceClient(edge.service, target, fleet, network, clock, secret)
+        stack.push_async_callback(client.close)
+        clients[edge.attribute] = client
+        setattr(instance, edge.attribute, Edge(client))
+    return clients
+
+
+@asynccontextmanager
+async def _life(instance: object, context: ServiceContext) -> AsyncIterator[WorkerRecord]:
+    """Start the service, and close it whatever happens."""
+    try:
+        if isinstance(instance, ManagedService):
+            yield await instance.start(context)
+        else:
+            if (on_start := getattr(instance, "on_start", None)) is not None:
+                await on_start()
+            yield context.record
+    finally:
+        with anyio.CancelScope(shield=True):
+            if isinstance(instance, ManagedService):
+                await instance.close()
+            elif (on_stop := getattr(instance, "on_stop", None)) is not None:
+                await on_stop()
+
+
+async def _is_ready_before(stop: anyio.Event, instance: object, context: ServiceContext) -> bool:
+    """Wait until every edge has answered. False when ``stop`` came first."""
+    is_ready = False
+
+    async def check(scope: anyio.CancelScope) -> None:
+        nonlocal is_ready
+        for client in context.edges.values():
+            await _wait_for_answer(client, context.clock)
+        if isinstance(instance, ManagedService):
+            await instance.check_edges()
+        is_ready = True
+        scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(check, tasks.cancel_scope)
+            await stop.wait()
+            tasks.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return is_ready and not stop.is_set()
+
+
+async def _wait_for_answer(client: ServiceClient, clock: Clock) -> None:
+    """Return when a ready replica of the service has answered a ping."""
+    retry_s = EDGE_RETRY_S
+    while True:
+        for record in client.replicas():
+            if record.is_ready:
+                try:
+                    await client.ping(record.worker_id)
+                    return
+                except DynamoError as error:
+                    logger.warning("%s does not answer: %s", record.worker_id, error)
+        await clock.sleep(retry_s)
+        retry_s = min(2 * retry_s, LAST_EDGE_RETRY_S)
+
+
+async def _drain(instance: object, server: Server) -> None:
+    if isinstance(instance, ManagedService):
+        await asyncio.gather(instance.drain(), server.drain())
+    else:
+        await server.drain()

@@ -1,0 +1,55 @@
+"""What a running service may know and do: the context it gets, the hooks it may implement.
+
+A plain class needs nothing of this. It may define ``async def on_start(self)`` and ``async def
+on_stop(self)``; the ready-made services (worker, frontend) implement ``ManagedService`` instead.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from dynamo_sdk.plugins.registry import Registry
+from dynamo_sdk.types import WorkerRecord
+from dynamo_sdk.types.plan import DeploymentPlan, ServicePlan
+
+from .clock import Clock
+from .edges import ServiceClient
+from .fleet import FleetView
+
+
+@dataclass(slots=True, kw_only=True)
+class ServiceContext:
+    """One replica's surroundings.
+
+    ``record``: what is announced so far; ``edges``: attribute -> client. ``http_fd``: a listening socket
+    for services that speak HTTP, owned by the service from now on; ``http_host`` is what its URL shows.
+    """
+
+    plan: DeploymentPlan
+    service: ServicePlan
+    record: WorkerRecord
+    clock: Clock
+    fleet: FleetView
+    plugins: Registry
+    edges: dict[str, ServiceClient] = field(default_factory=dict)
+    http_fd: int | None = None
+    drain_timeout_s: float = 30.0
+
+
+class ManagedService(ABC):
+    """A service that needs its context: ``start`` -> ``check_edges`` -> ... -> ``drain`` -> ``close``."""
+
+    @abstractmethod
+    async def start(self, context: ServiceContext) -> WorkerRecord:
+        """Get ready to answer calls; returns what to announce. Raises ``DynamoError``."""
+
+    async def check_edges(self) -> None:
+        """Return when every edge has answered; the replica is then ready. Raises what stands in the way."""
+
+    async def drain(self) -> None:
+        """Stop admitting and return when nothing runs. Cut off after ``context.drain_timeout_s``."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give everything back. Idempotent; also after a failed ``start``."""
