@@ -8,8 +8,10 @@
     │   └── ConfigError              a deploy file, ``--set`` or a flag
     ├── RequestError             what a client sent (HTTP 4xx)
     │   ├── InvalidRequest           400, names the field
+    │   │   └── ContextLengthExceeded    the prompt and the output asked for do not fit the model
     │   ├── Unauthorized             401
     │   ├── NotFound                 404, an unknown model or route
+    │   │   └── ModelNotFound            names the models there are
     │   └── BodyTooLarge             413
     ├── PluginError              an installed plugin is broken, doubled or missing
     ├── EngineError              a worker's engine
@@ -75,6 +77,10 @@ class InvalidRequest(RequestError):
     code = "invalid_value"
 
 
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
 class Unauthorized(RequestError):
     code = "invalid_api_key"
     http_status = 401
@@ -83,6 +89,10 @@ class Unauthorized(RequestError):
 class NotFound(RequestError):
     code = "not_found"
     http_status = 404
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
 
 
 class BodyTooLarge(RequestError):
