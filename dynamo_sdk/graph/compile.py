@@ -1,0 +1,146 @@
+"""A graph, a deploy file and what is installed, compiled to a ``DeploymentPlan``.
+
+::
+
+    Graph ────────────┐
+    deploy, --set ────┼─> choose values ──> pair legs ──> assign GPUs ──> DeploymentPlan
+    registry ─────────┘   with origins                        │
+    inventory ────────────────────────────────────────────────┘
+
+Pure and deterministic: equal input gives a plan of equal bytes. What cannot work is refused here,
+before any process exists, and everything that one stage finds is reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dynamo_sdk.plugins import Registry
+from dynamo_sdk.types import Role
+from dynamo_sdk.types.plan import (
+    DeploymentPlan,
+    EdgePlan,
+    Inventory,
+    ModelPlan,
+    PluginChoice,
+    ReplicaPlan,
+    ServicePlan,
+)
+
+from .assignment import Demand, assign_replicas
+from .choices import Chooser, ChosenModel, ChosenService
+from .deploy import Deploy, Problems
+from .endpoints import endpoints_of
+from .graph import Graph, ServiceNode
+from .markers import EngineService, FrontendService
+from .nearest import suggest
+from .pairing import Leg, check_block_sizes, check_frontend, choose_connector
+from .settings import SettingsLog
+
+
+def compile_plan(
+    graph: Graph,
+    *,
+    target: str,
+    registry: Registry,
+    inventory: Inventory,
+    deploy: Deploy | None = None,
+) -> DeploymentPlan:
+    """Compile ``graph``. ``target`` is what the user asked to run; processes import the classes from it.
+
+    Raises ``GraphError`` for what is wrong in Python, ``ConfigError`` for what is wrong in the deploy
+    file or ``--set``, ``PluginError`` when a plugin that is needed is broken.
+    """
+    deploy = deploy or Deploy()
+    problems = Problems(deploy)
+    log = SettingsLog(deploy)
+    nodes = graph.services()
+    for node in nodes:
+        endpoints_of(node.cls)
+    _check_service_names(nodes, deploy, problems)
+
+    chooser = Chooser(graph, deploy, registry, log, problems)
+    has_engines = any(issubclass(node.cls, EngineService) for node in nodes)
+    models = chooser.choose_models() if has_engines else []
+    planner = chooser.choose_planner()
+    services = [chooser.choose_service(node, models) for node in nodes]
+    problems.raise_if_any()
+
+    legs = [service.leg for service in services if service.leg]
+    _check_frontends(nodes, legs)
+    model_plans = tuple(_plan_model(model, legs, registry, problems) for model in models)
+    problems.raise_if_any()
+
+    replicas = assign_replicas([_demand(service) for service in services], inventory)
+    connectors = {plan.spec.name: plan.connector for plan in model_plans}
+    return DeploymentPlan(
+        target=target,
+        services=tuple(
+            _plan_service(service, replicas[service.node.name], connectors) for service in services
+        ),
+        models=model_plans,
+        planner=planner,
+        settings=log.settings(),
+    )
+
+
+def _check_service_names(nodes: Sequence[ServiceNode], deploy: Deploy, problems: Problems) -> None:
+    names = [node.name for node in nodes]
+    for name in deploy.file.services:
+        if name not in names:
+            hint = suggest(name, names, noun="services")
+            problems.add(("services", name), f"the graph has no such service{hint}")
+
+
+def _check_frontends(nodes: Sequence[ServiceNode], legs: Sequence[Leg]) -> None:
+    by_name = {leg.service: leg for leg in legs}
+    for node in nodes:
+        if issubclass(node.cls, FrontendService):
+            reached = dict.fromkeys(target.__name__ for target in node.edges.values())
+            check_frontend(node.name, [by_name[name] for name in reached if name in by_name])
+
+
+def _plan_model(
+    model: ChosenModel, all_legs: Sequence[Leg], registry: Registry, problems: Problems
+) -> ModelPlan:
+    name = model.spec.name
+    legs = [leg for leg in all_legs if leg.model == name]
+    if not legs:
+        problems.add(
+            model.path, f"no service serves model {name!r}; set `model: {name}` for one, or remove it"
+        )
+    check_block_sizes(name, legs, problems)
+    connector = choose_connector(model.connector, legs, registry, model.connector_path, problems)
+    return ModelPlan(spec=model.spec, router=model.router, connector=connector)
+
+
+def _demand(service: ChosenService) -> Demand:
+    return Demand(
+        service=service.node.name,
+        num_replicas=service.num_replicas,
+        gpus_per_replica=service.gpus_per_replica,
+    )
+
+
+def _plan_service(
+    service: ChosenService, replicas: tuple[ReplicaPlan, ...], connectors: Mapping[str, str | None]
+) -> ServicePlan:
+    node, leg = service.node, service.leg
+    hands_over = leg is not None and leg.role is not Role.AGGREGATED
+    return ServicePlan(
+        name=node.name,
+        factory=node.factory,
+        edges=tuple(
+            EdgePlan(attribute=attribute, service=target.__name__) for attribute, target in node.edges.items()
+        ),
+        replicas=replicas,
+        gpus_per_replica=service.gpus_per_replica,
+        cpus_per_replica=service.section.cpus,
+        role=leg.role if leg else None,
+        engine=PluginChoice(name=leg.engine.name, args=service.args) if leg else None,
+        model=leg.model if leg else None,
+        connector=connectors[leg.model] if leg and hands_over else None,
+        python=service.section.python,
+        is_frontend=issubclass(node.cls, FrontendService),
+        args={} if leg else service.args,
+    )
