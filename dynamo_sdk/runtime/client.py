@@ -152,14 +152,14 @@ class ClientConnection(Link):
 
     def handle(self, event: Event) -> None:
         match event:
-            case Received(entries):
+            case Received(entries, ended):
                 streams = self._streams
                 for number, payload in entries:
-                    if payload is None:
-                        if (ended := streams.pop(number, None)) is not None:
-                            ended.finish(None)
-                    elif (stream := streams.get(number)) is not None:
+                    if (stream := streams.get(number)) is not None:
                         stream.put(payload)
+                for number in ended:
+                    if (finished := streams.pop(number, None)) is not None:
+                        finished.finish(None)
             case StreamFailed(number, error):
                 if (failed := self._streams.pop(number, None)) is not None:
                     failed.finish(error)

@@ -12,6 +12,7 @@ import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import cast
 
 from dynamo_sdk.errors import ConfigError, ConnectionLost
 
@@ -76,10 +77,10 @@ class _SocketChannel(Channel, asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        raw = transport.get_extra_info("socket")
+        # uvloop's transports are asyncio's in all but inheritance.
+        self._transport = stream = cast(asyncio.Transport, transport)
+        stream.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        raw = stream.get_extra_info("socket")
         if raw is not None and raw.family != socket.AF_UNIX:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._accept is not None:

@@ -75,9 +75,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Client: new items, and ends (None), of any streams."""
+    """Client: new items of any streams, then the streams that are over."""
 
-    entries: list[tuple[int, msgspec.Raw | None]]
+    entries: list[tuple[int, msgspec.Raw]]
+    ended: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,8 @@ class Session:
     state: State = State.HELLO
     _peer_nonce: bytes = b""
     _output: list[bytes] = field(default_factory=list)
-    _items: list[tuple[int, msgspec.Raw | None]] = field(default_factory=list)
+    _items: list[tuple[int, msgspec.Raw]] = field(default_factory=list)
+    _ended: list[int] = field(default_factory=list)
     _items_bytes: int = 0
     _credit: dict[int, int] = field(default_factory=dict)
     _next_stream: int = 1
@@ -151,7 +153,7 @@ class Session:
 
     @property
     def has_output(self) -> bool:
-        return bool(self._output or self._items)
+        return bool(self._output or self._items or self._ended)
 
     def close(self) -> None:
         self.state = State.CLOSED
@@ -190,11 +192,16 @@ class Session:
         if len(payload) > self.max_frame_bytes - FRAME_MARGIN_BYTES:
             raise FrameTooLarge(f"an item of {len(payload)} bytes; the limit is {self.max_frame_bytes}")
         self._credit[stream] = credit - 1
-        self._queue_entry(stream, msgspec.Raw(payload), len(payload))
+        num_bytes = len(payload) + ENTRY_OVERHEAD_BYTES
+        if self._items_bytes + num_bytes > self.max_frame_bytes - FRAME_MARGIN_BYTES // 2:
+            self._seal_items()
+        self._items.append((stream, msgspec.Raw(payload)))
+        self._items_bytes += num_bytes
 
     def end(self, stream: int) -> None:
         if self._credit.pop(stream, None) is not None:
-            self._queue_entry(stream, None, 0)
+            self._ended.append(stream)
+            self._items_bytes += ENTRY_OVERHEAD_BYTES
 
     def fail(self, stream: int, error: DynamoError) -> None:
         if self._credit.pop(stream, None) is not None:
@@ -210,17 +217,11 @@ class Session:
         self._seal_items()
         self._output.append(encoded)
 
-    def _queue_entry(self, stream: int, payload: msgspec.Raw | None, num_bytes: int) -> None:
-        num_bytes += ENTRY_OVERHEAD_BYTES
-        if self._items_bytes + num_bytes > self.max_frame_bytes - FRAME_MARGIN_BYTES // 2:
-            self._seal_items()
-        self._items.append((stream, payload))
-        self._items_bytes += num_bytes
-
     def _seal_items(self) -> None:
-        if self._items:
-            items, self._items, self._items_bytes = self._items, [], 0
-            self._output.append(encode_frame(Items(items), max_bytes=self.max_frame_bytes))
+        if self._items or self._ended:
+            frame = Items(self._items, self._ended)
+            self._items, self._ended, self._items_bytes = [], [], 0
+            self._output.append(encode_frame(frame, max_bytes=self.max_frame_bytes))
 
     def _mac(self, side: Side, own_nonce: bytes, peer_nonce: bytes) -> bytes:
         if self.secret is None:
@@ -248,7 +249,7 @@ class Session:
 
     def _receive_client(self, frame: Frame) -> Event | None:
         if isinstance(frame, Items):
-            return Received(frame.entries)
+            return Received(frame.entries, frame.ended)
         if isinstance(frame, Failed):
             return StreamFailed(frame.stream, error_from_code(frame.code, frame.message, param=frame.param))
         if isinstance(frame, Goodbye):

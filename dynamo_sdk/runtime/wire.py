@@ -44,9 +44,10 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
 
 
 class Items(msgspec.Struct, frozen=True, array_like=True, tag="i"):
-    """Server's results, for many streams at once, in order per stream. A payload of None ends a stream."""
+    """Server's results, for many streams at once, in order per stream; then the streams that are over."""
 
-    entries: list[tuple[int, msgspec.Raw | None]]
+    entries: list[tuple[int, msgspec.Raw]]
+    ended: list[int] = []
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):

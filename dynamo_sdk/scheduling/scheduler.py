@@ -36,15 +36,13 @@ from operator import attrgetter
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces.block_memory import BlockReservation
-from dynamo_sdk.kv.block_pool import BlockPool
-from dynamo_sdk.kv.hashing import cache_keys, cache_root
 from dynamo_sdk.types.kv_events import KVEvent
 from dynamo_sdk.types.loads import LoadSnapshot
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest, Role
-from dynamo_sdk.types.tokens import pack_tokens
 
-from .sequence import Sequence, SequenceState
+from .blocks import SequenceBlocks
+from .sequence import Sequence, SequenceState, open_sequence
 from .step import ScheduledSequence, SchedulerConfig, SequenceUpdate, Step
 
 _by_order = attrgetter("order")
@@ -55,9 +53,7 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.context_length = min(config.context_length, config.num_blocks * config.block_size)
-        """The longest sequence that fits: the model's limit, or the pool's if that is smaller."""
-        self._pool = BlockPool(config.num_blocks, config.block_size)
+        self._blocks = SequenceBlocks(config)
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []  # both lists are sorted by order
         self._running: list[Sequence] = []
@@ -93,7 +89,7 @@ class Scheduler:
         if self._is_short or is_overtaking or not self._has_free_slot():
             return None
         num_filled = len(sequence.token_ids) - (1 if request.generated else 0)
-        if not self._allocate(sequence, num_filled):
+        if not self._blocks.allocate(sequence, num_filled):
             return None
         num_cached_blocks = sequence.num_computed_tokens // self.config.block_size
         sequence.num_computed_tokens = len(sequence.token_ids) - 1
@@ -167,7 +163,7 @@ class Scheduler:
             parts.append(_part(sequence, 1))
 
         if not self._is_short and not preempted:
-            prefilling.extend(self._admit(budget - num_tokens - sum(map(_num_uncomputed, prefilling))))
+            self._admit(prefilling, budget - num_tokens - sum(map(_num_uncomputed, prefilling)))
         for sequence in prefilling:
             if num_tokens == budget:
                 break
@@ -205,13 +201,13 @@ class Scheduler:
         in_flight, self._in_flight, self._step = self._in_flight, [], None
         for sequence, part in zip(in_flight, step.sequences, strict=True):
             if sequence.state is SequenceState.GONE:
-                self._pool.release(sequence.block_ids)
+                self._blocks.free(sequence)
                 continue
             token_id = sampled[sequence.request.request_id] if part.is_sampling else None
             first_block = part.start // block_size
             sequence.num_computed_tokens = part.start + len(part.token_ids)
             if sequence.num_computed_tokens // block_size > first_block:
-                self._register_full_blocks(sequence, first_block)
+                self._blocks.register_full(sequence, first_block)
             if token_id is not None:
                 sequence.token_ids.append(token_id)
                 updates.append(self._finish_or_go_on(sequence, token_id))
@@ -226,7 +222,7 @@ class Scheduler:
 
     @property
     def num_free_blocks(self) -> int:
-        return self._pool.num_free_blocks
+        return self._blocks.pool.num_free_blocks
 
     def load(self, at_s: float) -> LoadSnapshot:
         """How busy this worker is at ``at_s`` of its clock."""
@@ -236,7 +232,7 @@ class Scheduler:
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_waiting_tokens=self._num_waiting_tokens + num_unfinished,
-            num_free_blocks=self._pool.num_free_blocks,
+            num_free_blocks=self._blocks.pool.num_free_blocks,
             num_blocks=self.config.num_blocks,
         )
 
@@ -250,19 +246,22 @@ class Scheduler:
 
     def take_kv_events(self) -> tuple[KVEvent, ...]:
         """What changed in the prefix cache since the last call, in order."""
-        return self._pool.take_events()
+        return self._blocks.pool.take_events()
 
     def kv_snapshot(self) -> tuple[KVEvent, ...]:
         """Events that build the present prefix cache from nothing."""
-        return self._pool.snapshot()
+        return self._blocks.pool.snapshot()
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached KV (weights changed, for example). What runs goes on with its own blocks."""
-        self._pool.reset()
+        """Forget all cached KV (weights changed, for example). What runs goes on with its own blocks,
+        which nobody else will find."""
+        self._blocks.pool.reset()
+        for sequence in self._sequences.values():
+            sequence.is_cacheable = False
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""
-        self._pool.check_integrity()
+        self._blocks.pool.check_integrity()
         by_state: dict[SequenceState, list[Sequence]] = {state: [] for state in SequenceState}
         for sequence in self._sequences.values():
             by_state[sequence.state].append(sequence)
@@ -285,7 +284,9 @@ class Scheduler:
             for block in sequence.block_ids:
                 num_refs[block] += 1
         for block, count in enumerate(num_refs):
-            assert self._pool.num_references(block) == count, f"block {block} has a wrong number of holders"
+            assert self._blocks.pool.num_references(block) == count, (
+                f"block {block} has a wrong number of holders"
+            )
 
     # -- how
 
@@ -294,38 +295,12 @@ class Scheduler:
             raise InvalidRequest(
                 f"request id {request.request_id!r} is already in use on this worker", param="request_id"
             )
-        num_prompt_tokens, max_tokens = request.num_prompt_tokens, request.sampling.max_tokens
-        num_tokens = num_prompt_tokens + request.num_generated_tokens
-        if not num_prompt_tokens:
-            raise InvalidRequest("the prompt is empty; it needs at least one token", param="prompt")
-        if num_tokens >= self.context_length:
-            raise InvalidRequest(
-                f"the prompt has {num_tokens} tokens, but at most {self.context_length - 1} fit: this "
-                f"model's maximum context length is {self.context_length} tokens, output included",
-                param="prompt",
-            )
-        if max_tokens <= request.num_generated_tokens:
-            raise InvalidRequest(
-                f"max_tokens is {max_tokens}, but {request.num_generated_tokens} tokens exist already",
-                param="max_tokens",
-            )
-        root = cache_root(self.config.cache_namespace, lora=request.lora, cache_salt=request.cache_salt)
-        keys = cache_keys(request.prompt + request.generated, self.config.block_size, root=root)
-        stop_token_ids = frozenset(request.sampling.stop_token_ids)
-        if not request.sampling.ignore_eos:
-            stop_token_ids |= self.config.eos_token_ids
         self._num_arrivals += 1
-        return Sequence(
-            request=request,
+        return open_sequence(
+            request,
+            self.config,
             order=(request.priority, self._num_arrivals),
             state=state,
-            token_ids=request.token_ids(),
-            num_prompt_tokens=num_prompt_tokens,
-            cache_root=root,
-            keys=keys,
-            stop_token_ids=stop_token_ids,
-            max_length=min(num_prompt_tokens + max_tokens, self.context_length),
-            min_stop_length=num_prompt_tokens + request.sampling.min_tokens,
         )
 
     def _continue_reserved(self, sequence: Sequence, request: GenerateRequest) -> None:
@@ -335,72 +310,39 @@ class Scheduler:
         self._num_reserved -= 1
         sequence.state = SequenceState.RUNNING
         insort(self._running, sequence, key=_by_order)
-        self._register_full_blocks(sequence, 0)
+        self._blocks.register_full(sequence, 0)
 
     def _has_free_slot(self) -> bool:
         return len(self._running) + self._num_reserved < self.config.max_num_seqs
 
-    def _allocate(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for the first ``num_tokens`` tokens; the prefix cache never covers the last known one."""
-        block_size = self.config.block_size
-        num_cacheable_blocks = (len(sequence.token_ids) - 1) // block_size
-        keys = (
-            sequence.keys_until(num_cacheable_blocks, block_size) if self.config.enable_prefix_caching else []
-        )
-        allocation = self._pool.allocate(-(-num_tokens // block_size), keys[:num_cacheable_blocks])
-        if allocation is None:
-            return False
-        sequence.block_ids = allocation.block_ids
-        sequence.num_computed_tokens = allocation.num_cached_blocks * block_size
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
-        return True
-
-    def _admit(self, budget: int) -> list[Sequence]:
-        """Move waiting requests to running until ``budget`` tokens, slots or blocks run out."""
-        admitted: list[Sequence] = []
-        while self._waiting and budget > 0 and self._has_free_slot():
-            sequence = self._waiting[0]
-            if not self._allocate(sequence, len(sequence.token_ids)):
+    def _admit(self, prefilling: list[Sequence], budget: int) -> None:
+        """Move waiting requests to ``prefilling`` until ``budget`` tokens, slots or blocks run out."""
+        index = 0
+        while index < len(self._waiting) and budget > 0 and self._has_free_slot():
+            sequence = self._waiting[index]
+            if prefilling and self._blocks.is_worth_waiting(sequence, prefilling):
+                index += 1
+                continue
+            if not self._blocks.allocate(sequence, len(sequence.token_ids)):
                 break
             self._remove_waiting(sequence)
             sequence.state = SequenceState.RUNNING
             insort(self._running, sequence, key=_by_order)
-            admitted.append(sequence)
+            prefilling.append(sequence)
             budget -= sequence.num_uncomputed_tokens
-        return admitted
 
     def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
         """One more block for ``sequence``, if need be from the running requests behind it."""
-        while (block := self._pool.allocate_one()) is None:
+        while not self._blocks.grow(sequence):
             victim = self._running[-1]
             if victim is sequence:
                 return False
             self._running.pop()
-            self._pool.release(victim.block_ids)
-            victim.block_ids, victim.num_computed_tokens = (), 0
+            self._blocks.free(victim)
             victim.state = SequenceState.WAITING
             self._push_waiting(victim)
             preempted.append(victim.request.request_id)
-        sequence.block_ids = (*sequence.block_ids, block)
         return True
-
-    def _register_full_blocks(self, sequence: Sequence, first_block: int) -> None:
-        """Make the computed full blocks from ``first_block`` on findable for others."""
-        block_size = self.config.block_size
-        end_block = sequence.num_computed_tokens // block_size
-        if first_block == end_block or not self.config.enable_prefix_caching:
-            return
-        block_ids = sequence.block_ids
-        kept = self._pool.register(
-            block_ids[first_block:end_block],
-            sequence.keys_until(end_block, block_size)[first_block:end_block],
-            pack_tokens(sequence.token_ids[first_block * block_size : end_block * block_size]),
-            after=block_ids[first_block - 1] if first_block else None,
-            lora=sequence.request.lora,
-            cache_salt=sequence.request.cache_salt,
-        )
-        sequence.block_ids = (*block_ids[:first_block], *kept, *block_ids[end_block:])
 
     def _finish_or_go_on(self, sequence: Sequence, token_id: int) -> SequenceUpdate:
         finish_reason = sequence.finish_reason()
@@ -422,7 +364,7 @@ class Scheduler:
         del self._sequences[sequence.request.request_id]
         sequence.state = SequenceState.GONE
         if sequence not in self._in_flight:
-            self._pool.release(sequence.block_ids)
+            self._blocks.free(sequence)
 
     def _push_waiting(self, sequence: Sequence) -> None:
         insort(self._waiting, sequence, key=_by_order)

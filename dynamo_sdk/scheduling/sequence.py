@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
+from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces.kv_store import CacheKey
-from dynamo_sdk.kv.hashing import next_cache_key
+from dynamo_sdk.kv.hashing import cache_keys, cache_root, next_cache_key
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest, Role
 from dynamo_sdk.types.tokens import pack_tokens
+
+from .step import SchedulerConfig
 
 
 class SequenceState(Enum):
@@ -29,7 +32,8 @@ class Sequence:
     ``order``: (priority, arrival); smaller runs first. ``token_ids``: prompt, then output, all legs.
     ``num_computed_tokens``: leading tokens whose KV lies in ``block_ids``.
     ``cache_root``: the parent of its first block's key; ``keys``: keys of its leading full blocks.
-    ``max_length``, ``min_stop_length``: in tokens, prompt included.
+    ``max_length``, ``min_stop_length``: in tokens, prompt included. ``is_cacheable``: others may find its
+    blocks. ``num_cached_tokens``: prompt tokens found in the cache when it was first admitted.
     """
 
     request: GenerateRequest
@@ -44,7 +48,8 @@ class Sequence:
     min_stop_length: int
     block_ids: tuple[int, ...] = ()
     num_computed_tokens: int = 0
-    num_cached_tokens: int | None = field(default=None)
+    num_cached_tokens: int | None = None
+    is_cacheable: bool = False
 
     @property
     def num_output_tokens(self) -> int:
@@ -63,11 +68,48 @@ class Sequence:
             return FinishReason.LENGTH
         return FinishReason.HANDOVER if self.request.role is Role.PREFILL else None
 
-    def keys_until(self, num_blocks: int, block_size: int) -> list[CacheKey]:
-        """Keys of at least the first ``num_blocks`` blocks, all of which are full."""
+    def extend_keys(self, num_blocks: int, block_size: int) -> None:
+        """Know the keys of at least the first ``num_blocks`` blocks, all of which are full."""
         keys = self.keys
         while len(keys) < num_blocks:
             start = len(keys) * block_size
             tokens = pack_tokens(self.token_ids[start : start + block_size])
             keys.append(next_cache_key(keys[-1] if keys else self.cache_root, tokens))
-        return keys
+
+
+def open_sequence(
+    request: GenerateRequest, config: SchedulerConfig, *, order: tuple[int, int], state: SequenceState
+) -> Sequence:
+    """Raises ``InvalidRequest`` for a request that this worker can never run."""
+    num_prompt_tokens, max_tokens = request.num_prompt_tokens, request.sampling.max_tokens
+    num_tokens = num_prompt_tokens + request.num_generated_tokens
+    if not num_prompt_tokens:
+        raise InvalidRequest("the prompt is empty; it needs at least one token", param="prompt")
+    if num_tokens >= config.max_length:
+        raise InvalidRequest(
+            f"this model's maximum context length is {config.max_length} tokens, prompt and output together; "
+            f"the request has {num_tokens} already, and at most {config.max_length - 1} leave room for output",
+            param="prompt",
+        )
+    if max_tokens <= request.num_generated_tokens:
+        raise InvalidRequest(
+            f"max_tokens must be above {request.num_generated_tokens}, the number of tokens generated "
+            f"already; it is {max_tokens}",
+            param="max_tokens",
+        )
+    root = cache_root(config.cache_namespace, lora=request.lora, cache_salt=request.cache_salt)
+    stop_token_ids = frozenset(request.sampling.stop_token_ids)
+    if not request.sampling.ignore_eos:
+        stop_token_ids |= config.eos_token_ids
+    return Sequence(
+        request=request,
+        order=order,
+        state=state,
+        token_ids=request.token_ids(),
+        num_prompt_tokens=num_prompt_tokens,
+        cache_root=root,
+        keys=cache_keys(request.prompt + request.generated, config.block_size, root=root),
+        stop_token_ids=stop_token_ids,
+        max_length=min(num_prompt_tokens + max_tokens, config.max_length),
+        min_stop_length=num_prompt_tokens + request.sampling.min_tokens,
+    )

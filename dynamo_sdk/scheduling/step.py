@@ -28,6 +28,11 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     cache_namespace: bytes = b""
 
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that fits: the model's limit, or the pool's where that is smaller."""
+        return min(self.context_length, self.num_blocks * self.block_size)
+
     def __post_init__(self) -> None:
         for name in ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens"):
             if (value := getattr(self, name)) < 1:
