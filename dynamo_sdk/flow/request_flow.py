@@ -1,0 +1,378 @@
+"""The life of one request as a state machine: facts in, actions out.
+
+::
+
+    state          what is going on                    next
+    ADMITTED       asked for a worker                  ROUTED
+    ROUTED         rendezvous: asked for the second    PREFILLING
+    PREFILLING     the prefill leg runs                TRANSFERRING, DONE (finished by its first token)
+    TRANSFERRING   decode was asked to fetch           DECODING
+    DECODING       tokens flow; aggregated: from the   DONE
+                   start
+    DONE FAILED CANCELLED                              nothing
+
+    any state before DONE, a leg fails retryably  ->  ADMITTED, with the tokens so far
+    any state before DONE, anything else fails    ->  FAILED
+    any state before DONE, cancel                 ->  CANCELLED
+
+A sequential hand-over goes through every row; a rendezvous skips TRANSFERRING, because both legs start
+at once; an aggregated request skips PREFILLING and TRANSFERRING. A request that starts again keeps what
+the client has: prompt plus emitted tokens are prefilled together, and sampling goes on as if nothing
+had happened, because it is a pure function of (logits, seed, position).
+
+When no prefill worker is there, a decode worker runs the whole request (local prefill).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+from dynamo_sdk.errors import DynamoError, EngineFailed, Overloaded, TicketExpired, TransferError
+from dynamo_sdk.interfaces import Freed, Handover, KVConnector, PrefillDone, Routed
+from dynamo_sdk.types import (
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    KVTransferParams,
+    PackedTokens,
+    Role,
+    Usage,
+    WorkerId,
+    WorkerRecord,
+    pack_tokens,
+)
+
+from .actions import Action, CancelLeg, Emit, Fail, Migrated, Observe, ReleaseBlocks, Route, Send
+
+TICKET_MARGIN_S = 0.5
+"""A ticket with less time left is not worth sending: the fetch would race its end."""
+
+
+class FlowState(StrEnum):
+    ADMITTED = "admitted"
+    ROUTED = "routed"
+    PREFILLING = "prefilling"
+    TRANSFERRING = "transferring"
+    DECODING = "decoding"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OVER = frozenset({FlowState.DONE, FlowState.FAILED, FlowState.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowConfig:
+    """``connector``: None = the model is served aggregated. ``max_attempts``: first try included.
+    ``can_prefill_locally``: a decode worker can run a whole request."""
+
+    connector: KVConnector | None = None
+    max_attempts: int = 4
+    can_prefill_locally: bool = True
+
+
+@dataclass(slots=True)
+class _Leg:
+    """A leg under way."""
+
+    worker: WorkerRecord
+    pool: Role
+    request: GenerateRequest
+    has_answered: bool = False
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """What a prefill leg left for decode to fetch."""
+
+    worker: WorkerRecord
+    request_id: str
+    params: KVTransferParams | None
+    received_s: float
+
+
+@dataclass(slots=True)
+class RequestFlow:
+    """One request. Call ``start`` once, then report what happens; carry out what comes back, in order.
+
+    Facts about legs that are no longer under way are ignored: they crossed a cancel on the way.
+    """
+
+    request: GenerateRequest
+    config: FlowConfig
+    state: FlowState = FlowState.ADMITTED
+    num_attempts: int = 1
+    output: list[int] = field(default_factory=list)
+    _legs: dict[Role, _Leg] = field(default_factory=dict)
+    _workers: dict[Role, WorkerRecord] = field(default_factory=dict)
+    _excluded: set[WorkerId] = field(default_factory=set)
+    _ticket: _Ticket | None = None
+    _last_error: DynamoError | None = None
+    _set_aside: GenerateChunk | None = None  # prefill's tokens, where decode's are the ones that count
+    _num_cached_tokens: int | None = None
+
+    # -- facts
+
+    def start(self) -> list[Action]:
+        """Begin. Returns the first ``Route``."""
+        return [self._route(Role.AGGREGATED if self.config.connector is None else Role.PREFILL)]
+
+    def routed(self, pool: Role, worker: WorkerRecord, now_s: float) -> list[Action]:
+        """A worker was chosen."""
+        if self.state in OVER:
+            return []
+        connector = self.config.connector
+        if connector is None or (
+            pool is Role.DECODE and self._ticket is None and Role.PREFILL not in self._workers
+        ):
+            return self._send(Role.AGGREGATED, pool, worker, self._leg_request(Role.AGGREGATED, None))
+        self._workers[pool] = worker
+        if connector.handover is Handover.RENDEZVOUS:
+            return self._send_rendezvous(connector)
+        if pool is Role.PREFILL:
+            self.state = FlowState.ROUTED
+            ticket = connector.prefill_ticket(self.request, worker, None)
+            return self._send(Role.PREFILL, pool, worker, self._leg_request(Role.PREFILL, ticket))
+        return self._send_decode(connector, worker, now_s)
+
+    def not_routed(self, pool: Role, error: DynamoError) -> list[Action]:
+        """No worker of ``pool`` can take the request."""
+        if self.state in OVER:
+            return []
+        if pool is Role.PREFILL and self.config.can_prefill_locally:
+            return [self._route(Role.DECODE)]
+        return self._fail(self._last_error if isinstance(self._last_error, Overloaded) else error)
+
+    def received(self, leg: Role, chunk: GenerateChunk, now_s: float) -> list[Action]:
+        """A leg has answered."""
+        current = self._legs.get(leg)
+        if current is None:
+            return []
+        actions: list[Action] = []
+        if not current.has_answered:
+            actions += self._first_answer(leg, current, chunk)
+        is_handed_over = chunk.finish_reason is FinishReason.HANDOVER
+        if leg is Role.PREFILL and self._is_rendezvous:
+            return actions + self._received_beside_decode(chunk)
+        if leg is Role.PREFILL and self._first_token is Role.DECODE:
+            self._set_aside = chunk = _joined(self._set_aside, chunk)
+            if chunk.finish_reason is None or is_handed_over:
+                chunk = msgspec.structs.replace(chunk, token_ids=(), logprobs=None)
+        if is_handed_over:
+            return actions + self._hand_over(current, chunk, now_s)
+        actions += self._emit(chunk)
+        if chunk.finish_reason is not None:
+            actions += self._free(leg)
+            actions += self._abandon()
+            self.state = FlowState.DONE
+        return actions
+
+    def failed(self, leg: Role, error: DynamoError) -> list[Action]:
+        """A leg has ended with an error, or without a last chunk."""
+        current = self._legs.get(leg)
+        if current is None:
+            return []
+        if (culprit := self._culprit(current, error)) is not None:
+            self._excluded.add(culprit)
+        return self._free(leg, is_failure=True) + self._start_again(error)
+
+    def cancel(self) -> list[Action]:
+        """The client has left, or time is up."""
+        if self.state in OVER:
+            return []
+        self.state = FlowState.CANCELLED
+        return self._abandon()
+
+    # -- inside: routing and sending
+
+    @property
+    def _is_rendezvous(self) -> bool:
+        return self.config.connector is not None and self.config.connector.handover is Handover.RENDEZVOUS
+
+    def _route(self, pool: Role) -> Route:
+        return Route(
+            pool,
+            num_tokens=self.request.num_prompt_tokens + self.request.num_generated_tokens + len(self.output),
+            excluded=frozenset(self._excluded),
+            can_wait=self.num_attempts > 1 and pool is not Role.PREFILL,
+        )
+
+    def _leg_request(self, role: Role, ticket: KVTransferParams | None) -> GenerateRequest:
+        """Ids differ between attempts: an old leg may still be dying on the worker that gets the new one."""
+        attempt = "" if self.num_attempts == 1 else f".{self.num_attempts}"
+        return msgspec.structs.replace(
+            self.request,
+            request_id=f"{self.request.request_id}{attempt}",
+            generated=PackedTokens(self.request.generated + pack_tokens(self.output)),
+            role=role,
+            kv_transfer=ticket,
+        )
+
+    def _send(self, leg: Role, pool: Role, worker: WorkerRecord, request: GenerateRequest) -> list[Action]:
+        self._legs[leg] = _Leg(worker, pool, request)
+        self.state = FlowState.PREFILLING if leg is Role.PREFILL else FlowState.DECODING
+        if leg is Role.DECODE and not self._is_rendezvous:
+            self.state = FlowState.TRANSFERRING
+        num_tokens = request.num_prompt_tokens + request.num_generated_tokens
+        fact = Routed(
+            request_id=request.request_id, worker_id=worker.worker_id, role=leg, num_tokens=num_tokens
+        )
+        return [Observe(pool, fact), Send(leg, worker, request)]
+
+    def _send_decode(self, connector: KVConnector, worker: WorkerRecord, now_s: float) -> list[Action]:
+        ticket = self._ticket
+        assert ticket is not None
+        try:
+            params = connector.decode_ticket(self.request, ticket.worker, ticket.params)
+            if params.ttl_s is not None:
+                left_s = params.ttl_s - (now_s - ticket.received_s)
+                if left_s < TICKET_MARGIN_S:
+                    raise TicketExpired(
+                        f"the hand-over took {now_s - ticket.received_s:.1f} s, its ticket is over"
+                    )
+                params = msgspec.structs.replace(params, ttl_s=left_s)
+        except TransferError as error:
+            return self._start_again(error)
+        return self._send(Role.DECODE, Role.DECODE, worker, self._leg_request(Role.DECODE, params))
+
+    def _send_rendezvous(self, connector: KVConnector) -> list[Action]:
+        prefill, decode = self._workers.get(Role.PREFILL), self._workers.get(Role.DECODE)
+        if prefill is None or decode is None:
+            self.state = FlowState.ROUTED
+            return [self._route(Role.PREFILL if prefill is None else Role.DECODE)]
+        try:
+            ours = connector.prefill_ticket(self.request, prefill, decode)
+            theirs = connector.decode_ticket(self.request, prefill, None)
+        except TransferError as error:
+            return self._fail(error)
+        return [
+            *self._send(Role.PREFILL, Role.PREFILL, prefill, self._leg_request(Role.PREFILL, ours)),
+            *self._send(Role.DECODE, Role.DECODE, decode, self._leg_request(Role.DECODE, theirs)),
+        ]
+
+    # -- inside: answers
+
+    def _first_answer(self, leg: Role, current: _Leg, chunk: GenerateChunk) -> list[Action]:
+        current.has_answered = True
+        num_cached = chunk.usage.num_cached_tokens if chunk.usage is not None else 0
+        if leg is Role.DECODE:
+            self.state = FlowState.DECODING
+            self._ticket = None  # the blocks have been fetched
+        fact = PrefillDone(
+            request_id=current.request.request_id,
+            worker_id=current.worker.worker_id,
+            num_cached_tokens=num_cached,
+        )
+        return [Observe(current.pool, fact)]
+
+    @property
+    def _first_token(self) -> Role:
+        return Role.DECODE if self.config.connector is None else self.config.connector.first_token
+
+    def _hand_over(self, current: _Leg, chunk: GenerateChunk, now_s: float) -> list[Action]:
+        self._ticket = _Ticket(current.worker, current.request.request_id, chunk.kv_transfer, now_s)
+        return [
+            *self._emit(msgspec.structs.replace(chunk, finish_reason=None)),
+            *self._free(Role.PREFILL),
+            self._route(Role.DECODE),
+        ]
+
+    def _received_beside_decode(self, chunk: GenerateChunk) -> list[Action]:
+        """Rendezvous: the prefill leg only says that it is done; the tokens come from decode."""
+        self._note_usage(chunk)
+        self._set_aside = _joined(self._set_aside, chunk)
+        return self._free(Role.PREFILL) if chunk.finish_reason is not None else []
+
+    def _emit(self, chunk: GenerateChunk) -> list[Action]:
+        self._note_usage(chunk)
+        if chunk.token_ids and self._set_aside is not None:
+            chunk = _with_logprobs_of(chunk, self._set_aside)
+            self._set_aside = None
+        self.output.extend(chunk.token_ids)
+        usage = None
+        if chunk.finish_reason is not None:
+            usage = Usage(self.request.num_prompt_tokens, len(self.output), self._num_cached_tokens or 0)
+        elif not chunk.token_ids:
+            return []
+        return [Emit(msgspec.structs.replace(chunk, usage=usage, kv_transfer=None))]
+
+    def _note_usage(self, chunk: GenerateChunk) -> None:
+        """The client's cached tokens are those of the leg that read the prompt first."""
+        if chunk.usage is not None and self._num_cached_tokens is None:
+            self._num_cached_tokens = min(chunk.usage.num_cached_tokens, self.request.num_prompt_tokens)
+
+    # -- inside: endings
+
+    def _free(self, leg: Role, *, is_failure: bool = False) -> list[Action]:
+        current = self._legs.pop(leg)
+        fact = Freed(
+            request_id=current.request.request_id,
+            worker_id=current.worker.worker_id,
+            is_failure=is_failure,
+        )
+        return [Observe(current.pool, fact)]
+
+    def _abandon(self) -> list[Action]:
+        """Cancel every leg, and give up what a prefill worker holds for us."""
+        actions: list[Action] = []
+        for leg in list(self._legs):
+            actions.append(CancelLeg(leg))
+            actions += self._free(leg)
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            actions.append(ReleaseBlocks(ticket.worker.worker_id, ticket.request_id))
+        self._workers.clear()
+        return actions
+
+    def _culprit(self, leg: _Leg, error: DynamoError) -> WorkerId | None:
+        """Who should not get this request again. A hand-over that failed is the prefill side's fault,
+        unless its time was simply over."""
+        if isinstance(error, TicketExpired):
+            return None
+        if isinstance(error, TransferError):
+            prefill = self._workers.get(Role.PREFILL)
+            return prefill.worker_id if prefill is not None else None
+        return leg.worker.worker_id
+
+    def _start_again(self, error: DynamoError) -> list[Action]:
+        """From the beginning, with the tokens so far; or the end, where that cannot help."""
+        if not error.is_retryable:
+            return self._fail(error)
+        if self.num_attempts >= self.config.max_attempts:
+            gave_up = EngineFailed(f"gave up after {self.num_attempts} attempts: {error}")
+            return self._fail(error if isinstance(error, Overloaded) else gave_up)
+        actions = self._abandon()
+        self.num_attempts += 1
+        self.state = FlowState.ADMITTED
+        self._last_error, self._set_aside = error, None
+        return [*actions, Migrated(error, len(self.output)), *self.start()]
+
+    def _fail(self, error: DynamoError) -> list[Action]:
+        actions = self._abandon()
+        self.state = FlowState.FAILED
+        return [*actions, Fail(error)]
+
+
+def _joined(first: GenerateChunk | None, second: GenerateChunk) -> GenerateChunk:
+    """Two chunks of one leg as one."""
+    if first is None:
+        return second
+    logprobs = second.logprobs if first.logprobs is None else first.logprobs + (second.logprobs or ())
+    return msgspec.structs.replace(second, token_ids=first.token_ids + second.token_ids, logprobs=logprobs)
+
+
+def _with_logprobs_of(chunk: GenerateChunk, dropped: GenerateChunk) -> GenerateChunk:
+    """The dropped first token's logprob, where the other leg repeats the token without one."""
+    is_same_token = chunk.token_ids[:1] == dropped.token_ids[:1]
+    if (
+        chunk.logprobs is None
+        and dropped.logprobs is not None
+        and len(chunk.token_ids) == 1
+        and is_same_token
+    ):
+        return msgspec.structs.replace(chunk, logprobs=dropped.logprobs)
+    return chunk
