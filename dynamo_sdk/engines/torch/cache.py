@@ -1,0 +1,128 @@
+"""The paged KV cache: one tensor of blocks, and the same memory as bytes for hand-over.
+
+Layout, outermost first::
+
+    [num_blocks, num_layers, 2 (key, value), num_kv_heads, block_size, head_dim]
+
+A block is one contiguous run of bytes over all layers, so that a hand-over copies whole blocks and knows
+nothing of layers. Heads lie outside tokens, so that the gathered blocks of a sequence already are the
+``[num_kv_heads, tokens, head_dim]`` that attention wants.
+
+On the CPU the tensor lies in a memfd: other processes of the host map it and read blocks without a copy
+through us; pages that were never written cost no memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dynamo_sdk.interfaces import BlockMemory, SharedRegion
+from dynamo_sdk.types import KVLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVGeometry:
+    """The shape of one token's keys and values."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    def block_bytes(self, block_size: int) -> int:
+        return self.num_layers * 2 * self.num_kv_heads * block_size * self.head_dim * self.dtype.itemsize
+
+
+class PagedKVCache(BlockMemory):
+    """``num_blocks`` blocks on ``device``; freshly zeroed.
+
+    ``block_rows[layer]`` and ``token_rows[layer]`` view the same memory as rows, one per (block, key or
+    value, head) and one per (block, key or value, head, token). Row numbers are the same for all layers,
+    because the views of later layers start later: a step computes its row numbers once.
+    """
+
+    def __init__(
+        self,
+        geometry: KVGeometry,
+        *,
+        block_size: int,
+        num_blocks: int,
+        device: torch.device,
+        model_digest: str,
+    ) -> None:
+        self.geometry = geometry
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.device = device
+        self._layout = KVLayout(
+            fingerprint=f"{model_digest}/{str(geometry.dtype).removeprefix('torch.')}/layers{geometry.num_layers}"
+            f"/heads{geometry.num_kv_heads}x{geometry.head_dim}/block-layer-kv-head-token",
+            block_size=block_size,
+            block_bytes=geometry.block_bytes(block_size),
+        )
+        size_bytes = num_blocks * self._layout.block_bytes
+        self._region: SharedRegion | None = None
+        if device.type == "cpu" and hasattr(os, "memfd_create"):
+            self._bytes = self._allocate_shared(size_bytes)
+        else:
+            self._bytes = torch.zeros(size_bytes, dtype=torch.uint8, device=device)
+        self._blocks = self._bytes.view(num_blocks, self._layout.block_bytes)
+        heads, size, layers = geometry.num_kv_heads, geometry.head_dim, range(geometry.num_layers)
+        elements = self._bytes.view(geometry.dtype)
+        block_rows = elements.view(-1, block_size * size)
+        token_rows = elements.view(-1, size)
+        self.rows_per_block = (
+            geometry.num_layers * 2 * heads
+        )  # in `block_rows`; times block_size in `token_rows`
+        self.block_rows = [block_rows[layer * 2 * heads :] for layer in layers]
+        self.token_rows = [token_rows[layer * 2 * heads * block_size :] for layer in layers]
+
+    def _allocate_shared(self, size_bytes: int) -> torch.Tensor:
+        fd = os.memfd_create("dynamo-sdk-kv", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size_bytes)
+            memory = mmap.mmap(fd, size_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._region = SharedRegion(pid=os.getpid(), fd=fd, size_bytes=size_bytes)
+        return torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
+
+    @property
+    def layout(self) -> KVLayout:
+        return self._layout
+
+    @property
+    def shared_region(self) -> SharedRegion | None:
+        return self._region
+
+    def read(self, block_ids: Sequence[int], into: memoryview) -> None:
+        target = self._as_blocks(block_ids, into)
+        for row, block_id in enumerate(block_ids):
+            target[row].copy_(self._blocks[block_id])
+
+    def write(self, block_ids: Sequence[int], data: memoryview) -> None:
+        source = self._as_blocks(block_ids, data)
+        for row, block_id in enumerate(block_ids):
+            self._blocks[block_id].copy_(source[row])
+
+    def _as_blocks(self, block_ids: Sequence[int], buffer: memoryview) -> torch.Tensor:
+        expected = len(block_ids) * self._layout.block_bytes
+        if buffer.nbytes != expected:
+            raise ValueError(f"{len(block_ids)} blocks need {expected} bytes, the buffer has {buffer.nbytes}")
+        if any(not 0 <= block_id < self.num_blocks for block_id in block_ids):
+            raise ValueError(f"block ids lie in 0..{self.num_blocks - 1}, got {tuple(block_ids)}")
+        if not block_ids:
+            return self._blocks[:0].cpu()
+        return torch.frombuffer(buffer, dtype=torch.uint8).view(len(block_ids), -1)
+
+    def close(self) -> None:
+        """Close the shared file; the mapping goes with the last tensor. Idempotent."""
+        region, self._region = self._region, None
+        if region is not None:
+            os.close(region.fd)
