@@ -21,6 +21,7 @@ All changes of what is cached are collected as KV events; ``take_events`` hands 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,17 +76,19 @@ class BlockPool:
         return len(self._block_of)
 
     def count_cached(self, keys: Sequence[CacheKey]) -> int:
-        """The number of leading ``keys`` that are cached. Takes no reference."""
-        block_of = self._block_of
-        for index, key in enumerate(keys):
-            if key not in block_of:
-                return index
-        return len(keys)
+        """The number of leading ``keys`` that are cached; takes no reference.
 
-    def allocate(self, num_blocks: int, keys: Sequence[CacheKey] = ()) -> PoolAllocation | None:
+        O(log keys): a cached chain has no holes.
+        """
+        block_of = self._block_of
+        return bisect_left(keys, True, key=lambda key: key not in block_of)
+
+    def allocate(
+        self, num_blocks: int, keys: Sequence[CacheKey] = (), *, num_spare_blocks: int = 0
+    ) -> PoolAllocation | None:
         """``num_blocks`` blocks with one reference each: the longest cached prefix of ``keys``, then new.
 
-        None, and nothing changed, when that many do not fit now.
+        None, and nothing changed, when that many do not fit now and leave ``num_spare_blocks``.
         """
         if len(keys) > num_blocks:
             raise ValueError(f"{len(keys)} keys for {num_blocks} blocks")
@@ -93,7 +96,7 @@ class BlockPool:
         found = [block_of[key] for key in keys[: self.count_cached(keys)]]
         num_revived = sum(1 for block in found if not num_refs[block])
         num_new = num_blocks - len(found)
-        if num_new > self.num_free_blocks - num_revived:
+        if num_new + num_spare_blocks > self.num_free_blocks - num_revived:
             return None
         for block in found:
             if not num_refs[block]:

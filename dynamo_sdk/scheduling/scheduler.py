@@ -21,18 +21,17 @@ be called at any moment, also between the two. Blocks of a request that is abort
 return to the pool with that step's ``complete``, so that nobody else is given memory that is still
 being written.
 
-Why nothing waits for ever: a request owns blocks for all tokens known when it was admitted, and a slot;
-the first running request in order can take blocks from all later ones (they start again, their output
-kept), and one request alone always fits. Blocks that are RESERVED or HELD come back when their holders
-say so; until then a running request that lacks a block is left out of steps, and nobody is admitted
-before it.
+Why nothing waits for ever: a request owns a slot, and blocks for all tokens known when it was admitted;
+a step has a token for each slot; the first running request in order can take blocks from all later ones
+(they start again, their output kept); and one request alone always fits. Blocks that are RESERVED or
+HELD come back when their holders say so; until then a running request that lacks a block is left out of
+steps, and nobody is admitted before it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Mapping
-from operator import attrgetter
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces.block_memory import BlockReservation
@@ -41,11 +40,11 @@ from dynamo_sdk.types.loads import LoadSnapshot
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest, Role
 
+from .batch import Batch
 from .blocks import SequenceBlocks
+from .queue import SequenceQueue
 from .sequence import Sequence, SequenceState, open_sequence
-from .step import ScheduledSequence, SchedulerConfig, SequenceUpdate, Step
-
-_by_order = attrgetter("order")
+from .step import SchedulerConfig, SequenceUpdate, Step
 
 
 class Scheduler:
@@ -53,17 +52,17 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
+        self._block_size = config.block_size
         self._blocks = SequenceBlocks(config)
         self._sequences: dict[str, Sequence] = {}
-        self._waiting: list[Sequence] = []  # both lists are sorted by order
-        self._running: list[Sequence] = []
-        self._num_waiting_tokens = 0
+        self._waiting = SequenceQueue()
+        self._running = SequenceQueue()
         self._num_reserved = 0
         self._num_arrivals = 0
         self._num_steps = 0
         self._step: Step | None = None  # the step between schedule and complete,
         self._in_flight: list[Sequence] = []  # and its sequences, some of them perhaps gone
-        self._is_short = False  # a running request lacked a block in the last schedule
+        self._starved: Sequence | None = None  # was left out of the last step for lack of a block
 
     # -- requests in and out
 
@@ -75,7 +74,7 @@ class Scheduler:
             self._continue_reserved(sequence, request)
             return
         sequence = self._new_sequence(request, SequenceState.WAITING)
-        self._push_waiting(sequence)
+        self._waiting.push(sequence)
         self._sequences[request.request_id] = sequence
 
     def reserve(self, request: GenerateRequest) -> BlockReservation | None:
@@ -85,13 +84,14 @@ class Scheduler:
         Covers all tokens but the last one of ``generated``, or the whole prompt when nothing was generated.
         """
         sequence = self._new_sequence(request, SequenceState.RESERVED)
-        is_overtaking = bool(self._waiting) and self._waiting[0].order < sequence.order
-        if self._is_short or is_overtaking or not self._has_free_slot():
-            return None
+        is_starving = self._starved is not None and self._starved.state is SequenceState.RUNNING
+        is_overtaking = len(self._waiting) > 0 and self._waiting[0].order < sequence.order
         num_filled = len(sequence.token_ids) - (1 if request.generated else 0)
-        if not self._blocks.allocate(sequence, num_filled):
+        if is_starving or is_overtaking or not self._num_free_slots:
             return None
-        num_cached_blocks = sequence.num_computed_tokens // self.config.block_size
+        if not self._allocate(sequence, num_filled):
+            return None
+        num_cached_blocks = sequence.num_computed_tokens // self._block_size
         sequence.num_computed_tokens = len(sequence.token_ids) - 1
         self._sequences[request.request_id] = sequence
         self._num_reserved += 1
@@ -104,9 +104,9 @@ class Scheduler:
             return False
         match sequence.state:
             case SequenceState.WAITING:
-                self._remove_waiting(sequence)
+                self._waiting.remove(sequence)
             case SequenceState.RUNNING:
-                del self._running[bisect_left(self._running, sequence.order, key=_by_order)]
+                self._running.remove(sequence)
             case SequenceState.RESERVED:
                 self._num_reserved -= 1
             case _:
@@ -133,57 +133,31 @@ class Scheduler:
         """Choose what the next forward pass computes. Raises ``RuntimeError`` while a step is under way."""
         if self._step is not None:
             raise RuntimeError(f"step {self._step.number} is not complete")
-        batch: list[Sequence] = []
-        parts: list[ScheduledSequence] = []
+        batch = Batch(self.config.max_num_batched_tokens)
         prefilling: list[Sequence] = []
-        preempted: list[str] = []
-        budget = self.config.max_num_batched_tokens
-        num_decodes = num_decode_kv_tokens = num_tokens = 0
-        block_size = self.config.block_size
-        self._is_short = False
-
+        self._starved = None
         index = 0
-        while index < len(self._running):  # preemption shortens the list, but only behind `index`
+        while index < len(self._running):  # preemption shortens the queue, but only behind `index`
             sequence = self._running[index]
             index += 1
             length = len(sequence.token_ids)
             if length - sequence.num_computed_tokens > 1:
                 prefilling.append(sequence)
-                continue
-            if num_tokens == budget:
-                continue
-            if length > len(sequence.block_ids) * block_size and not self._grow(sequence, preempted):
-                self._is_short = True
-                continue
-            num_tokens += 1
-            if length > sequence.num_prompt_tokens:
-                num_decodes += 1
-                num_decode_kv_tokens += length
-            batch.append(sequence)
-            parts.append(_part(sequence, 1))
-
-        if not self._is_short and not preempted:
-            self._admit(prefilling, budget - num_tokens - sum(map(_num_uncomputed, prefilling)))
+            elif length <= len(sequence.block_ids) * self._block_size or self._grow(
+                sequence, batch.preempted
+            ):
+                batch.add_last_token(sequence)
+            else:
+                self._starved = sequence
+        if self._starved is None and not batch.preempted:
+            self._admit(prefilling, batch.budget)
         for sequence in prefilling:
-            if num_tokens == budget:
-                break
-            num_chunk_tokens = min(sequence.num_uncomputed_tokens, budget - num_tokens)
-            num_tokens += num_chunk_tokens
-            batch.append(sequence)
-            parts.append(_part(sequence, num_chunk_tokens))
+            batch.add_chunk(sequence)
 
         self._num_steps += 1
-        step = Step(
-            number=self._num_steps,
-            sequences=tuple(parts),
-            num_prefill_requests=len(parts) - num_decodes,
-            num_prefill_tokens=num_tokens - num_decodes,
-            num_decode_requests=num_decodes,
-            num_decode_kv_tokens=num_decode_kv_tokens,
-            preempted=tuple(preempted),
-        )
-        if parts:
-            self._step, self._in_flight = step, batch
+        step = batch.to_step(self._num_steps)
+        if step.sequences:
+            self._step, self._in_flight = step, batch.sequences
         return step
 
     def complete(self, step: Step, sampled: Mapping[str, int]) -> tuple[SequenceUpdate, ...]:
@@ -196,7 +170,6 @@ class Scheduler:
             if not step.sequences:
                 return ()
             raise RuntimeError(f"step {step.number} is not under way")
-        block_size = self.config.block_size
         updates: list[SequenceUpdate] = []
         in_flight, self._in_flight, self._step = self._in_flight, [], None
         for sequence, part in zip(in_flight, step.sequences, strict=True):
@@ -204,9 +177,9 @@ class Scheduler:
                 self._blocks.free(sequence)
                 continue
             token_id = sampled[sequence.request.request_id] if part.is_sampling else None
-            first_block = part.start // block_size
+            first_block = part.start // self._block_size
             sequence.num_computed_tokens = part.start + len(part.token_ids)
-            if sequence.num_computed_tokens // block_size > first_block:
+            if sequence.num_computed_tokens // self._block_size > first_block:
                 self._blocks.register_full(sequence, first_block)
             if token_id is not None:
                 sequence.token_ids.append(token_id)
@@ -218,7 +191,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Something is running or waiting. ``schedule`` can still be empty: see ``Step``."""
-        return bool(self._running or self._waiting)
+        return len(self._running) + len(self._waiting) > 0
 
     @property
     def num_free_blocks(self) -> int:
@@ -226,12 +199,13 @@ class Scheduler:
 
     def load(self, at_s: float) -> LoadSnapshot:
         """How busy this worker is at ``at_s`` of its clock."""
-        num_unfinished = sum(_num_uncomputed(sequence) - 1 for sequence in self._running)
+        num_waiting_tokens = self._waiting.num_uncomputed_tokens
+        num_waiting_tokens += self._running.num_uncomputed_tokens - len(self._running)  # one each is decode
         return LoadSnapshot(
             at_s=at_s,
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            num_waiting_tokens=self._num_waiting_tokens + num_unfinished,
+            num_waiting_tokens=num_waiting_tokens,
             num_free_blocks=self._blocks.pool.num_free_blocks,
             num_blocks=self.config.num_blocks,
         )
@@ -262,31 +236,21 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""
         self._blocks.pool.check_integrity()
-        by_state: dict[SequenceState, list[Sequence]] = {state: [] for state in SequenceState}
-        for sequence in self._sequences.values():
-            by_state[sequence.state].append(sequence)
-            num_tokens = len(sequence.token_ids)
-            if sequence.state is SequenceState.WAITING:
-                assert not sequence.block_ids
-                assert not sequence.num_computed_tokens
-            else:
-                assert sequence.num_computed_tokens <= len(sequence.block_ids) * self.config.block_size
-                assert sequence.num_computed_tokens < num_tokens
-        assert not by_state[SequenceState.GONE]
-        assert self._waiting == sorted(by_state[SequenceState.WAITING], key=_by_order)
-        assert self._running == sorted(by_state[SequenceState.RUNNING], key=_by_order)
-        assert self._num_reserved == len(by_state[SequenceState.RESERVED])
-        assert len(self._running) + self._num_reserved <= self.config.max_num_seqs
-        assert self._num_waiting_tokens == sum(len(sequence.token_ids) for sequence in self._waiting)
-        gone = [sequence for sequence in self._in_flight if sequence.state is SequenceState.GONE]
-        num_refs = [0] * self.config.num_blocks
-        for sequence in (*self._sequences.values(), *gone):
-            for block in sequence.block_ids:
-                num_refs[block] += 1
-        for block, count in enumerate(num_refs):
-            assert self._blocks.pool.num_references(block) == count, (
-                f"block {block} has a wrong number of holders"
+        sequences = self._sequences.values()
+        for sequence in sequences:
+            sequence.check_integrity(self._block_size)
+        in_state = {state: [s for s in sequences if s.state is state] for state in SequenceState}
+        assert not in_state[SequenceState.GONE], "a request is gone and known"
+        for queue, state in ((self._waiting, SequenceState.WAITING), (self._running, SequenceState.RUNNING)):
+            assert list(queue) == sorted(in_state[state], key=lambda s: s.order), (
+                f"the {state} queue is wrong"
             )
+        assert self._num_reserved == len(in_state[SequenceState.RESERVED])
+        assert self._num_free_slots >= 0, "more requests than slots"
+        leaving = [sequence for sequence in self._in_flight if sequence.state is SequenceState.GONE]
+        held = Counter(block for sequence in (*sequences, *leaving) for block in sequence.block_ids)
+        for block in range(self.config.num_blocks):
+            assert self._blocks.pool.num_references(block) == held[block], f"block {block}: wrong holders"
 
     # -- how
 
@@ -309,38 +273,49 @@ class Scheduler:
         sequence.request = request
         self._num_reserved -= 1
         sequence.state = SequenceState.RUNNING
-        insort(self._running, sequence, key=_by_order)
+        self._running.push(sequence)
         self._blocks.register_full(sequence, 0)
 
-    def _has_free_slot(self) -> bool:
-        return len(self._running) + self._num_reserved < self.config.max_num_seqs
+    @property
+    def _num_free_slots(self) -> int:
+        return self.config.max_num_seqs - len(self._running) - self._num_reserved
 
     def _admit(self, prefilling: list[Sequence], budget: int) -> None:
-        """Move waiting requests to ``prefilling`` until ``budget`` tokens, slots or blocks run out."""
+        """Move waiting requests to ``prefilling`` until the budget, slots or blocks run out.
+
+        Strictly in order, except that one which had better wait for an earlier one's blocks is passed
+        over; it keeps its claim to a slot.
+        """
+        budget -= sum([sequence.num_uncomputed_tokens for sequence in prefilling])
+        num_slots = self._num_free_slots
         index = 0
-        while index < len(self._waiting) and budget > 0 and self._has_free_slot():
+        while index < len(self._waiting) and budget > 0 and num_slots > 0:
             sequence = self._waiting[index]
+            num_slots -= 1
             if prefilling and self._blocks.is_worth_waiting(sequence, prefilling):
                 index += 1
                 continue
-            if not self._blocks.allocate(sequence, len(sequence.token_ids)):
+            if not self._allocate(sequence, len(sequence.token_ids)):
                 break
-            self._remove_waiting(sequence)
+            self._waiting.remove(sequence)
             sequence.state = SequenceState.RUNNING
-            insort(self._running, sequence, key=_by_order)
+            self._running.push(sequence)
             prefilling.append(sequence)
             budget -= sequence.num_uncomputed_tokens
+
+    def _allocate(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for a newcomer, if that leaves each running request its next block."""
+        return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=len(self._running))
 
     def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
         """One more block for ``sequence``, if need be from the running requests behind it."""
         while not self._blocks.grow(sequence):
-            victim = self._running[-1]
-            if victim is sequence:
+            if self._running[-1] is sequence:
                 return False
-            self._running.pop()
+            victim = self._running.pop_last()
             self._blocks.free(victim)
             victim.state = SequenceState.WAITING
-            self._push_waiting(victim)
+            self._waiting.push(victim)
             preempted.append(victim.request.request_id)
         return True
 
@@ -365,28 +340,3 @@ class Scheduler:
         sequence.state = SequenceState.GONE
         if sequence not in self._in_flight:
             self._blocks.free(sequence)
-
-    def _push_waiting(self, sequence: Sequence) -> None:
-        insort(self._waiting, sequence, key=_by_order)
-        self._num_waiting_tokens += len(sequence.token_ids)
-
-    def _remove_waiting(self, sequence: Sequence) -> None:
-        del self._waiting[bisect_left(self._waiting, sequence.order, key=_by_order)]
-        self._num_waiting_tokens -= len(sequence.token_ids)
-
-
-def _num_uncomputed(sequence: Sequence) -> int:
-    return len(sequence.token_ids) - sequence.num_computed_tokens
-
-
-def _part(sequence: Sequence, num_tokens: int) -> ScheduledSequence:
-    start = sequence.num_computed_tokens
-    token_ids = sequence.token_ids
-    return ScheduledSequence(
-        request=sequence.request,
-        token_ids=tuple(token_ids[start : start + num_tokens]),
-        start=start,
-        block_ids=sequence.block_ids,
-        is_sampling=start + num_tokens == len(token_ids),
-        num_output_tokens=len(token_ids) - sequence.num_prompt_tokens,
-    )

@@ -68,6 +68,15 @@ class Sequence:
             return FinishReason.LENGTH
         return FinishReason.HANDOVER if self.request.role is Role.PREFILL else None
 
+    def check_integrity(self, block_size: int) -> None:
+        """Raise ``AssertionError`` when its counts do not add up."""
+        name = self.request.request_id
+        assert (self.state is SequenceState.WAITING) == (not self.block_ids), f"{name}: blocks while waiting"
+        assert self.num_computed_tokens < len(self.token_ids), f"{name}: nothing left to compute"
+        assert self.num_computed_tokens <= len(self.block_ids) * block_size, f"{name}: KV without a block"
+        assert len(self.block_ids) == len(set(self.block_ids)), f"{name}: holds a block twice"
+        assert self.num_prompt_tokens < len(self.token_ids) + 1 <= self.max_length + 1
+
     def extend_keys(self, num_blocks: int, block_size: int) -> None:
         """Know the keys of at least the first ``num_blocks`` blocks, all of which are full."""
         keys = self.keys
@@ -88,7 +97,7 @@ def open_sequence(
     if num_tokens >= config.max_length:
         raise InvalidRequest(
             f"this model's maximum context length is {config.max_length} tokens, prompt and output together; "
-            f"the request has {num_tokens} already, and at most {config.max_length - 1} leave room for output",
+            f"the request has {num_tokens} already, and at most {config.max_length - 1} leave room for more",
             param="prompt",
         )
     if max_tokens <= request.num_generated_tokens:

@@ -16,7 +16,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``max_num_batched_tokens``: tokens computed in one step, over all sequences.
     ``eos_token_ids``: the model's own end tokens.
     ``cache_namespace``: names model, dtype and block layout; equal namespaces may share KV.
-    Raises ``ConfigError`` for a limit below one.
+    Raises ``ConfigError`` for a limit that cannot work.
     """
 
     block_size: int
@@ -37,6 +37,12 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}", param=name)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): each running request computes a token per step",
+                param="max_num_batched_tokens",
+            )
         if self.context_length < 2:
             raise ConfigError(
                 f"context_length must be at least 2 (one token in, one out), not {self.context_length}",

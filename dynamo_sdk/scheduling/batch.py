@@ -1,0 +1,60 @@
+"""``Batch``: a step while it is being put together."""
+
+from __future__ import annotations
+
+from .sequence import Sequence
+from .step import ScheduledSequence, Step
+
+
+class Batch:
+    """At most ``budget`` tokens of work. ``sequences`` and the step's parts go in parallel."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.sequences: list[Sequence] = []
+        self.preempted: list[str] = []
+        self._parts: list[ScheduledSequence] = []
+        self._num_tokens = 0
+        self._num_decodes = 0
+        self._num_decode_kv_tokens = 0
+
+    def add_last_token(self, sequence: Sequence) -> None:
+        """Compute its one token that is not computed yet."""
+        length = len(sequence.token_ids)
+        if length > sequence.num_prompt_tokens:
+            self._num_decodes += 1
+            self._num_decode_kv_tokens += length
+        self._add(sequence, 1)
+
+    def add_chunk(self, sequence: Sequence) -> None:
+        """Compute as many of its tokens as the budget has left, perhaps none."""
+        if num_tokens := min(sequence.num_uncomputed_tokens, self.budget):
+            self._add(sequence, num_tokens)
+
+    def _add(self, sequence: Sequence, num_tokens: int) -> None:
+        start, token_ids = sequence.num_computed_tokens, sequence.token_ids
+        end = start + num_tokens
+        self.budget -= num_tokens
+        self._num_tokens += num_tokens
+        self.sequences.append(sequence)
+        self._parts.append(
+            ScheduledSequence(
+                request=sequence.request,
+                token_ids=tuple(token_ids[start:end]),
+                start=start,
+                block_ids=sequence.block_ids,
+                is_sampling=end == len(token_ids),
+                num_output_tokens=len(token_ids) - sequence.num_prompt_tokens,
+            )
+        )
+
+    def to_step(self, number: int) -> Step:
+        return Step(
+            number=number,
+            sequences=tuple(self._parts),
+            num_prefill_requests=len(self._parts) - self._num_decodes,
+            num_prefill_tokens=self._num_tokens - self._num_decodes,
+            num_decode_requests=self._num_decodes,
+            num_decode_kv_tokens=self._num_decode_kv_tokens,
+            preempted=tuple(self.preempted),
+        )

@@ -1,0 +1,109 @@
+"""``SequenceBlocks``: the block tables of sequences, on top of the pool. No queues, no policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dynamo_sdk.kv.block_pool import BlockPool
+from dynamo_sdk.types.tokens import pack_tokens
+
+from .sequence import Sequence
+from .step import SchedulerConfig
+
+
+class SequenceBlocks:
+    """Gives blocks to sequences and takes them back; keeps ``block_ids`` and the cached counts right."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.pool = BlockPool(config.num_blocks, config.block_size)
+        self._block_size = config.block_size
+        self._is_caching = config.enable_prefix_caching
+
+    def allocate(self, sequence: Sequence, num_tokens: int, *, num_spare_blocks: int) -> bool:
+        """Blocks for the first ``num_tokens`` tokens, cached ones where there are; False = not without
+        leaving less than ``num_spare_blocks`` to others.
+
+        The prefix cache never covers the last known token: it must be computed to sample the next one.
+        """
+        keys = sequence.keys[: self._num_cacheable_blocks(sequence)] if self._is_caching else []
+        allocation = self.pool.allocate(
+            -(-num_tokens // self._block_size), keys, num_spare_blocks=num_spare_blocks
+        )
+        if allocation is None:
+            return False
+        sequence.block_ids = allocation.block_ids
+        sequence.is_cacheable = self._is_caching
+        sequence.num_computed_tokens = allocation.num_cached_blocks * self._block_size
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        return True
+
+    def grow(self, sequence: Sequence) -> bool:
+        """One more block; False = there is none now."""
+        block = self.pool.allocate_one()
+        if block is None:
+            return False
+        sequence.block_ids = (*sequence.block_ids, block)
+        return True
+
+    def register_full(self, sequence: Sequence, first_block: int) -> None:
+        """Make the computed full blocks from ``first_block`` on findable for others."""
+        end_block = sequence.num_computed_tokens // self._block_size
+        if first_block == end_block or not sequence.is_cacheable:
+            return
+        sequence.extend_keys(end_block, self._block_size)
+        block_ids = sequence.block_ids
+        kept = self.pool.register(
+            block_ids[first_block:end_block],
+            sequence.keys[first_block:end_block],
+            pack_tokens(sequence.token_ids[first_block * self._block_size : end_block * self._block_size]),
+            after=block_ids[first_block - 1] if first_block else None,
+            lora=sequence.request.lora,
+            cache_salt=sequence.request.cache_salt,
+        )
+        sequence.block_ids = (*block_ids[:first_block], *kept, *block_ids[end_block:])
+
+    def free(self, sequence: Sequence) -> None:
+        """Take all blocks back. What is cached stays findable until its block is needed."""
+        self.pool.release(sequence.block_ids)
+        sequence.block_ids, sequence.num_computed_tokens = (), 0
+
+    def is_worth_waiting(self, sequence: Sequence, prefilling: Iterable[Sequence]) -> bool:
+        """Whether an earlier sequence is computing at least half of what this one would have to compute.
+
+        Sibling requests (``n`` choices of one prompt, a batch over one document) arrive together; one
+        of them should compute what all of them need.
+        """
+        if not self._is_caching:
+            return False
+        end_block = self._num_cacheable_blocks(sequence)
+        first_block = self.pool.count_cached(sequence.keys[:end_block])
+        if first_block == end_block:
+            return False
+        next_key = sequence.keys[first_block]
+        num_needed_tokens = len(sequence.token_ids) - first_block * self._block_size
+        for leader in prefilling:
+            if leader.order > sequence.order or not leader.is_cacheable:
+                continue
+            if len(leader.keys) > first_block and leader.keys[first_block] == next_key:
+                num_common_blocks = min(_num_common_keys(leader, sequence), end_block) - first_block
+                if 2 * num_common_blocks * self._block_size >= num_needed_tokens:
+                    return True
+        return False
+
+    def _num_cacheable_blocks(self, sequence: Sequence) -> int:
+        num_blocks = (len(sequence.token_ids) - 1) // self._block_size
+        sequence.extend_keys(num_blocks, self._block_size)
+        return num_blocks
+
+
+def _num_common_keys(one: Sequence, other: Sequence) -> int:
+    """Keys are chained, so they agree up to a point and nowhere after it: a binary search finds it."""
+    low, high = 0, min(len(one.keys), len(other.keys))
+    while low < high:
+        middle = (low + high) // 2
+        if one.keys[middle] == other.keys[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low
