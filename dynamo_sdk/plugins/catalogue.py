@@ -46,6 +46,11 @@ class Catalogue(Mapping[str, D], Generic[D]):
         """The plugin that offers ``name``; ``KeyError`` if there is not exactly one."""
         return self._unique[name][1]
 
+    def offers(self) -> Iterator[tuple[D, Source]]:
+        """All that is offered, doubled names too, in the order of names."""
+        for offers in self._offers.values():
+            yield from offers
+
     def doubled(self) -> dict[str, tuple[Source, ...]]:
         """The names that more than one plugin offers, and those plugins."""
         return {

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 
 class Rule(StrEnum):
@@ -65,12 +66,18 @@ def place_of_function(function: Callable[..., object]) -> tuple[str | None, int 
 
 
 def place_of_error(error: BaseException) -> tuple[str | None, int | None]:
-    """File and line where ``error`` arose, passing over the import machinery."""
+    """File and line where the plugin raised ``error``, or called into what raised it."""
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename, error.lineno
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith("<frozen") and "/importlib/" not in frame.filename.replace(
-            "\\", "/"
-        ):
+        if not _is_machinery(Path(frame.filename)):
             return frame.filename, frame.lineno
     return None, None
+
+
+def _is_machinery(file: Path) -> bool:
+    """Generated code, the import system and this package: never where the mistake is."""
+    return str(file).startswith("<") or "importlib" in file.parts or file.parent == _OUR_FOLDER
+
+
+_OUR_FOLDER = Path(__file__).parent

@@ -160,6 +160,10 @@ class Registry:
     def problems(self) -> tuple[Problem, ...]:
         return tuple(self._problems)
 
+    def problems_of(self, source: Source) -> tuple[Problem, ...]:
+        """The problems of one plugin."""
+        return tuple(problem for problem in self._problems if problem.source == source)
+
     @property
     def sources(self) -> tuple[Source, ...]:
         """The plugins whose hooks were called."""
@@ -296,9 +300,8 @@ class Registry:
             self._sources[key] = loaded.source
 
     def _implementations(self, hook: str) -> list[tuple[pluggy.HookImpl, Source]]:
-        """In the order of registration; pluggy keeps the reverse."""
         caller: pluggy.HookCaller = getattr(self._manager.hook, hook)
-        return [(impl, self._sources[impl.plugin_name]) for impl in reversed(caller.get_hookimpls())]
+        return [(impl, self._sources[impl.plugin_name]) for impl in caller.get_hookimpls()]
 
     def _collect(
         self, hook: str, expected: type[Descriptor], offers: dict[Kind, list[tuple[Descriptor, Source]]]
@@ -321,15 +324,16 @@ class Registry:
 
     def _report_doubles(self) -> None:
         for kind, catalogue in self._catalogues.items():
-            for name, (first, *others) in catalogue.doubled().items():
-                self._problems += [
-                    Problem(
-                        source=source,
-                        rule=Rule.NAME_UNIQUE,
-                        message=f"{kind} {name!r} is also offered by {first}; uninstall one of the two",
+            for name, owners in catalogue.doubled().items():
+                for source in owners:
+                    others = " and ".join(str(other) for other in owners if other is not source) or "itself"
+                    self._problems.append(
+                        Problem(
+                            source=source,
+                            rule=Rule.NAME_UNIQUE,
+                            message=f"{kind} {name!r} is also offered by {others}; uninstall one of them",
+                        )
                     )
-                    for source in others
-                ]
 
     def _construct(self, cls: type[T], descriptor: Descriptor, args: dict[str, Json] | None) -> T:
         config = self.validate(descriptor, args or {})
