@@ -1,0 +1,59 @@
+"""Addresses: where HTTP listens, where a joined worker listens, and what needs a shared secret."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.runtime.network import is_loopback, parse_address
+
+BACKLOG = 2048
+
+
+def bind_http(host: str, port: int) -> socket.socket:
+    """A listening socket, ready to be inherited. Raises ``ConfigError`` saying what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {reason}; try another --port (0 = any)"
+        ) from error
+    return listener
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """The URL under the name that the user gave the host."""
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def check_join(address: str, secret: str | None) -> None:
+    """Raises ``ConfigError`` for an address that cannot be one, or that nobody guards."""
+    if not is_loopback(address) and secret is None:
+        raise ConfigError(
+            f"--join {address} leaves this host, so both sides need a shared secret: "
+            "set DYNAMO_SDK_SECRET, or pass --secret-file, here and there"
+        )
+
+
+def join_listen_address(registry: str) -> str:
+    """Where a replica that joins ``registry`` listens: on the interface that leads there, any port."""
+    kind, host, port = parse_address(registry)
+    if kind == "unix":
+        return "tcp:127.0.0.1:0"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
+        try:
+            probe.connect((host, port))
+        except OSError as error:
+            raise ConfigError(f"no route to {host}, which --join names: {error.strerror}") from error
+        return f"tcp:{probe.getsockname()[0]}:0"

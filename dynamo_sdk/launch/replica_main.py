@@ -1,0 +1,58 @@
+"""``python -m dynamo_sdk.launch.replica_main``: one replica's process, with its spec on standard input.
+
+SIGTERM drains. Ctrl-C of the terminal is left to the launcher, which drains in the right order. Whatever
+ends the replica is one readable block on standard error, and an exit code: 0, 1, or 2 for the user's
+mistake.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import signal
+import sys
+
+import anyio
+import msgspec
+
+from dynamo_sdk.runtime.replica import ReplicaSpec, run_replica
+
+from .exits import EXIT_CLEAN, exit_code, innermost, is_debug, readable
+from .lifeline import watch_lifeline
+
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
+
+
+async def serve(spec: ReplicaSpec) -> None:
+    """Run the replica until SIGTERM, then drain. Raises ``DynamoError``."""
+    stop = anyio.Event()
+
+    async def listen(scope: anyio.CancelScope) -> None:
+        with scope, anyio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                stop.set()
+
+    async with anyio.create_task_group() as tasks:
+        scope = anyio.CancelScope()
+        tasks.start_soon(listen, scope)
+        await run_replica(spec, stop)
+        scope.cancel()
+
+
+def main() -> int:
+    watch_lifeline()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.DEBUG if is_debug() else logging.INFO, format=LOG_FORMAT)
+    try:
+        spec = msgspec.json.decode(sys.stdin.buffer.read(), type=ReplicaSpec)
+        has_uvloop = importlib.util.find_spec("uvloop") is not None
+        anyio.run(serve, spec, backend_options={"use_uvloop": has_uvloop})
+    except Exception as error:
+        cause = innermost(error)
+        sys.stderr.write(readable(cause) + "\n")
+        return exit_code(cause)
+    return EXIT_CLEAN
+
+
+if __name__ == "__main__":
+    sys.exit(main())
