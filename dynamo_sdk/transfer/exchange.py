@@ -1,0 +1,214 @@
+"""One fetch, start to end, as plain blocking code on a thread of its own.
+
+The event loop only starts it and may ``abort`` it; from then on every step raises, a wait on the socket
+ends at once and a copy at the end of its present piece.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from dynamo_sdk.errors import (
+    ProtocolError,
+    TicketExpired,
+    TicketUnknown,
+    TransferError,
+    WireError,
+    error_from_code,
+)
+from dynamo_sdk.interfaces import BlockMemory
+
+from . import wire
+from .address import TcpAddress, UnixAddress, connect, parse_address, shut, socket_for
+from .host import HostIdentity, host_identity
+from .region import Mappings
+from .spans import blocks_per_piece, neighbour_runs
+from .stream import receive_blocks, receive_into
+from .ticket import DirectTicket
+
+BackEnd = Literal["shm", "unix", "tcp"]
+
+Answer = TypeVar("Answer", bound=wire.FromServer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferReport:
+    """What one fetch moved. ``back_end``: mapped memory, or a stream through that kind of socket."""
+
+    num_blocks: int
+    num_bytes: int
+    duration_s: float
+    back_end: BackEnd
+
+
+class Exchange:
+    """Fetch what one ticket grants. ``run`` once, on a thread; ``abort`` from any other.
+
+    ``connection`` is the idle one to start with; after ``run`` it is the one to keep, or None.
+    """
+
+    def __init__(
+        self,
+        ticket: DirectTicket,
+        pairs: Sequence[tuple[int, int]],
+        into: BlockMemory,
+        *,
+        host: HostIdentity | None,
+        peer_mappings: Mappings,
+        own_mappings: Mappings,
+        connection: socket.socket | None,
+        secret: bytes | None,
+        deadline_s: float,
+        now: Callable[[], float],
+    ) -> None:
+        self._ticket = ticket
+        self._indexes = [index for index, _ in pairs]
+        self._own_ids = [block_id for _, block_id in pairs]
+        self._into = into
+        self._given_host = host
+        self._peer_mappings = peer_mappings
+        self._own_mappings = own_mappings
+        self._secret = secret
+        self._deadline_s = deadline_s
+        self._now = now
+        self._is_aborted = False
+        self._lock = threading.Lock()  # nobody shuts a socket whose number is being given back
+        self.connection = connection
+
+    def abort(self) -> None:
+        """Make ``run`` raise soon. Idempotent."""
+        with self._lock:
+            self._is_aborted = True
+            if self.connection is not None:
+                shut(self.connection)
+
+    def run(self) -> TransferReport:
+        """Raises ``TransferError``; then the blocks of ``pairs`` hold nothing of worth."""
+        started_s = self._now()
+        try:
+            back_end = self._fetch()
+        except (TicketExpired, TicketUnknown):
+            raise  # a plain answer: the connection is as good as before
+        except TransferError:
+            self._hang_up()
+            raise
+        except (OSError, WireError) as error:
+            self._hang_up()
+            self._remaining_s()  # a more telling reason, if there is one
+            raise TransferError(f"fetching from {self._place()} failed: {error}") from error
+        except Exception as error:
+            self._hang_up()
+            raise TransferError(f"the fetched blocks could not be written: {error!r}") from error
+        return TransferReport(
+            num_blocks=len(self._own_ids),
+            num_bytes=len(self._own_ids) * self._into.layout.block_bytes,
+            duration_s=self._now() - started_s,
+            back_end=back_end,
+        )
+
+    @property
+    def _host(self) -> HostIdentity:
+        return self._given_host or host_identity()  # reads files, hence here on the thread
+
+    def _fetch(self) -> BackEnd:
+        if self.connection is None:
+            self._connect()
+        assert self.connection is not None
+        peer_memory = None
+        if self._ticket.region is not None and self._host.can_share_memory(self._ticket.host):
+            peer_memory = self._peer_mappings.map(self._ticket.region)
+        self._send(wire.Claim(self._ticket.ticket_id, self._indexes, peer_memory is not None))
+        claimed = self._receive(wire.Claimed)
+        if len(claimed.block_ids) != len(self._own_ids):
+            raise ProtocolError(f"asked for {len(self._own_ids)} blocks, got {len(claimed.block_ids)}")
+        if peer_memory is not None:
+            self._copy(peer_memory, claimed.block_ids)
+        else:
+            own_memory = self._own_mappings.map_own(self._into)
+            receive_blocks(self.connection, self._into, own_memory, self._own_ids, self._remaining_s)
+        self._send(wire.Done())
+        self._receive(wire.Released)
+        if peer_memory is not None:
+            return "shm"
+        return "unix" if self.connection.family == socket.AF_UNIX else "tcp"
+
+    def _copy(self, peer_memory: memoryview, block_ids: list[int]) -> None:
+        size = self._into.layout.block_bytes
+        if block_ids and not 0 <= min(block_ids) <= max(block_ids) < len(peer_memory) // size:
+            raise ProtocolError("the block server named a block outside its memory")
+        for start, count in neighbour_runs(block_ids, blocks_per_piece(size)):
+            self._remaining_s()
+            offset = block_ids[start] * size
+            self._into.write(
+                self._own_ids[start : start + count], peer_memory[offset : offset + count * size]
+            )
+
+    def _connect(self) -> None:
+        """The first address that answers. Raises ``TransferError``."""
+        failures = []
+        for text in self._ticket.addresses:
+            address = parse_address(text)
+            if isinstance(address, UnixAddress) and not self._host.is_same_kernel(self._ticket.host):
+                continue  # a path of another machine may name something else here
+            try:
+                self.connection, place = socket_for(address)
+                self.connection.settimeout(self._remaining_s())  # after an abort that came too early: raises
+                connect(self.connection, place)
+                self._shake_hands(self._secret if isinstance(address, TcpAddress) else None)
+                return
+            except OSError as error:
+                self._hang_up()
+                failures.append(f"{text}: {error}")
+        self._remaining_s()
+        raise TransferError(
+            f"no block server answers ({'; '.join(failures) or 'the ticket names no address usable here'}); "
+            "prefill again"
+        )
+
+    def _shake_hands(self, secret: bytes | None) -> None:
+        greeting = self._receive(wire.Greeting)
+        introduction = wire.introduce(greeting, secret)
+        self._send(introduction)
+        wire.check_welcome(greeting, introduction, self._receive(wire.Welcome), secret)
+
+    def _send(self, message: wire.FromFetcher) -> None:
+        assert self.connection is not None
+        self.connection.settimeout(self._remaining_s())
+        self.connection.sendall(wire.frame(message))
+
+    def _receive(self, expected: type[Answer]) -> Answer:
+        """The next message. A refusal is raised as what it says."""
+        assert self.connection is not None
+        head = bytearray(wire.HEAD_BYTES)
+        receive_into(self.connection, memoryview(head), self._remaining_s)
+        body = bytearray(wire.body_bytes(head))
+        receive_into(self.connection, memoryview(body), self._remaining_s)
+        message = wire.decode_from_server(body)
+        if isinstance(message, wire.Refused):
+            error = error_from_code(message.code, message.message)
+            raise error if isinstance(error, TransferError | WireError) else TransferError(str(error))
+        if not isinstance(message, expected):
+            raise ProtocolError(f"expected {expected.__name__}, got {type(message).__name__}")
+        return message
+
+    def _remaining_s(self) -> float:
+        """Seconds left, positive. Raises ``TransferError`` once aborted or out of time."""
+        if self._is_aborted:
+            raise TransferError(f"fetching from {self._place()} was cancelled")
+        remaining_s = self._deadline_s - self._now()
+        if remaining_s <= 0:
+            raise TransferError(f"fetching from {self._place()} did not end in time; prefill again")
+        return remaining_s
+
+    def _hang_up(self) -> None:
+        with self._lock:
+            if self.connection is not None:
+                self.connection.close()
+            self.connection = None
+
+    def _place(self) -> str:
+        return self._ticket.addresses[0] if self._ticket.addresses else "nowhere"

@@ -1,0 +1,208 @@
+"""``BlockFetcher``: the decode side. Brings blocks from wherever a ticket says into the own engine's memory.
+
+The loop schedules, cancels and keeps idle connections; each fetch itself is an ``Exchange`` on a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from dynamo_sdk.errors import TicketExpired, TransferError
+from dynamo_sdk.interfaces import BlockMemory
+from dynamo_sdk.types import KVTransferParams
+
+from .exchange import Exchange, TransferReport
+from .host import HostIdentity
+from .region import Mappings
+from .threads import run_to_end
+from .ticket import DirectTicket, decode_ticket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFetcherStatistics:
+    """``num_peers`` are block servers to which a connection is open."""
+
+    num_fetching: int
+    num_waiting: int
+    num_peers: int
+    num_idle_connections: int
+
+
+@dataclass(slots=True)
+class _Peer:
+    """One block server. Its memory stays mapped as long as a connection to it is open: with the last
+    one goes our claim on the RAM of a process that may be dead."""
+
+    mappings: Mappings = field(default_factory=Mappings)
+    idle: list[socket.socket] = field(default_factory=list)
+    num_active: int = 0
+
+
+class BlockFetcher:
+    """One per decode worker; all methods are called on one event loop.
+
+    ``max_concurrent`` fetches run at once, each on a thread, the others wait in line.
+    ``secret`` is shared with the block servers and proven, both ways, on TCP connections.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret: bytes | None = None,
+        max_concurrent: int = 8,
+        max_idle_per_peer: int = 4,
+        host: HostIdentity | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._secret = secret
+        self._max_idle_per_peer = max_idle_per_peer
+        self._host = host
+        self._now = now
+        self._peers: dict[tuple[str, ...], _Peer] = {}
+        self._own_mappings = Mappings(is_writable=True)
+        self._slots = asyncio.Semaphore(max_concurrent)
+        self._threads = ThreadPoolExecutor(max_concurrent, thread_name_prefix="kv-fetch")
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._num_fetching = 0
+        self._is_closed = False
+
+    async def fetch(
+        self,
+        params: KVTransferParams,
+        pairs: Sequence[tuple[int, int]],
+        into: BlockMemory,
+        *,
+        timeout_s: float,
+    ) -> TransferReport:
+        """Copy blocks and end the ticket. ``pairs``: (index among the ticket's blocks, own block id).
+
+        Returning means that every byte was read while the prefill worker vouched for it. No pairs is
+        fine: the prefill side is told that nothing is needed. Raises ``TransferError`` (``TicketExpired``,
+        ``TicketUnknown``): the own blocks of ``pairs`` then hold nothing of worth, prefill again.
+        However this ends, also by cancellation, nobody writes into ``into`` afterwards.
+        """
+        ticket = decode_ticket(params)
+        self._check(ticket, params, pairs, into)
+        deadline_s = self._now() + timeout_s
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._slots.acquire()
+            except TimeoutError as error:
+                raise TransferError(f"no turn to fetch within {timeout_s:g} s; prefill again") from error
+            try:
+                return await self._exchange(ticket, pairs, into, deadline_s)
+            finally:
+                self._slots.release()
+        finally:
+            self._tasks.discard(task)
+
+    def statistics(self) -> BlockFetcherStatistics:
+        return BlockFetcherStatistics(
+            num_fetching=self._num_fetching,
+            num_waiting=len(self._tasks) - self._num_fetching,
+            num_peers=len(self._peers),
+            num_idle_connections=sum(len(peer.idle) for peer in self._peers.values()),
+        )
+
+    async def close(self) -> None:
+        """Cancel what runs, wait for its threads, close all connections. Idempotent."""
+        self._is_closed = True
+        running = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        for addresses in list(self._peers):
+            while addresses in self._peers and self._peers[addresses].idle:
+                self._drop_idle(addresses, self._peers[addresses].idle[-1])
+        self._threads.shutdown(wait=False)  # its threads are idle: every task has ended
+
+    def _check(
+        self,
+        ticket: DirectTicket,
+        params: KVTransferParams,
+        pairs: Sequence[tuple[int, int]],
+        into: BlockMemory,
+    ) -> None:
+        if self._is_closed:
+            raise TransferError("the block fetcher is closed")
+        if ticket.layout != into.layout:
+            raise TransferError(
+                f"the prefill worker's blocks have layout {ticket.layout}, ours {into.layout}; "
+                "prefill and decode need the same model, dtype and block size"
+            )
+        if params.ttl_s is not None and params.ttl_s <= 0:
+            raise TicketExpired("the ticket's time was over before the fetch began; prefill again")
+        for index, block_id in pairs:
+            if not 0 <= index < ticket.num_blocks or block_id < 0:
+                raise TransferError(
+                    f"block {index} into {block_id}: the ticket holds blocks 0 to {ticket.num_blocks - 1}"
+                )
+
+    async def _exchange(
+        self,
+        ticket: DirectTicket,
+        pairs: Sequence[tuple[int, int]],
+        into: BlockMemory,
+        deadline_s: float,
+    ) -> TransferReport:
+        peer = self._peers.setdefault(ticket.addresses, _Peer())
+        exchange = Exchange(
+            ticket,
+            pairs,
+            into,
+            host=self._host,
+            peer_mappings=peer.mappings,
+            own_mappings=self._own_mappings,
+            connection=self._take_idle(peer),
+            secret=self._secret,
+            deadline_s=deadline_s,
+            now=self._now,
+        )
+        peer.num_active += 1
+        self._num_fetching += 1
+        try:
+            return await run_to_end(self._threads, exchange.run, exchange.abort)
+        finally:
+            self._num_fetching -= 1
+            peer.num_active -= 1
+            self._put_idle(ticket.addresses, peer, exchange.connection)
+
+    def _take_idle(self, peer: _Peer) -> socket.socket | None:
+        if not peer.idle:
+            return None
+        connection = peer.idle.pop()
+        asyncio.get_running_loop().remove_reader(connection)
+        return connection
+
+    def _put_idle(self, addresses: tuple[str, ...], peer: _Peer, connection: socket.socket | None) -> None:
+        if connection is not None:
+            if self._is_closed or len(peer.idle) >= self._max_idle_per_peer:
+                connection.close()
+            else:
+                connection.setblocking(False)
+                peer.idle.append(connection)
+                # A server says nothing unasked: a readable idle connection is a closed one.
+                loop = asyncio.get_running_loop()
+                loop.add_reader(connection, self._drop_idle, addresses, connection)
+        self._forget_if_gone(addresses, peer)
+
+    def _drop_idle(self, addresses: tuple[str, ...], connection: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(connection)
+        connection.close()
+        peer = self._peers[addresses]
+        peer.idle.remove(connection)
+        self._forget_if_gone(addresses, peer)
+
+    def _forget_if_gone(self, addresses: tuple[str, ...], peer: _Peer) -> None:
+        if not peer.idle and not peer.num_active and self._peers.get(addresses) is peer:
+            del self._peers[addresses]

@@ -1,0 +1,26 @@
+"""Which blocks one copy can take at once: runs of neighbours, and batches of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+PIECE_BYTES = 4 << 20
+"""The most bytes moved between two looks at the clock and at cancellation (one block, if that is more)."""
+
+
+def blocks_per_piece(block_bytes: int) -> int:
+    return max(1, PIECE_BYTES // block_bytes)
+
+
+def neighbour_runs(block_ids: Sequence[int], max_blocks: int) -> Iterator[tuple[int, int]]:
+    """Cut ``block_ids`` into runs of ids that follow each other: ``(first position, number of blocks)``,
+    at most ``max_blocks`` each, in order and without gaps."""
+    start = 0
+    for position in range(1, len(block_ids) + 1):
+        if (
+            position == len(block_ids)
+            or position - start == max_blocks
+            or block_ids[position] != block_ids[position - 1] + 1
+        ):
+            yield start, position - start
+            start = position

@@ -1,0 +1,35 @@
+"""Blocking work on a thread that is never left alone.
+
+A cancelled ``asyncio.to_thread`` returns while its thread still copies, here into blocks that the
+caller is about to give to somebody else. ``run_to_end`` asks the work to stop and waits until it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+async def run_to_end(threads: Executor, work: Callable[[], T], abort: Callable[[], None]) -> T:
+    """Return what ``work`` returns. When cancelled: call ``abort`` (on the loop; it makes ``work`` return
+    soon), wait for the end of ``work``, then let the cancellation through, whatever ``work`` did."""
+    future = asyncio.get_running_loop().run_in_executor(threads, work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope() as scope:
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                scope.shield = True  # a cancelled anyio scope above would wake us in every round of the loop
+                abort()
+    if cancelled is not None:
+        future.cancelled() or future.exception()  # looked at, so that asyncio does not report it as lost
+        raise cancelled
+    return future.result()
