@@ -121,7 +121,9 @@ class Chooser:
         gpus = self._log.pick((*path, "gpus"), written=section.gpus, default=0)
         self._log.record_written((*path, "cpus"), section.cpus)
         self._log.record_written((*path, "python"), section.python)
-        if not is_engine:
+        if leg is not None:
+            self._check_args(leg.engine, section.args, path, is_elsewhere=section.python is not None)
+        elif not is_engine:
             for key in ("engine", "model"):
                 if getattr(section, key) is not None:
                     message = f"{node.name} runs no engine (its class is no worker); remove the key"
@@ -152,7 +154,6 @@ class Chooser:
                 f"engine {name!r} cannot run the {role} role of {node.name} (it can: "
                 f"{', '.join(engine.roles)}); engines that can: {', '.join(able) or 'none'}",
             )
-        self._check_args(engine, section.args, path, is_elsewhere=section.python is not None)
         return Leg(service=node.name, role=role, model=model, engine=engine, args=section.args)
 
     def _choose_model_of(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.types import Role
 from dynamo_sdk.types.plan import (
@@ -73,7 +74,7 @@ def compile_plan(
 
     replicas = assign_replicas([_demand(service) for service in services], inventory)
     connectors = {plan.spec.name: plan.connector for plan in model_plans}
-    return DeploymentPlan(
+    plan = DeploymentPlan(
         target=target,
         services=tuple(
             _plan_service(service, replicas[service.node.name], connectors) for service in services
@@ -82,6 +83,9 @@ def compile_plan(
         planner=planner,
         settings=log.settings(),
     )
+    if objections := registry.check_plan(plan):
+        raise ConfigError("\n".join(["a plugin refuses this plan:", *(f"  {said}" for said in objections)]))
+    return plan
 
 
 def _check_service_names(nodes: Sequence[ServiceNode], deploy: Deploy, problems: Problems) -> None:

@@ -1,0 +1,93 @@
+"""``dynamo-sdk plan``: what would run, and where each value comes from, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dynamo_sdk.plugins import Registry
+    from dynamo_sdk.types.plan import DeploymentPlan
+
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="graph.py, graph.py:name or package.module:name.")
+]
+DeployPath = Annotated[
+    Path | None, typer.Option("-f", "--file", metavar="DEPLOY.YAML", help="The deploy file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change one value, e.g. services.Decode.replicas=2."),
+]
+LauncherName = Annotated[str, typer.Option("--launcher", help="Whose hosts and GPUs the plan is made for.")]
+
+
+def plan(
+    target: Target,
+    deploy: DeployPath = None,
+    overrides: Overrides = None,
+    launcher: LauncherName = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
+) -> None:
+    """Print the compiled plan: services, replicas, GPUs, and every setting with its origin."""
+    from rich.console import Console
+
+    from dynamo_sdk.errors import ConfigError
+    from dynamo_sdk.graph import render
+    from dynamo_sdk.plugins import Registry
+
+    if as_json and as_mermaid:
+        raise ConfigError("--json and --mermaid exclude each other; give one")
+    compiled = load_plan(
+        target, deploy=deploy, overrides=overrides or (), launcher=launcher, registry=Registry.discover()
+    )
+    if as_json:
+        typer.echo(render.render_json(compiled))
+    elif as_mermaid:
+        typer.echo(render.render_mermaid(compiled), nl=False)
+    else:
+        render.print_plan(compiled, Console())
+
+
+def load_plan(
+    target: str,
+    *,
+    deploy: Path | None,
+    overrides: Sequence[str],
+    launcher: str,
+    registry: Registry,
+) -> DeploymentPlan:
+    """Import the graph, read the deploy file and compile both for the launcher's inventory.
+
+    Raises ``GraphError``, ``ConfigError`` or ``PluginError``.
+    """
+    from dynamo_sdk.graph.compile import compile_plan
+    from dynamo_sdk.graph.deploy import parse_deploy
+    from dynamo_sdk.runtime.target import load_graph
+
+    settings = parse_deploy(
+        read_deploy(deploy) if deploy else "",
+        overrides=overrides,
+        name=deploy.name if deploy else "deploy file",
+    )
+    inventory = registry.load(registry.launchers.require(launcher)).inventory()
+    return compile_plan(
+        load_graph(target), target=target, registry=registry, inventory=inventory, deploy=settings
+    )
+
+
+def read_deploy(file: Path) -> str:
+    """The file's text. Raises ``ConfigError`` when it cannot be read."""
+    from dynamo_sdk.errors import ConfigError
+
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the deploy file {str(file)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the deploy file {str(file)!r} is not UTF-8 text") from error
