@@ -1,0 +1,176 @@
+"""Every metric of the SDK in one table. Docs and dashboards are held against it by tests.
+
+Where NVIDIA Dynamo has a series with the same meaning, ours has its name, so that its dashboards work.
+Labels take values from closed sets only (models that exist, routes, outcomes), never from what a client
+sends, so that the number of series stays bounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MetricKind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """``buckets``: upper bounds of a histogram, in the unit that ``name`` ends with."""
+
+    name: str
+    kind: MetricKind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
+_TOKENS = tuple(float(2**power) for power in range(19))
+_MODEL = ("model",)
+_WORKER = ("service", "worker_id", "role")
+
+
+def _counter(name: str, help: str, labels: tuple[str, ...]) -> Metric:
+    return Metric(name=name, kind=MetricKind.COUNTER, help=help, labels=labels)
+
+
+def _gauge(name: str, help: str, labels: tuple[str, ...]) -> Metric:
+    return Metric(name=name, kind=MetricKind.GAUGE, help=help, labels=labels)
+
+
+def _histogram(name: str, help: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Metric:
+    return Metric(name=name, kind=MetricKind.HISTOGRAM, help=help, labels=labels, buckets=buckets)
+
+
+FRONTEND_REQUESTS = _counter(
+    "dynamo_frontend_requests_total",
+    "Requests answered, by outcome: success, rejected (4xx), error (5xx), cancelled (the client left).",
+    ("model", "endpoint", "status"),
+)
+FRONTEND_INFLIGHT = _gauge("dynamo_frontend_inflight_requests", "Requests being served now.", _MODEL)
+FRONTEND_QUEUED = _gauge(
+    "dynamo_frontend_queued_requests", "Requests waiting for their first token now.", _MODEL
+)
+FRONTEND_TTFT = _histogram(
+    "dynamo_frontend_time_to_first_token_seconds",
+    "From the last byte of a request to the first token of an answer.",
+    _MODEL,
+    _SECONDS,
+)
+FRONTEND_ITL = _histogram(
+    "dynamo_frontend_inter_token_latency_seconds",
+    "Time between two tokens of one choice; one observation per token after the first.",
+    _MODEL,
+    _SHORT_SECONDS,
+)
+FRONTEND_DURATION = _histogram(
+    "dynamo_frontend_request_duration_seconds",
+    "From the last byte of a request to the last byte of its answer.",
+    _MODEL,
+    _SECONDS,
+)
+FRONTEND_INPUT_TOKENS = _histogram(
+    "dynamo_frontend_input_sequence_tokens", "Prompt tokens per prompt.", _MODEL, _TOKENS
+)
+FRONTEND_OUTPUT_TOKENS = _histogram(
+    "dynamo_frontend_output_sequence_tokens", "Generated tokens per choice.", _MODEL, _TOKENS
+)
+FRONTEND_CACHED_TOKENS = _histogram(
+    "dynamo_frontend_cached_tokens",
+    "Prompt tokens per choice whose KV was found, not computed; input_sequence_tokens is the denominator.",
+    _MODEL,
+    (0.0, *_TOKENS),
+)
+FRONTEND_MIGRATIONS = _counter(
+    "dynamo_frontend_model_migration_total",
+    "Requests moved to another worker: before their first token (new_request) or after (ongoing_request).",
+    ("model", "migration_type"),
+)
+
+COMPONENT_REQUESTS = _counter(
+    "dynamo_component_requests_total",
+    "Engine requests ended, by outcome: success, error, cancelled.",
+    (*_WORKER, "status"),
+)
+COMPONENT_INFLIGHT = _gauge(
+    "dynamo_component_inflight_requests", "Engine requests that run or wait now.", _WORKER
+)
+COMPONENT_DURATION = _histogram(
+    "dynamo_component_request_duration_seconds",
+    "From an engine request's arrival to its end.",
+    _WORKER,
+    _SECONDS,
+)
+COMPONENT_PREFILL_TOKENS = _counter(
+    "dynamo_component_prefill_tokens_computed_total",
+    "Prompt tokens whose KV this worker computed; cached and fetched tokens do not count.",
+    _WORKER,
+)
+COMPONENT_DECODE_TOKENS = _counter(
+    "dynamo_component_decode_tokens_total", "Tokens this worker generated.", _WORKER
+)
+COMPONENT_CACHED_TOKENS = _counter(
+    "dynamo_component_cached_prompt_tokens_total",
+    "Prompt tokens whose KV this worker found in its prefix cache.",
+    _WORKER,
+)
+COMPONENT_PROMPT_TOKENS = _counter(
+    "dynamo_component_prompt_tokens_total",
+    "Prompt tokens of all requests: the denominator of cached and computed tokens.",
+    _WORKER,
+)
+COMPONENT_KV_TRANSFER_BYTES = _counter(
+    "dynamo_component_kv_transfer_bytes_total",
+    "Bytes of KV blocks moved between workers, by direction: sent, received.",
+    (*_WORKER, "direction"),
+)
+COMPONENT_KV_TRANSFER_SECONDS = _histogram(
+    "dynamo_component_kv_transfer_seconds",
+    "Time to fetch the KV blocks of one request.",
+    _WORKER,
+    _SHORT_SECONDS,
+)
+COMPONENT_ACTIVE_BLOCKS = _gauge(
+    "dynamo_component_kvstats_active_blocks", "KV blocks in use by requests now.", _WORKER
+)
+COMPONENT_TOTAL_BLOCKS = _gauge("dynamo_component_kvstats_total_blocks", "KV blocks the engine has.", _WORKER)
+COMPONENT_RUNNING = _gauge(
+    "dynamo_component_running_requests", "Requests in the engine's batch now.", _WORKER
+)
+COMPONENT_WAITING = _gauge(
+    "dynamo_component_waiting_requests", "Requests waiting to enter the engine's batch now.", _WORKER
+)
+
+FRONTEND_METRICS = (
+    FRONTEND_REQUESTS,
+    FRONTEND_INFLIGHT,
+    FRONTEND_QUEUED,
+    FRONTEND_TTFT,
+    FRONTEND_ITL,
+    FRONTEND_DURATION,
+    FRONTEND_INPUT_TOKENS,
+    FRONTEND_OUTPUT_TOKENS,
+    FRONTEND_CACHED_TOKENS,
+    FRONTEND_MIGRATIONS,
+)
+COMPONENT_METRICS = (
+    COMPONENT_REQUESTS,
+    COMPONENT_INFLIGHT,
+    COMPONENT_DURATION,
+    COMPONENT_PREFILL_TOKENS,
+    COMPONENT_DECODE_TOKENS,
+    COMPONENT_CACHED_TOKENS,
+    COMPONENT_PROMPT_TOKENS,
+    COMPONENT_KV_TRANSFER_BYTES,
+    COMPONENT_KV_TRANSFER_SECONDS,
+    COMPONENT_ACTIVE_BLOCKS,
+    COMPONENT_TOTAL_BLOCKS,
+    COMPONENT_RUNNING,
+    COMPONENT_WAITING,
+)
+ALL_METRICS = FRONTEND_METRICS + COMPONENT_METRICS

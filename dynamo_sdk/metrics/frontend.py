@@ -1,0 +1,99 @@
+"""What the frontend measures, typed; the clock is an argument."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from . import definitions as d
+from .registry import MetricRegistry
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    SUCCESS = "success"
+    REJECTED = "rejected"  # 4xx: the client's mistake, or more than we can take
+    ERROR = "error"  # 5xx
+    CANCELLED = "cancelled"  # the client left
+
+
+class FrontendMetrics:
+    """One per frontend. ``model`` must be a model that exists: it becomes a label."""
+
+    def __init__(self, registry: MetricRegistry | None = None) -> None:
+        self._registry = registry or MetricRegistry(d.FRONTEND_METRICS)
+        self._models: dict[str, ModelMetrics] = {}
+
+    def model(self, name: str) -> ModelMetrics:
+        metrics = self._models.get(name)
+        if metrics is None:
+            metrics = self._models[name] = ModelMetrics(self._registry, name)
+        return metrics
+
+    def count_request(self, *, model: str, endpoint: str, outcome: Outcome) -> None:
+        """``model`` is empty when the request named none that exists."""
+        self._registry.counter(d.FRONTEND_REQUESTS, model, endpoint, outcome.value).inc()
+
+    def render(self) -> bytes:
+        return self._registry.render()
+
+
+class ModelMetrics:
+    """The children of one model, looked up once."""
+
+    def __init__(self, registry: MetricRegistry, model: str) -> None:
+        self.inflight = registry.gauge(d.FRONTEND_INFLIGHT, model)
+        self.queued = registry.gauge(d.FRONTEND_QUEUED, model)
+        self.duration_s = registry.histogram(d.FRONTEND_DURATION, model)
+        self.ttft_s = registry.histogram(d.FRONTEND_TTFT, model)
+        self.itl_s = registry.histogram(d.FRONTEND_ITL, model)
+        self.input_tokens = registry.histogram(d.FRONTEND_INPUT_TOKENS, model)
+        self.output_tokens = registry.histogram(d.FRONTEND_OUTPUT_TOKENS, model)
+        self.cached_tokens = registry.histogram(d.FRONTEND_CACHED_TOKENS, model)
+        self._migrations_before = registry.counter(d.FRONTEND_MIGRATIONS, model, "new_request")
+        self._migrations_after = registry.counter(d.FRONTEND_MIGRATIONS, model, "ongoing_request")
+
+    def count_migration(self, *, had_tokens: bool) -> None:
+        (self._migrations_after if had_tokens else self._migrations_before).inc()
+
+    def choice(self, *, received_s: float) -> ChoiceTimer:
+        return ChoiceTimer(self, received_s)
+
+
+class ChoiceTimer:
+    """Token times of one choice. It is queued from its making to its first token or its end."""
+
+    __slots__ = ("_is_queued", "_itl_s", "_last_s", "_metrics", "_received_s")
+
+    def __init__(self, metrics: ModelMetrics, received_s: float) -> None:
+        self._metrics = metrics
+        self._received_s = received_s
+        self._itl_s = metrics.itl_s
+        self._last_s = 0.0
+        self._is_queued = True
+        metrics.queued.inc()
+
+    def on_tokens(self, num_tokens: int, now_s: float) -> None:
+        """``num_tokens`` arrived together at ``now_s``; their time is shared out evenly."""
+        if num_tokens == 0:
+            return
+        if self._is_queued:
+            self._leave_queue()
+            self._metrics.ttft_s.observe(now_s - self._received_s)
+            num_tokens -= 1
+            self._last_s = now_s
+            gap_s = 0.0
+        else:
+            gap_s = (now_s - self._last_s) / num_tokens
+            self._last_s = now_s
+        for _ in range(num_tokens):
+            self._itl_s.observe(gap_s)
+
+    def close(self) -> None:
+        """The choice has ended, however. Idempotent."""
+        if self._is_queued:
+            self._leave_queue()
+
+    def _leave_queue(self) -> None:
+        self._is_queued = False
+        self._metrics.queued.dec()
