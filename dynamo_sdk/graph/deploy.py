@@ -87,8 +87,8 @@ class Deploy:
 
     file: DeployFile = field(default_factory=DeployFile)
     name: str = "deploy file"
-    origins: Mapping[Path, Origin] = field(default_factory=dict)
-    lines: Mapping[Path, int] = field(default_factory=dict)
+    origins: Mapping[Path, Origin] = field(default_factory=dict[Path, Origin])
+    lines: Mapping[Path, int] = field(default_factory=dict[Path, int])
 
     def origin(self, path: Path) -> Origin | None:
         """Where the value at ``path``, or the last written of those below it, comes from."""

@@ -37,7 +37,7 @@ def service(cls: C) -> C:
     The mark is not inherited; a subclass is a service of its own only with a mark of its own. The
     service's name, in plans and deploy files, is the class's ``__name__``.
     """
-    if not isinstance(cls, type):
+    if not isinstance(cast(object, cls), type):
         raise GraphError(f"@service marks a class, got {cls!r}; methods are marked with @endpoint")
     setattr(cls, _SERVICE_MARK, True)
     return cls
@@ -99,9 +99,9 @@ class Dependency(Generic[S]):
     def target(self) -> type[S]:
         """The class this edge leads to. Raises ``GraphError`` when a forward reference fails."""
         if isinstance(self._target, type):
-            return self._target
+            return cast("type[S]", self._target)
         try:
-            target = self._target()
+            target = cast(object, self._target())
         except Exception as error:
             raise GraphError(
                 f"depends() of {self.attribute!r}: the function that should return its class raised "
@@ -112,7 +112,7 @@ class Dependency(Generic[S]):
                 f"depends() of {self.attribute!r}: the function returned {target!r}, not a class; "
                 "write e.g. `depends(lambda: Decode)`"
             )
-        return target
+        return cast("type[S]", target)
 
     @overload
     def __get__(self, instance: None, owner: type) -> Dependency[S]: ...

@@ -22,9 +22,11 @@ _INT = re.compile(r"[-+]?[0-9]+")
 _OTHER_BASE = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.inf|\.nan", re.IGNORECASE)
-_WORDS: dict[str, Json] = {"": None, "~": None, "null": None, "true": True, "false": False}
-_WORDS |= {word.title(): value for word, value in _WORDS.items()}
-_WORDS |= {word.upper(): value for word, value in _WORDS.items()}
+_WORDS: dict[str, Json] = {
+    spelling: value
+    for word, value in (("", None), ("~", None), ("null", None), ("true", True), ("false", False))
+    for spelling in (word, word.title(), word.upper())
+}
 _PLAIN_TAGS = {"!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))}
 _MAX_DEPTH = 32
 _MAX_VALUES = 100_000
