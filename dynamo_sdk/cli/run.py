@@ -1,0 +1,80 @@
+"""``dynamo-sdk run``: serve a graph until somebody stops it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .plan import DeployPath, Overrides, Target
+
+SECRET_VARIABLE = "DYNAMO_SDK_SECRET"
+
+
+def run(
+    target: Target,
+    deploy: DeployPath = None,
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Where HTTP listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    launcher: Annotated[str, typer.Option(help="What starts the services: local, inprocess, ...")] = "local",
+    only: Annotated[
+        str | None, typer.Option(metavar="SERVICE", help="Start this service alone; needs --join.")
+    ] = None,
+    join: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Join the running graph that printed this address.")
+    ] = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(help=f"Holds the shared secret of all processes; else {SECRET_VARIABLE} is read."),
+    ] = None,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Serve a graph. Prints `ready http://HOST:PORT` once every edge has answered; Ctrl-C drains."""
+    from dynamo_sdk.interfaces import LaunchOptions
+    from dynamo_sdk.plugins import Registry
+
+    from .plan import load_plan
+
+    if debug:
+        from .main import turn_debug_on
+
+        turn_debug_on()
+    registry = Registry.discover()
+    compiled = load_plan(
+        target, deploy=deploy, overrides=overrides or (), launcher=launcher, registry=registry
+    )
+    if is_dry:
+        from rich.console import Console
+
+        from dynamo_sdk.graph import render
+
+        render.print_plan(compiled, Console())
+        return
+
+    from .serve import run_until_stopped
+
+    options = LaunchOptions(
+        host=host, port=port, only=only, join=join, secret=read_secret(secret_file, os.environ)
+    )
+    run_until_stopped(registry.load(registry.launchers.require(launcher))(compiled, options))
+
+
+def read_secret(file: Path | None, environment: MutableMapping[str, str]) -> str | None:
+    """The shared secret, if there is one. It is taken out of ``environment``, so that engines and
+    whatever they start do not inherit it. Raises ``ConfigError``."""
+    from dynamo_sdk.errors import ConfigError
+
+    secret = environment.pop(SECRET_VARIABLE, None)
+    if file is not None:
+        try:
+            secret = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the secret file {str(file)!r}: {error}") from error
+    if secret == "":
+        raise ConfigError(f"the shared secret is empty; check {file or SECRET_VARIABLE}")
+    return secret
