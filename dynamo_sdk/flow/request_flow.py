@@ -319,9 +319,11 @@ class RequestFlow:
     def _abandon(self) -> list[Action]:
         """Cancel every leg, and give up what a prefill worker holds for us."""
         actions: list[Action] = []
-        for leg in list(self._legs):
+        for leg, current in list(self._legs.items()):
             actions.append(CancelLeg(leg))
             actions += self._free(leg)
+            if leg is Role.PREFILL:  # its ticket may be on the way to us
+                actions.append(ReleaseBlocks(current.worker.worker_id, current.request.request_id))
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
             actions.append(ReleaseBlocks(ticket.worker.worker_id, ticket.request_id))

@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from dynamo_sdk.errors import GraphError, InvalidRequest, NotFound, ProtocolError
+from dynamo_sdk.errors import DynamoError, GraphError, InvalidRequest, NotFound, ProtocolError
 from dynamo_sdk.graph.endpoints import EndpointSpec
 
 from .client import ClientConnection, ClientStream
@@ -123,6 +123,11 @@ class RemoteStream:
                 raise StopAsyncIteration
             self._stream = await self._open()
         return self._codec.decode_result(await anext(self._stream))
+
+    def fail(self, error: DynamoError) -> None:
+        """End the call from this side: its reader gets ``error``, the server a cancel."""
+        if self._stream is not None:
+            self._stream.fail(error)
 
     async def aclose(self) -> None:
         self._open = None

@@ -63,10 +63,14 @@ class ClientStream:
         return len(self._items)
 
     async def aclose(self) -> None:
+        self.fail(None)
+        self._items.clear()
+
+    def fail(self, error: DynamoError | None) -> None:
+        """Cancel the call at the server unless it is over; ``error`` is what its reader gets."""
         if not self._is_over:
             self._connection.cancel(self._number)
-            self.finish(None)
-        self._items.clear()
+            self.finish(error)
 
     def put(self, item: msgspec.Raw) -> None:
         self._items.append(item)
@@ -147,8 +151,7 @@ class ClientConnection(Link):
     def _expire(self, number: int, method: str, limit_s: float) -> None:
         stream = self._streams.get(number)
         if stream is not None:
-            self.cancel(number)
-            stream.finish(DeadlineExceeded(f"{method} took longer than its deadline of {limit_s:.3g} s"))
+            stream.fail(DeadlineExceeded(f"{method} took longer than its deadline of {limit_s:.3g} s"))
 
     def handle(self, event: Event) -> None:
         match event:

@@ -96,6 +96,7 @@ async def run_replica(
             plugins=Registry.discover(),
             edges=edges,
             http_fd=spec.http_fd,
+            secret=spec.secret,
             drain_timeout_s=spec.drain_timeout_s,
         )
         handler = serve_endpoints(instance, codecs_of(endpoints_of(cls), spec.service))

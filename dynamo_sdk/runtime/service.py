@@ -23,7 +23,7 @@ class ServiceContext:
     """One replica's surroundings.
 
     ``record``: what is announced so far; ``edges``: attribute -> client. ``http_fd``: a listening socket
-    for services that speak HTTP, owned by the service from now on; ``http_host`` is what its URL shows.
+    for services that speak HTTP, owned by the service from now on. ``secret`` guards connections.
     """
 
     plan: DeploymentPlan
@@ -34,6 +34,7 @@ class ServiceContext:
     plugins: Registry
     edges: dict[str, ServiceClient] = field(default_factory=dict)
     http_fd: int | None = None
+    secret: str | None = None
     drain_timeout_s: float = 30.0
 
 

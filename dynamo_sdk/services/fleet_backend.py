@@ -1,0 +1,182 @@
+"""The frontend's backend: models as the plan names them, workers as the fleet shows them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from functools import partial
+
+from dynamo_sdk.errors import DynamoError, NotFound, Unavailable
+from dynamo_sdk.flow import FlowConfig
+from dynamo_sdk.interfaces import KVConnector
+from dynamo_sdk.metrics import FrontendMetrics
+from dynamo_sdk.runtime.clock import Clock
+from dynamo_sdk.runtime.service import ServiceContext
+from dynamo_sdk.types import (
+    EmbedOutput,
+    EmbedRequest,
+    GenerateChunk,
+    GenerateRequest,
+    ModelRecord,
+    Role,
+    SamplingParams,
+    WorkerRecord,
+    pack_tokens,
+)
+from dynamo_sdk.types.plan import DeploymentPlan
+
+from .dispatch import Dispatcher, DispatchLimits, ModelRoute
+from .openai.backend import Backend, GenerateOptions, Health
+from .pools import Pools
+
+logger = logging.getLogger(__name__)
+
+METRICS_TIMEOUT_S = 2.0
+CANARY_DEADLINE_S = 30.0
+CANARY_RETRY_S = 1.0
+
+
+class FleetBackend(Backend):
+    """Serves every model of the plan that has an engine service behind this frontend."""
+
+    def __init__(self, context: ServiceContext, limits: DispatchLimits, metrics: FrontendMetrics) -> None:
+        self._clock: Clock = context.clock
+        clients = {client.service: client for client in context.edges.values()}
+        self._pools = Pools(context.fleet, clients, context.clock)
+        self._dispatcher = Dispatcher(self._pools, context.clock, limits)
+        self._planned = _planned_roles(context.plan, set(clients))
+        self._routes = {
+            model.spec.name: ModelRoute(
+                name=model.spec.name,
+                config=FlowConfig(connector=self._connector(context, model.spec.name, model.connector)),
+                routers={
+                    role: context.plugins.build_router(model.router.name, dict(model.router.args))
+                    for role in self._planned[model.spec.name]
+                },
+                on_migration=partial(_count_migration, metrics, model.spec.name),
+            )
+            for model in context.plan.models
+            if model.spec.name in self._planned
+        }
+
+    def _connector(self, context: ServiceContext, model: str, name: str | None) -> KVConnector | None:
+        if Role.PREFILL not in self._planned[model] or name is None:
+            return None
+        return context.plugins.build_kv_connector(name)
+
+    # -- Backend
+
+    def models(self) -> Mapping[str, ModelRecord]:
+        """Models with a worker that can finish a request, by name."""
+        found: dict[str, ModelRecord] = {}
+        for name, roles in self._planned.items():
+            role = Role.DECODE if Role.DECODE in roles else Role.AGGREGATED
+            for worker in self._pools.workers(name, role):
+                record = next(model for model in worker.models if model.name == name)
+                if name not in found or record.context_length < found[name].context_length:
+                    found[name] = record
+        return found
+
+    def health(self) -> Health:
+        ready = self.models()
+        details: dict[str, str] = {}
+        for name, roles in self._planned.items():
+            counts = [f"{len(self._pools.workers(name, role))} {role} ready" for role in roles]
+            details[name] = ", ".join(counts)
+        missing = [name for name in self._planned if name not in ready]
+        if missing:
+            return Health(
+                is_ready=False, reason=f"no worker is ready for model {', '.join(missing)}", details=details
+            )
+        return Health(is_ready=True, details=details)
+
+    async def generate(
+        self, request: GenerateRequest, *, options: GenerateOptions
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        route = self._route(request.model)
+        deadline_s = self._clock.now_s() + options.deadline_s
+        async with aclosing(self._dispatcher.run(request, route, deadline_s)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def embed(self, request: EmbedRequest, *, options: GenerateOptions) -> EmbedOutput:
+        route = self._route(request.model)
+        for role in (Role.AGGREGATED, Role.PREFILL, Role.DECODE):
+            if role in route.routers and (workers := self._pools.workers(request.model, role)):
+                worker = min(workers, key=lambda w: self._pools.candidates([w])[0].num_active_requests)
+                client = self._pools.client_of(worker)
+                output = await client.call(worker.worker_id, "embed", request, timeout_s=options.deadline_s)
+                assert isinstance(output, EmbedOutput)
+                return output
+        raise Unavailable(f"no worker of model {request.model!r} can take the request now")
+
+    async def worker_metrics(self) -> list[bytes]:
+        texts = await asyncio.gather(*(self._metrics_of(worker) for worker in self._pools.all_workers()))
+        return [text for text in texts if text is not None]
+
+    # -- life
+
+    async def try_out(self) -> None:
+        """Return when every model has answered with real tokens, through all of its legs."""
+        for name in self._routes:
+            while not await self._answers(name):
+                await self._clock.sleep(CANARY_RETRY_S)
+
+    async def close(self) -> None:
+        await self._dispatcher.close()
+        await self._pools.close()
+
+    async def _answers(self, name: str) -> bool:
+        """Whether a short request came through all legs of this model, as soon as all are there."""
+        if not await self._pools.wait_for_worker(partial(self._has_all_roles, name), CANARY_DEADLINE_S):
+            return False
+        request = GenerateRequest(
+            request_id=f"canary-{name}",
+            model=name,
+            prompt=pack_tokens([1, 1]),
+            sampling=SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True),
+        )
+        options = GenerateOptions(deadline_s=CANARY_DEADLINE_S)
+        try:
+            async with aclosing(self.generate(request, options=options)) as chunks:
+                async for _ in chunks:
+                    pass
+        except DynamoError as error:
+            logger.warning("model %s does not answer yet: %s", name, error)
+            return False
+        return True
+
+    def _has_all_roles(self, name: str) -> bool:
+        return all(self._pools.workers(name, role) for role in self._planned[name])
+
+    def _route(self, model: str) -> ModelRoute:
+        try:
+            return self._routes[model]
+        except KeyError:
+            raise NotFound(f"no model {model!r} (models: {', '.join(self._routes)})", param="model") from None
+
+    async def _metrics_of(self, worker: WorkerRecord) -> bytes | None:
+        try:
+            text = await self._pools.client_of(worker).call(
+                worker.worker_id, "metrics", timeout_s=METRICS_TIMEOUT_S
+            )
+        except DynamoError:
+            return None
+        return bytes(text)
+
+
+def _planned_roles(plan: DeploymentPlan, services: set[str]) -> dict[str, tuple[Role, ...]]:
+    """Model -> the roles that the services behind this frontend play for it."""
+    roles: dict[str, list[Role]] = {}
+    for service in plan.services:
+        if service.name in services and service.model is not None and service.role is not None:
+            found = roles.setdefault(service.model, [])
+            if service.role not in found:
+                found.append(service.role)
+    return {model: tuple(found) for model, found in roles.items()}
+
+
+def _count_migration(metrics: FrontendMetrics, model: str, num_kept_tokens: int) -> None:
+    metrics.model(model).count_migration(had_tokens=num_kept_tokens > 0)

@@ -1,0 +1,115 @@
+"""Where an engine's blocks, tickets and transfer meet: the worker's side of the ``direct`` connector.
+
+Engines know nothing of tickets, ``transfer/`` nothing of requests; this joins them::
+
+    prefill   engine: HANDOVER, blocks held  ->  issue a ticket  ->  fetched | revoked | expired: release
+    decode    reserve blocks  ->  fetch what is not cached  ->  engine continues  (failed: release)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+
+import msgspec
+
+from dynamo_sdk.errors import TicketExpired
+from dynamo_sdk.interfaces import Engine, ExposesBlocks
+from dynamo_sdk.runtime.clock import Clock
+from dynamo_sdk.transfer import BlockFetcher, BlockServer, TransferReport
+from dynamo_sdk.types import FinishReason, GenerateChunk, GenerateRequest, LegTiming, Role
+
+TICKET_TTL_S = 30.0
+
+
+class BlockHandover:
+    """Runs the legs of an engine that exposes its blocks, with tickets at both ends.
+
+    ``engine`` and ``blocks`` are two faces of one object.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        blocks: ExposesBlocks,
+        clock: Clock,
+        *,
+        secret: str | None,
+        ttl_s: float = TICKET_TTL_S,
+    ) -> None:
+        key = None if secret is None else secret.encode()
+        self._engine = engine
+        self._blocks = blocks
+        self._clock = clock
+        self._ttl_s = ttl_s
+        self.server = BlockServer(secret=key)
+        self.fetcher = BlockFetcher(secret=key)
+
+    async def start(self, address: str) -> None:
+        """Listen for fetches at ``address`` (``unix:`` or ``tcp:``)."""
+        await self.server.start([address])
+
+    def release(self, request_id: str) -> None:
+        """Nobody will fetch what is held for this leg. Idempotent."""
+        self.server.revoke(request_id)
+
+    async def close(self) -> None:
+        await self.fetcher.close()
+        await self.server.close()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        """``Engine.generate``, with a ticket on ``HANDOVER`` and the blocks fetched before decode."""
+        report: TransferReport | None = None
+        if request.role is Role.DECODE and request.kv_transfer is not None:
+            report = await self._fetch(request)
+        async with aclosing(self._engine.generate(request)) as chunks:
+            async for chunk in chunks:
+                if chunk.finish_reason is FinishReason.HANDOVER:
+                    chunk = self._with_ticket(request, chunk)
+                elif chunk.finish_reason is not None and report is not None:
+                    chunk = _with_report(chunk, report)
+                yield chunk
+
+    def _with_ticket(self, request: GenerateRequest, chunk: GenerateChunk) -> GenerateChunk:
+        blocks, request_id = self._blocks, request.request_id
+        try:
+            ticket = self.server.issue(
+                request_id,
+                blocks.held_blocks(request_id),
+                blocks.block_memory,
+                ttl_s=self._ttl_s,
+                release=partial(blocks.release_blocks, request_id),
+            )
+        except BaseException:
+            blocks.release_blocks(request_id)
+            raise
+        return msgspec.structs.replace(chunk, kv_transfer=ticket)
+
+    async def _fetch(self, request: GenerateRequest) -> TransferReport:
+        ticket, blocks = request.kv_transfer, self._blocks
+        assert ticket is not None
+        received_s = self._clock.now_s()
+        reservation = await blocks.reserve_blocks(request)
+        try:
+            left_s = self._ttl_s
+            if ticket.ttl_s is not None:
+                left_s = ticket.ttl_s - (self._clock.now_s() - received_s)
+            if left_s <= 0:
+                raise TicketExpired("no memory came free before the ticket's end")
+            first, ids = reservation.num_cached_blocks, reservation.block_ids
+            return await self.fetcher.fetch(
+                ticket,
+                list(enumerate(ids))[first:],
+                blocks.block_memory,
+                timeout_s=left_s,
+            )
+        except BaseException:
+            blocks.release_blocks(request.request_id)
+            raise
+
+
+def _with_report(chunk: GenerateChunk, report: TransferReport) -> GenerateChunk:
+    timing = chunk.timing or LegTiming()
+    timing = msgspec.structs.replace(timing, transfer_s=report.duration_s, transfer_bytes=report.num_bytes)
+    return msgspec.structs.replace(chunk, timing=timing)

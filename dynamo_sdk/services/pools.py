@@ -1,0 +1,118 @@
+"""Who can serve a model, and how busy each of them is: what routers choose from.
+
+A pool is the ready workers of one model and role. The fleet says who is there, the load feeds how busy
+each says it is, and this frontend's own requests how busy it has just been made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import aclosing
+
+from dynamo_sdk.errors import DynamoError
+from dynamo_sdk.interfaces import Candidate, Fleet, Freed, Routed, RouterFact
+from dynamo_sdk.runtime.clock import Clock
+from dynamo_sdk.runtime.edges import ServiceClient
+from dynamo_sdk.runtime.fleet import FleetView
+from dynamo_sdk.types import LoadSnapshot, Role, WorkerId, WorkerRecord
+
+logger = logging.getLogger(__name__)
+
+
+class Pools:
+    """The workers behind a frontend's engine edges. ``clients``: service name -> client."""
+
+    def __init__(self, fleet: FleetView, clients: dict[str, ServiceClient], clock: Clock) -> None:
+        self._fleet = fleet
+        self._clients = clients
+        self._clock = clock
+        self._num_active: defaultdict[WorkerId, int] = defaultdict(int)
+        self._loads: dict[WorkerId, tuple[LoadSnapshot, float]] = {}
+        self._feeds: dict[WorkerId, asyncio.Task[None]] = {}
+        fleet.subscribe(self._follow_feeds)
+
+    def workers(self, model: str, role: Role) -> list[WorkerRecord]:
+        """Ready workers of this model and role, in a stable order."""
+        return sorted(
+            (
+                record
+                for record in self._fleet.workers.values()
+                if record.is_ready
+                and record.role is role
+                and record.service in self._clients
+                and any(served.name == model for served in record.models)
+            ),
+            key=lambda record: record.worker_id,
+        )
+
+    def candidates(self, workers: list[WorkerRecord]) -> list[Candidate]:
+        """What a router may know of them."""
+        now_s = self._clock.now_s()
+        found: list[Candidate] = []
+        for record in workers:
+            load, at_s = self._loads.get(record.worker_id, (None, now_s))
+            found += [
+                Candidate(
+                    worker_id=record.worker_id,
+                    dp_rank=rank,
+                    num_active_requests=self._num_active[record.worker_id],
+                    load=load,
+                    load_age_s=None if load is None else now_s - at_s,
+                )
+                for rank in range(record.dp_size)
+            ]
+        return found
+
+    def client_of(self, worker: WorkerRecord) -> ServiceClient:
+        return self._clients[worker.service]
+
+    def all_workers(self) -> list[WorkerRecord]:
+        """Every engine worker behind our edges, ready or not."""
+        return [record for record in self._fleet.workers.values() if record.service in self._clients]
+
+    def observe(self, fact: RouterFact) -> None:
+        """Count this frontend's own requests per worker."""
+        if isinstance(fact, Routed):
+            self._num_active[fact.worker_id] += 1
+        elif isinstance(fact, Freed):
+            self._num_active[fact.worker_id] -= 1
+            if self._num_active[fact.worker_id] <= 0:
+                del self._num_active[fact.worker_id]
+
+    async def wait_for_worker(self, is_met: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether ``is_met`` came true, judged after each change of the fleet."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._fleet.wait_until(lambda _fleet: is_met())
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        feeds, self._feeds = list(self._feeds.values()), {}
+        for feed in feeds:
+            feed.cancel()
+        if feeds:
+            await asyncio.wait(feeds)
+
+    def _follow_feeds(self, fleet: Fleet) -> None:
+        for worker_id in [w for w in self._feeds if w not in fleet]:
+            self._feeds.pop(worker_id).cancel()
+            self._loads.pop(worker_id, None)
+        for record in fleet.values():
+            if record.is_ready and record.service in self._clients and record.worker_id not in self._feeds:
+                self._feeds[record.worker_id] = asyncio.get_running_loop().create_task(
+                    self._read_loads(record)
+                )
+
+    async def _read_loads(self, record: WorkerRecord) -> None:
+        client = self._clients[record.service]
+        with contextlib.suppress(DynamoError):  # a worker without news is routed to without them
+            async with aclosing(client.stream(record.worker_id, "loads", timeout_s=None)) as loads:
+                async for load in loads:
+                    self._loads[record.worker_id] = (load, self._clock.now_s())
+        self._loads.pop(record.worker_id, None)

@@ -1,0 +1,194 @@
+"""The ready-made worker services: one engine behind a few endpoints.
+
+``Worker`` serves whole requests, ``PrefillWorker`` and ``DecodeWorker`` one leg each. What engine they
+run, on which model and how often, is the deploy file's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import ClassVar
+
+import msgspec
+
+from dynamo_sdk.errors import ConfigError, EngineStartError, InvalidRequest
+from dynamo_sdk.graph import EngineService, endpoint
+from dynamo_sdk.interfaces import Embeds, Engine, EngineFacts, EngineSetup, ExposesBlocks
+from dynamo_sdk.metrics import WorkerMetrics
+from dynamo_sdk.runtime.model_path import resolve_model_path
+from dynamo_sdk.runtime.network import parse_address
+from dynamo_sdk.runtime.service import ManagedService, ServiceContext
+from dynamo_sdk.transfer import DIRECT
+from dynamo_sdk.types import (
+    EmbedOutput,
+    EmbedRequest,
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    LoadSnapshot,
+    ModelRecord,
+    ModelSpec,
+    Role,
+    SamplingParams,
+    WorkerRecord,
+    pack_tokens,
+)
+
+from .handover import BlockHandover
+from .leg_meter import metered_leg, observe_load
+
+LOAD_INTERVAL_S = 0.1
+CANARY_TOKEN = 1
+
+
+class Worker(EngineService, ManagedService):
+    """Runs one engine. The base of the two specialised workers."""
+
+    role: ClassVar[Role] = Role.AGGREGATED
+
+    _engine: Engine
+    _context: ServiceContext
+    _metrics: WorkerMetrics
+    _handover: BlockHandover | None = None
+    _is_open = False
+
+    # -- endpoints
+
+    @endpoint
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        """One leg. Ends early, with everything freed, when the caller closes the stream."""
+        run = self._engine if self._handover is None else self._handover
+        with metered_leg(self._metrics, request, self._context.clock) as meter:
+            async with aclosing(run.generate(request)) as chunks:
+                async for chunk in chunks:
+                    meter.see(chunk)
+                    yield chunk
+
+    @endpoint
+    async def embed(self, request: EmbedRequest) -> EmbedOutput:
+        if not isinstance(self._engine, Embeds):
+            raise InvalidRequest(
+                f"model {request.model!r} runs on an engine that cannot embed", param="model"
+            )
+        return await self._engine.embed(request)
+
+    @endpoint
+    async def release(self, request_id: str) -> None:
+        """Nobody will fetch the blocks that are held for this prefill leg."""
+        if self._handover is not None:
+            self._handover.release(request_id)
+
+    @endpoint
+    async def loads(self) -> AsyncIterator[LoadSnapshot]:
+        """The engine's load now, and whenever it has changed, at most ten times a second."""
+        last: LoadSnapshot | None = None
+        while True:
+            load = self._engine.load()
+            if load is not None and (last is None or msgspec.structs.replace(load, at_s=last.at_s) != last):
+                last = load
+                yield load
+            await self._context.clock.sleep(LOAD_INTERVAL_S)
+
+    @endpoint
+    async def metrics(self) -> bytes:
+        """This worker's series, as Prometheus text."""
+        observe_load(self._metrics, self._engine.load())
+        return self._metrics.render()
+
+    @endpoint
+    async def check_integrity(self) -> None:
+        """Raises ``EngineFailed`` when the engine's books do not add up. For tests; may be slow."""
+        self._engine.check_integrity()
+
+    # -- life
+
+    async def start(self, context: ServiceContext) -> WorkerRecord:
+        self._context = context
+        service = context.service
+        if service.engine is None or service.model is None:
+            raise ConfigError(f"service {service.name} has no engine or model in the plan")
+        model = next(model for model in context.plan.models if model.spec.name == service.model)
+        spec = ModelSpec(name=model.spec.name, path=str(resolve_model_path(model.spec.path)))
+        connector_args: dict[str, str] = {}
+        if service.connector is not None:
+            connector_args = context.plugins.build_kv_connector(service.connector).engine_args(self.role)
+        setup = EngineSetup(
+            model=spec, role=self.role, connector=service.connector, connector_args=connector_args
+        )
+        self._metrics = WorkerMetrics(
+            service=service.name, worker_id=context.record.worker_id, role=self.role
+        )
+        self._engine = context.plugins.build_engine(service.engine.name, setup, service.engine.args)
+        self._is_open = True
+        facts = await self._engine.start()
+        if service.connector == DIRECT:
+            await self._start_handover(context)
+        await self._try_out(spec.name)
+        return self._announce(context.record, spec, facts)
+
+    async def drain(self) -> None:
+        await self._engine.drain()
+
+    async def close(self) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._handover is not None:
+            await self._handover.close()
+        await self._engine.close()
+
+    async def _start_handover(self, context: ServiceContext) -> None:
+        if not isinstance(self._engine, ExposesBlocks):
+            raise EngineStartError(
+                f"engine of {context.service.name} declares connector {DIRECT!r} but exposes no blocks"
+            )
+        self._handover = BlockHandover(self._engine, self._engine, context.clock, secret=context.secret)
+        kind, host, _ = parse_address(context.record.address)
+        await self._handover.start(f"unix:{host}.kv" if kind == "unix" else f"tcp:{host}:0")
+
+    async def _try_out(self, model: str) -> None:
+        """One token through the real engine: ready means that it has answered once."""
+        request = GenerateRequest(
+            request_id=f"canary-{self._context.record.worker_id}",
+            model=model,
+            prompt=pack_tokens([CANARY_TOKEN]),
+            sampling=SamplingParams(max_tokens=1, temperature=0.0),
+        )
+        async with aclosing(self._engine.generate(request)) as chunks:
+            async for chunk in chunks:
+                if chunk.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+                    return
+        raise EngineStartError(
+            f"the engine of {self._context.service.name} gave no end to a one-token request"
+        )
+
+    def _announce(self, record: WorkerRecord, spec: ModelSpec, facts: EngineFacts) -> WorkerRecord:
+        service = self._context.service
+        model = ModelRecord(
+            name=spec.name,
+            path=spec.path,
+            context_length=facts.context_length,
+            block_size=facts.block_size,
+        )
+        return msgspec.structs.replace(
+            record,
+            role=self.role,
+            engine=service.engine.name if service.engine is not None else None,
+            connector=service.connector,
+            models=(model,),
+            dp_size=facts.dp_size,
+            num_blocks=facts.num_blocks,
+        )
+
+
+class PrefillWorker(Worker):
+    """Reads prompts; hands their KV over after the first token."""
+
+    role = Role.PREFILL
+
+
+class DecodeWorker(Worker):
+    """Continues what a prefill worker began; runs whole requests where there is none."""
+
+    role = Role.DECODE
