@@ -19,7 +19,7 @@ def merge_texts(texts: Iterable[bytes]) -> bytes:
         family = b""
         is_first = False
         for line in text.splitlines():
-            if line.startswith(b"# HELP ") or line.startswith(b"# TYPE "):
+            if line.startswith((b"# HELP ", b"# TYPE ")):
                 name = line.split(b" ", 3)[2]
                 if name != family:
                     family, is_first = name, name not in heads

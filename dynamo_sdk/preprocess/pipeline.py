@@ -103,6 +103,17 @@ class ModelPipeline:
             )
         return room if max_tokens is None else max_tokens
 
+    def check_fits(self, num_prompt_tokens: int, *, param: str) -> None:
+        """As ``output_room``, for a prompt that gets no output."""
+        if num_prompt_tokens == 0:
+            raise InvalidRequest(f"{param} has no tokens; give at least one", param=param)
+        if num_prompt_tokens > self.context_length:
+            raise ContextLengthExceeded(
+                f"model {self.name!r} has a context of {self.context_length} tokens, but {param} has "
+                f"{num_prompt_tokens}",
+                param=param,
+            )
+
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
         at_least = self.tokenizer.min_num_tokens(text)
         if at_least >= self.context_length:  # spares seconds of tokenizing what cannot fit

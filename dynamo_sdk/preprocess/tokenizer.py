@@ -45,8 +45,9 @@ class Tokenizer:
             content = path.read_bytes()
         except OSError as error:
             raise ConfigError(
-                f"the model folder {folder} has no readable tokenizer.json ({error.strerror}); save the model "
-                "with its fast tokenizer: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+                f"the model folder {folder} has no readable tokenizer.json "
+                f"({error.strerror}); save the model with its fast tokenizer: "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
             ) from error
         try:
             hf = HfTokenizer.from_buffer(content)

@@ -1,0 +1,8 @@
+"""The OpenAI-compatible HTTP API as an ASGI application over an abstract ``Backend``."""
+
+from .app import OpenAIApp
+from .backend import Backend, GenerateOptions, Health
+from .limits import HttpLimits
+from .server import serve
+
+__all__ = ["Backend", "GenerateOptions", "Health", "HttpLimits", "OpenAIApp", "serve"]

@@ -1,0 +1,113 @@
+"""Send a generation's answer, streamed or whole; chat and completions differ only in their ``Format``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import msgspec
+
+from .choice import Delta, ScoredToken
+from .exchange import Exchange
+from .generation import Generation
+from .sse import DONE
+
+Events = AsyncGenerator[tuple[int, Delta], None]
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class UsageBody(msgspec.Struct, frozen=True):
+    """``prompt_tokens`` counts each prompt once, however many choices it has. ``prompt_tokens_details``
+    is null when a stop string ended the engine's work before it said."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None
+
+
+@dataclass(slots=True)
+class Finished:
+    """A whole choice, summed up from its deltas."""
+
+    texts: list[str] = field(default_factory=list)
+    scored: list[ScoredToken] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.scored += delta.scored
+        self.token_ids += delta.token_ids
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+class Format(ABC):
+    """How one kind of answer looks."""
+
+    @abstractmethod
+    def opening(self) -> bytes:
+        """Events that come before the first delta."""
+
+    @abstractmethod
+    def event(self, index: int, delta: Delta) -> bytes:
+        """The event of one delta."""
+
+    @abstractmethod
+    def usage_event(self, usage: UsageBody) -> bytes: ...
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Finished], usage: UsageBody) -> bytes:
+        """The answer of a request that is not streamed, as JSON."""
+
+
+async def send_streamed(
+    exchange: Exchange, generation: Generation, events: Events, format: Format, *, shows_usage: bool
+) -> None:
+    """One event per delta; the first waits for a token, so that an early error is a plain HTTP error."""
+    num_open = len(generation.choices)
+    out = format.opening()
+    async with aclosing(events):
+        async for index, delta in events:
+            out += format.event(index, delta)
+            if not exchange.is_streaming:
+                await exchange.start_stream()
+            if delta.finish_reason is not None:
+                num_open -= 1
+            if num_open and out:
+                await exchange.send_events(out)
+                out = b""
+    if shows_usage:
+        out += format.usage_event(usage_of(generation))
+    await exchange.end_stream(out + DONE)
+
+
+async def send_whole(exchange: Exchange, generation: Generation, events: Events, format: Format) -> None:
+    finished = [Finished() for _ in generation.choices]
+    async with aclosing(events):
+        async for index, delta in events:
+            finished[index].add(delta)
+    await exchange.send_json(format.whole(finished, usage_of(generation)))
+
+
+def usage_of(generation: Generation) -> UsageBody:
+    num_prompt_tokens = sum(map(len, generation.prompts))
+    num_output_tokens = sum(choice.stream.num_tokens for choice in generation.choices)
+    per_prompt = len(generation.choices) // len(generation.prompts)
+    cached = [choice.num_cached_tokens for choice in generation.choices[::per_prompt]]
+    known = [count for count in cached if count is not None]
+    return UsageBody(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_output_tokens,
+        total_tokens=num_prompt_tokens + num_output_tokens,
+        prompt_tokens_details=PromptTokensDetails(sum(known)) if len(known) == len(cached) else None,
+    )
