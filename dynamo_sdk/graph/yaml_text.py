@@ -53,7 +53,7 @@ def read_yaml(text: str, *, name: str) -> YamlText:
         raise ConfigError(f"{name}: not YAML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: nested too deeply; {_MAX_DEPTH} levels are allowed") from error
-    except ValueError as error:  # PyYAML lets some through, e.g. for escapes beyond Unicode
+    except (ValueError, OverflowError) as error:  # PyYAML lets some through: escapes beyond Unicode
         raise ConfigError(f"{name}: not YAML: {error}") from error
     reader = _Reader(name)
     value = reader.read(root, ()) if root is not None else None
@@ -88,7 +88,7 @@ class _Reader:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._error(key_node, path, "a key must be a plain name")
-            key: str = key_node.value
+            key = self._text(key_node, path)
             here = (*path, key)
             if key in own:
                 raise self._error(key_node, here, "given twice; keep one")
@@ -110,7 +110,7 @@ class _Reader:
         return merged
 
     def _read_scalar(self, node: yaml.Node, path: tuple[str | int, ...]) -> Json:
-        text: str = node.value
+        text = self._text(node, path)
         if getattr(node, "style", None) is not None:  # quoted or a block: text
             return text
         if text in _WORDS:
@@ -130,6 +130,13 @@ class _Reader:
                 raise self._error(node, path, f"the number {text} is too large")
             return real
         return text
+
+    def _text(self, node: yaml.Node, path: tuple[str | int, ...]) -> str:
+        text: str = node.value
+        try:  # PyYAML leaves a pair of JSON's \\u escapes apart, and lets one alone pass
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise self._error(node, path, f"{text!r} is not Unicode text") from None
 
     def _error(self, node: yaml.Node, path: tuple[str | int, ...], message: str) -> ConfigError:
         where = f"{format_path(path)}: " if path else ""
