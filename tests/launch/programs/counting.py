@@ -19,7 +19,7 @@ class Counter:
         self.fails, self.exits, self.daemon = fails, exits, daemon
 
     async def on_start(self) -> None:
-        sys.stdout.write(f"counting with {os.environ['OMP_NUM_THREADS']} threads\n")
+        sys.stdout.write(f"counting with {os.environ.get('OMP_NUM_THREADS')} threads\n")
         if self.daemon:
             sleeper = [sys.executable, "-c", "import signal; signal.pause()"]
             subprocess.Popen(sleeper, start_new_session=True)  # noqa: ASYNC220
@@ -53,7 +53,9 @@ class Web(ManagedService):
         writer.close()
 
     async def close(self) -> None:
-        self._server.close()
+        if hasattr(self, "_server"):
+            self._server.close()
 
 
 graph = Graph(Web)
+counters = Graph(Counter)
