@@ -24,9 +24,9 @@ from dynamo_sdk.interfaces import BlockMemory
 
 from . import wire
 from .address import TcpAddress, UnixAddress, connect, parse_address, shut, socket_for
+from .copying import copy_blocks
 from .host import HostIdentity, host_identity
 from .region import Mappings
-from .spans import blocks_per_piece, neighbour_runs
 from .stream import receive_blocks, receive_into
 from .ticket import DirectTicket
 
@@ -66,8 +66,7 @@ class Exchange:
         now: Callable[[], float],
     ) -> None:
         self._ticket = ticket
-        self._indexes = [index for index, _ in pairs]
-        self._own_ids = [block_id for _, block_id in pairs]
+        self._pairs = pairs
         self._into = into
         self._given_host = host
         self._peer_mappings = peer_mappings
@@ -104,8 +103,8 @@ class Exchange:
             self._hang_up()
             raise TransferError(f"the fetched blocks could not be written: {error!r}") from error
         return TransferReport(
-            num_blocks=len(self._own_ids),
-            num_bytes=len(self._own_ids) * self._into.layout.block_bytes,
+            num_blocks=len(self._pairs),
+            num_bytes=len(self._pairs) * self._into.layout.block_bytes,
             duration_s=self._now() - started_s,
             back_end=back_end,
         )
@@ -121,31 +120,24 @@ class Exchange:
         peer_memory = None
         if self._ticket.region is not None and self._host.can_share_memory(self._ticket.host):
             peer_memory = self._peer_mappings.map(self._ticket.region)
-        self._send(wire.Claim(self._ticket.ticket_id, self._indexes, peer_memory is not None))
-        claimed = self._receive(wire.Claimed)
-        if len(claimed.block_ids) != len(self._own_ids):
-            raise ProtocolError(f"asked for {len(self._own_ids)} blocks, got {len(claimed.block_ids)}")
-        if peer_memory is not None:
-            self._copy(peer_memory, claimed.block_ids)
+        own_memory = self._own_mappings.map_own(self._into)
+        if peer_memory is None:
+            self._send(wire.Claim(self._ticket.ticket_id, [index for index, _ in self._pairs]))
+            self._receive(wire.Claimed)
+            receive_blocks(self.connection, self._into, own_memory, self._own_ids(), self._remaining_s)
         else:
-            own_memory = self._own_mappings.map_own(self._into)
-            receive_blocks(self.connection, self._into, own_memory, self._own_ids, self._remaining_s)
+            self._send(wire.Claim(self._ticket.ticket_id, []))
+            source_ids = [self._ticket.block_ids[index] for index, _ in self._pairs]
+            copy_blocks(peer_memory, source_ids, self._into, own_memory, self._own_ids(), self._remaining_s)
+            self._receive(wire.Claimed)
         self._send(wire.Done())
         self._receive(wire.Released)
         if peer_memory is not None:
             return "shm"
         return "unix" if self.connection.family == socket.AF_UNIX else "tcp"
 
-    def _copy(self, peer_memory: memoryview, block_ids: list[int]) -> None:
-        size = self._into.layout.block_bytes
-        if block_ids and not 0 <= min(block_ids) <= max(block_ids) < len(peer_memory) // size:
-            raise ProtocolError("the block server named a block outside its memory")
-        for start, count in neighbour_runs(block_ids, blocks_per_piece(size)):
-            self._remaining_s()
-            offset = block_ids[start] * size
-            self._into.write(
-                self._own_ids[start : start + count], peer_memory[offset : offset + count * size]
-            )
+    def _own_ids(self) -> list[int]:
+        return [block_id for _, block_id in self._pairs]
 
     def _connect(self) -> None:
         """The first address that answers. Raises ``TransferError``."""

@@ -143,9 +143,9 @@ class BlockFetcher:
         if params.ttl_s is not None and params.ttl_s <= 0:
             raise TicketExpired("the ticket's time was over before the fetch began; prefill again")
         for index, block_id in pairs:
-            if not 0 <= index < ticket.num_blocks or block_id < 0:
+            if not 0 <= index < len(ticket.block_ids) or block_id < 0:
                 raise TransferError(
-                    f"block {index} into {block_id}: the ticket holds blocks 0 to {ticket.num_blocks - 1}"
+                    f"block {index} into {block_id}: the ticket holds {len(ticket.block_ids)} blocks"
                 )
 
     async def _exchange(

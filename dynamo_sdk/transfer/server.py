@@ -48,7 +48,6 @@ from .ticket_book import TicketBook
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE_S = 5.0
 _MIN_TIMER_S = 0.01  # an injected clock may run slower than the loop's: do not spin
 
 
@@ -76,7 +75,7 @@ class BlockServerStatistics:
 class BlockServer:
     """One per prefill worker; all methods are called on one event loop.
 
-    A claimed ticket must be copied within ``lease_s``. ``secret`` is asked of TCP connections; socket
+    A claimed ticket must be copied within ``lease_s``, a new connection introduced within ``handshake_s``. ``secret`` is asked of TCP connections; socket
     files are protected by their mode. Beyond ``max_connections`` new ones are closed at once.
     """
 
@@ -85,6 +84,7 @@ class BlockServer:
         *,
         secret: bytes | None = None,
         lease_s: float = 30.0,
+        handshake_s: float = 5.0,
         max_connections: int = 256,
         max_concurrent_sends: int = 16,
         host: HostIdentity | None = None,
@@ -92,6 +92,7 @@ class BlockServer:
     ) -> None:
         self._secret = secret
         self._lease_s = lease_s
+        self._handshake_s = handshake_s
         self._max_connections = max_connections
         self._host = host
         self._now = now
@@ -161,7 +162,7 @@ class BlockServer:
             ticket_id=ticket_id,
             addresses=self._addresses,
             layout=memory.layout,
-            num_blocks=len(block_ids),
+            block_ids=list(block_ids),
             host=self._host,
             region=region,
         )
@@ -255,7 +256,7 @@ class BlockServer:
         connected.setblocking(False)
         try:
             prepare(connected)
-            async with asyncio.timeout(HANDSHAKE_S):
+            async with asyncio.timeout(self._handshake_s):
                 await self._shake_hands(connected)
             while True:
                 claim = await self._receive(connected)
@@ -294,9 +295,9 @@ class BlockServer:
             self._arm()
             if claim.indexes and not 0 <= min(claim.indexes) <= max(claim.indexes) < len(grant.block_ids):
                 raise ProtocolError(f"a block outside of the ticket's {len(grant.block_ids)} was asked for")
-            block_ids = [grant.block_ids[index] for index in claim.indexes]
-            await self._send(connected, wire.Claimed(block_ids))
-            if not claim.is_mapped:
+            await self._send(connected, wire.Claimed())
+            if claim.indexes:
+                block_ids = [grant.block_ids[index] for index in claim.indexes]
                 await self._stream(connected, grant, block_ids)
             done = await self._receive(connected)
             if not isinstance(done, wire.Done):

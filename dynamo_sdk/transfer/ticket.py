@@ -27,13 +27,14 @@ class DirectTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     ``ticket_id`` is random and unguessable: who knows it may read the blocks, once.
     ``addresses`` of the block server: ``unix:/path`` or ``tcp:host:port``, the best one first.
-    ``num_blocks``: the fetcher names the blocks it wants by their index below this number.
+    ``block_ids``: where the blocks lie in the server's memory, in order; a fetcher that maps the memory
+    reads them there, every other one names those that it wants by their position in this list.
     """
 
     ticket_id: bytes
     addresses: tuple[str, ...]
     layout: KVLayout
-    num_blocks: int
+    block_ids: list[int]
     host: HostIdentity
     region: RegionTicket | None = None
 

@@ -6,11 +6,14 @@
                           <── Greeting       version, a nonce, whether it wants a secret
     Introduction ──>                         version, its own nonce, proof of the secret
                           <── Welcome        the server's own proof
-    Claim ──>                                ticket, which of its blocks, whether it maps them itself
-                          <── Claimed        where those blocks lie; the ticket is being fetched
-                          <── (raw bytes)    the blocks in order, unless they are mapped
+    Claim ──>                                a ticket, and which of its blocks to send
+                          <── Claimed        the ticket is being fetched
+                          <── (raw bytes)    the blocks, in the order asked for
     Done ──>                                 all is copied
                           <── Released       it was valid until now; any number of claims may follow
+
+A fetcher that has mapped the blocks claims without asking for any, and copies while its claim travels: what
+it reads from a live ticket is right, and ``Claimed`` and ``Released`` say that the ticket was live all along.
 
 ``Refused`` may stand in for each of the server's answers. A frame is a length (four bytes, little endian)
 and a MessagePack array. Closing the connection gives up whatever is being fetched.
@@ -53,13 +56,14 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
+    """``indexes`` into the ticket's ``block_ids``; empty when the fetcher reads by itself, or needs none."""
+
     ticket_id: bytes
     indexes: list[int]
-    is_mapped: bool
 
 
 class Claimed(msgspec.Struct, frozen=True, array_like=True, tag="claimed"):
-    block_ids: list[int]
+    pass
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
