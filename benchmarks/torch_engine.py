@@ -87,12 +87,13 @@ async def measure(options: argparse.Namespace, folder: str) -> None:
             enable_prefix_caching=False,
             num_threads=options.threads,
             max_num_seqs=max(options.batch),
-            max_num_batched_tokens=max(2048, max(options.batch)),
+            max_num_batched_tokens=max(2048, *options.batch),
         ),
     )
     await engine.start()
     print(
-        f"{'batch':>5} {'direct tok/s':>13} {'engine tok/s':>13} {'ratio':>6} {'best..worst':>13} {'same tokens':>12}"
+        f"{'batch':>5} {'direct tok/s':>13} {'engine tok/s':>13} {'ratio':>6}"
+        f" {'best..worst':>13} {'same tokens':>12}"
     )
     try:
         for batch in options.batch:

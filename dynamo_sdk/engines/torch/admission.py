@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dynamo_sdk.errors import InvalidRequest
@@ -41,12 +43,15 @@ def _check_sampling(params: SamplingParams, vocab_size: int) -> None:
 
     require(params.max_tokens >= 1, "max_tokens", "at least 1")
     require(params.min_tokens >= 0, "min_tokens", "0 or more")
-    require(0.0 <= params.temperature < float("inf"), "temperature", "0 or more")
+    require(0.0 <= params.temperature < math.inf, "temperature", "0 or more")
     require(params.top_k >= 0, "top_k", "0 (off) or more")
     require(0.0 < params.top_p <= 1.0, "top_p", "more than 0 and at most 1")
     require(0.0 <= params.min_p <= 1.0, "min_p", "from 0 to 1")
-    require(params.repetition_penalty > 0.0, "repetition_penalty", "more than 0")
+    require(0.0 < params.repetition_penalty < math.inf, "repetition_penalty", "more than 0")
+    require(math.isfinite(params.presence_penalty), "presence_penalty", "a finite number")
+    require(math.isfinite(params.frequency_penalty), "frequency_penalty", "a finite number")
     require(params.logprobs is None or params.logprobs >= 0, "logprobs", "None, 0 or more")
+    require(all(map(math.isfinite, params.logit_bias.values())), "logit_bias", "finite numbers")
     for token_id in params.logit_bias:
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(

@@ -19,6 +19,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from dynamo_sdk.interfaces import BlockMemory, SharedRegion
@@ -103,23 +105,30 @@ class PagedKVCache(BlockMemory):
 
     def read(self, block_ids: Sequence[int], into: memoryview) -> None:
         target = self._as_blocks(block_ids, into)
-        for row, block_id in enumerate(block_ids):
-            target[row].copy_(self._blocks[block_id])
+        if self.device.type == "cpu":
+            blocks = self._blocks.numpy()
+            for row, block_id in enumerate(block_ids):
+                target[row] = blocks[block_id]  # a plain copy, without the interpreter's lock
+        elif block_ids:
+            target[...] = self._blocks[list(block_ids)].cpu().numpy()
 
     def write(self, block_ids: Sequence[int], data: memoryview) -> None:
         source = self._as_blocks(block_ids, data)
-        for row, block_id in enumerate(block_ids):
-            self._blocks[block_id].copy_(source[row])
+        if self.device.type == "cpu":
+            blocks = self._blocks.numpy()
+            for row, block_id in enumerate(block_ids):
+                blocks[block_id] = source[row]
+        elif block_ids:
+            self._blocks[list(block_ids)] = torch.from_numpy(source.copy()).to(self.device)
+            torch.cuda.synchronize(self.device)  # the caller may reuse `data`, and announce the blocks
 
-    def _as_blocks(self, block_ids: Sequence[int], buffer: memoryview) -> torch.Tensor:
+    def _as_blocks(self, block_ids: Sequence[int], buffer: memoryview) -> npt.NDArray[np.uint8]:
         expected = len(block_ids) * self._layout.block_bytes
         if buffer.nbytes != expected:
             raise ValueError(f"{len(block_ids)} blocks need {expected} bytes, the buffer has {buffer.nbytes}")
         if any(not 0 <= block_id < self.num_blocks for block_id in block_ids):
             raise ValueError(f"block ids lie in 0..{self.num_blocks - 1}, got {tuple(block_ids)}")
-        if not block_ids:
-            return self._blocks[:0].cpu()
-        return torch.frombuffer(buffer, dtype=torch.uint8).view(len(block_ids), -1)
+        return np.frombuffer(buffer, dtype=np.uint8).reshape(len(block_ids), self._layout.block_bytes)
 
     def close(self) -> None:
         """Close the shared file; the mapping goes with the last tensor. Idempotent."""

@@ -302,8 +302,9 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
         return await self._reservations.wait(request)
 
     def release_blocks(self, request_id: str) -> None:
-        self._scheduler.release(request_id)
-        self._wake.set()
+        if self._loop is not None:
+            self._scheduler.release(request_id)
+            self._wake.set()
 
     # -- facts
 

@@ -53,7 +53,9 @@ def load_model(path: str, config: TorchConfig) -> LoadedModel:
     device = _device(config)
     try:
         network = _load_network(folder, device, config)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except EngineStartError:
+        raise
+    except Exception as error:  # whatever transformers and safetensors find wrong with the files
         raise EngineStartError(f"cannot load {path!r}: {error}") from error
     geometry = _geometry(network)
     return LoadedModel(
@@ -100,16 +102,22 @@ def _load_network(folder: Path, device: torch.device, config: TorchConfig) -> An
     has_progress_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        network = transformers.AutoModelForCausalLM.from_pretrained(
+        network, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=ATTENTION_NAME,
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
         )
     finally:
         if has_progress_bar:
             transformers_logging.enable_progress_bar()
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise EngineStartError(
+            f"{folder} has no weights for {', '.join(missing[:5])} ({len(missing)} in all)"
+        )
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -125,7 +133,11 @@ def _geometry(network: Any) -> KVGeometry:
 
 
 def _context_length(model_config: Any, config: TorchConfig) -> int:
-    longest: int = model_config.max_position_embeddings
+    longest: int | None = getattr(model_config, "max_position_embeddings", None)
+    if longest is None:
+        raise EngineStartError(
+            "config.json does not say max_position_embeddings: the model's longest sequence"
+        )
     rope = getattr(model_config, "rope_parameters", None) or {}
     if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
         longest = min(longest, rope.get("original_max_position_embeddings") or longest)

@@ -60,20 +60,22 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int]
 
 def edit_logits(logits: torch.Tensor, row: SamplingRow) -> None:
     """Apply penalties, bias and ``min_tokens`` to one row, in place, in this order."""
-    params = row.params
-    if params.repetition_penalty != 1.0:
-        seen = torch.tensor([*row.prompt, *row.output], device=logits.device)
+    params, device = row.params, logits.device
+    if params.repetition_penalty != 1.0 and (row.prompt or row.output):
+        seen = torch.tensor([*row.prompt, *row.output], device=device)
         score = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(score > 0, score / penalty, score * penalty)
     if row.output and (params.presence_penalty or params.frequency_penalty):
-        seen, count = torch.unique(torch.tensor(row.output, device=logits.device), return_counts=True)
+        seen, count = torch.unique(torch.tensor(row.output, device=device), return_counts=True)
         logits[seen] -= params.presence_penalty + params.frequency_penalty * count
     if params.logit_bias:
-        biased = torch.tensor(list(params.logit_bias), device=logits.device)
-        logits[biased] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
-    if row.end_ids and len(row.output) < params.min_tokens:
-        logits[torch.tensor(row.end_ids, device=logits.device)] = -torch.inf
+        biased = torch.tensor(list(params.logit_bias), device=device)
+        logits[biased] += torch.tensor(list(params.logit_bias.values()), device=device)
+    if len(row.output) < params.min_tokens:
+        ends = [token_id for token_id in row.end_ids if 0 <= token_id < logits.shape[-1]]
+        if ends:
+            logits[torch.tensor(ends, device=device)] = -torch.inf
 
 
 def draw(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
