@@ -144,8 +144,7 @@ class Worker(EngineService, ManagedService):
                 f"engine of {context.service.name} declares connector {DIRECT!r} but exposes no blocks"
             )
         self._handover = BlockHandover(self._engine, self._engine, context.clock, secret=context.secret)
-        kind, host, _ = parse_address(context.record.address)
-        await self._handover.start(f"unix:{host}.kv" if kind == "unix" else f"tcp:{host}:0")
+        await self._handover.start(_block_address(context.record.address))
 
     async def _try_out(self, model: str) -> None:
         """One token through the real engine: ready means that it has answered once."""
@@ -180,6 +179,15 @@ class Worker(EngineService, ManagedService):
             dp_size=facts.dp_size,
             num_blocks=facts.num_blocks,
         )
+
+
+def _block_address(address: str) -> str:
+    """Where blocks are fetched from, beside where calls arrive."""
+    if address.startswith("unix:"):
+        return f"{address}.kv"
+    if address.startswith("tcp:"):
+        return f"tcp:{parse_address(address)[1]}:0"
+    return "tcp:127.0.0.1:0"  # one process, in-memory calls: blocks still take a real way
 
 
 class PrefillWorker(Worker):

@@ -1,0 +1,82 @@
+"""The ready-made frontend: HTTP above, request flows below, nothing in between.
+
+A subclass says which services it drives::
+
+    @service
+    class Api(Frontend):
+        prefill = depends(Prefill)
+        decode = depends(Decode)
+
+Legs are found by the role of the service behind each edge, not by the attribute's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import msgspec
+
+from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.graph import FrontendService
+from dynamo_sdk.metrics import FrontendMetrics
+from dynamo_sdk.runtime.service import ManagedService, ServiceContext
+from dynamo_sdk.types import WorkerRecord
+
+from .dispatch import DispatchLimits
+from .fleet_backend import FleetBackend
+from .openai import HttpLimits, OpenAIApp, serve
+
+
+class Frontend(FrontendService, ManagedService):
+    """Serves the OpenAI API. The arguments are what ``services.NAME.args`` may set."""
+
+    _backend: FleetBackend | None = None
+    _serving: asyncio.Task[None] | None = None
+
+    def __init__(
+        self,
+        *,
+        max_body_bytes: int = HttpLimits().max_body_bytes,
+        request_timeout_s: float = HttpLimits().deadline_s,
+        stall_timeout_s: float = DispatchLimits().stall_timeout_s,
+        wait_for_worker_s: float = DispatchLimits().wait_for_worker_s,
+    ) -> None:
+        self._http_limits = HttpLimits(max_body_bytes=max_body_bytes, deadline_s=request_timeout_s)
+        self._dispatch_limits = DispatchLimits(
+            stall_timeout_s=stall_timeout_s, wait_for_worker_s=wait_for_worker_s
+        )
+
+    async def start(self, context: ServiceContext) -> WorkerRecord:
+        if context.http_fd is None:
+            raise ConfigError(f"{context.service.name} is a frontend and got no listening socket")
+        listener = socket.socket(fileno=context.http_fd)
+        metrics = FrontendMetrics()
+        self._backend = FleetBackend(context, self._dispatch_limits, metrics)
+        limits = msgspec.structs.replace(self._http_limits, drain_timeout_s=context.drain_timeout_s)
+        app = OpenAIApp(self._backend, metrics=metrics, limits=limits)
+        self._shutdown = asyncio.Event()
+        self._serving = asyncio.get_running_loop().create_task(serve(app, listener, shutdown=self._shutdown))
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        return msgspec.structs.replace(context.record, url=f"http://{shown}:{port}")
+
+    async def check_edges(self) -> None:
+        assert self._backend is not None
+        await self._backend.try_out()
+
+    async def drain(self) -> None:
+        if self._serving is not None:
+            self._shutdown.set()
+            await asyncio.wait([self._serving])
+
+    async def close(self) -> None:
+        serving, self._serving = self._serving, None
+        if serving is not None:
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            await backend.close()
