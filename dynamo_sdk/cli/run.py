@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -45,23 +46,26 @@ def run(
 
         turn_debug_on()
     registry = Registry.discover()
-    compiled = load_plan(
-        target, deploy=deploy, overrides=overrides or (), launcher=launcher, registry=registry
+    load = partial(
+        load_plan, target, deploy=deploy, overrides=overrides or (), launcher=launcher, registry=registry
     )
     if is_dry:
         from rich.console import Console
 
         from dynamo_sdk.graph import render
 
-        render.print_plan(compiled, Console())
+        render.print_plan(load(), Console())
         return
 
-    from .serve import run_until_stopped
+    from .serve import quiet_stdout, run_until_stopped
 
     options = LaunchOptions(
         host=host, port=port, only=only, join=join, secret=read_secret(secret_file, os.environ)
     )
-    run_until_stopped(registry.load(registry.launchers.require(launcher))(compiled, options))
+    with quiet_stdout() as answer:
+        plan = load()
+        launcher_class = registry.load(registry.launchers.require(launcher))
+        run_until_stopped(launcher_class(plan, options), answer)
 
 
 def read_secret(file: Path | None, environment: MutableMapping[str, str]) -> str | None:

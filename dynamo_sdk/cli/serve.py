@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
 
 import anyio
 import anyio.abc
@@ -26,17 +28,41 @@ logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run_until_stopped(launcher: Launcher) -> None:
-    """Serve until a signal. Raises ``LaunchError`` when the graph fails or had to be stopped at once."""
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[Callable[[str], None]]:
+    """Keep standard output for our own lines: whoever started us waits there for ``ready``.
+
+    Yields what prints them. All else that this process or a child of it writes goes to standard error,
+    from a ``print`` in the user's graph to a C library's banner.
+    """
+    sys.stdout.flush()
+    answers = os.dup(1)
+    os.dup2(2, 1)
+
+    def answer(line: str) -> None:
+        with contextlib.suppress(OSError):  # a reader that is gone is no reason to stop serving
+            os.write(answers, f"{line}\n".encode())
+
+    try:
+        yield answer
+    finally:
+        sys.stdout.flush()
+        os.dup2(answers, 1)
+        os.close(answers)
+
+
+def run_until_stopped(launcher: Launcher, answer: Callable[[str], None]) -> None:
+    """Serve until a signal; ``answer`` prints the ready line. Raises ``LaunchError`` when the graph fails
+    or had to be stopped at once."""
     logging.basicConfig(level=logging.DEBUG if is_debug() else logging.WARNING, format="%(message)s")
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     try:
-        anyio.run(serve, launcher, backend_options={"use_uvloop": has_uvloop})
+        anyio.run(serve, launcher, answer, backend_options={"use_uvloop": has_uvloop})
     except BaseExceptionGroup as group:
         raise innermost(group) from None
 
 
-async def serve(launcher: Launcher) -> None:
+async def serve(launcher: Launcher, answer: Callable[[str], None]) -> None:
     """See ``run_until_stopped``; for whoever has an event loop."""
     asked = anyio.Event()
     is_drained = False
@@ -45,7 +71,8 @@ async def serve(launcher: Launcher) -> None:
         async with launcher:
             async with anyio.create_task_group() as running:
                 running.start_soon(_cancel_after, asked, running.cancel_scope)
-                _print_ready(await launcher.wait_ready())
+                url = await launcher.wait_ready()
+                answer("ready" if url is None else f"ready {url}")
                 await launcher.wait_failed()
             logger.warning("stopping; a second signal stops at once")
             await launcher.drain()
@@ -69,10 +96,3 @@ async def _follow_signals(
 async def _cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
-
-
-def _print_ready(url: str | None) -> None:
-    """The one line on standard output; whoever started us waits for it."""
-    with contextlib.suppress(OSError):
-        sys.stdout.write("ready\n" if url is None else f"ready {url}\n")
-        sys.stdout.flush()

@@ -15,8 +15,10 @@ from dynamo_sdk.types import WorkerRecord
 
 @service
 class Counter:
-    def __init__(self, fails: bool = False, exits: int | None = None, daemon: bool = False) -> None:
-        self.fails, self.exits, self.daemon = fails, exits, daemon
+    def __init__(
+        self, fails: bool = False, exits: int | None = None, daemon: bool = False, stubborn: bool = False
+    ) -> None:
+        self.fails, self.exits, self.daemon, self.stubborn = fails, exits, daemon, stubborn
 
     async def on_start(self) -> None:
         sys.stdout.write(f"counting with {os.environ.get('OMP_NUM_THREADS')} threads\n")
@@ -27,6 +29,10 @@ class Counter:
             os._exit(self.exits)
         if self.fails:
             raise RuntimeError("the model has no weights")
+
+    async def on_stop(self) -> None:
+        if self.stubborn:
+            await asyncio.get_running_loop().create_future()
 
     @endpoint
     async def pid(self) -> int:
