@@ -31,7 +31,7 @@ class EngineSetup:
     model: ModelSpec
     role: Role
     connector: str | None = None
-    connector_args: dict[str, str] = field(default_factory=dict)
+    connector_args: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

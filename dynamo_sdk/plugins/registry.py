@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import pluggy
@@ -356,9 +357,8 @@ def _listed(result: object, expected: type[T]) -> list[T]:
 
 
 def _builtin_plugin() -> LoadedPlugin:
-    from dynamo_sdk import __version__
-
-    return LoadedPlugin(Source(plugin="builtins", distribution="dynamo-sdk", version=__version__), builtins)
+    own = Source(plugin="builtins", distribution="dynamo-sdk", version=metadata.version("dynamo-sdk"))
+    return LoadedPlugin(own, builtins)
 
 
 def _plugin_name(plugin: object) -> str:

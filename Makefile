@@ -1,0 +1,47 @@
+# Everything runs from `.venv`, built here; pip's own environment variables are honoured.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help run test lint format types imports check clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run-installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch]'
+	@touch $@
+
+$(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,dev]'
+	@touch $@ $(VENV)/.run-installed
+
+run: $(VENV)/.run-installed  ## install, then serve examples/quickstart.py (ARGS="--port 0" passes arguments on)
+	@exec $(BIN)/dynamo-sdk run examples/quickstart.py $(ARGS)
+
+test: $(VENV)/.dev-installed  ## install, then run the whole test suite
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.dev-installed  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev-installed  ## put the formatting right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev-installed  ## mypy strict, and pyright on the public surface
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: $(VENV)/.dev-installed  ## rooms import downwards only
+	$(BIN)/lint-imports
+
+check: lint types imports test  ## what CI runs
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
