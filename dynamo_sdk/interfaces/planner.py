@@ -42,7 +42,7 @@ class PlannerEffects(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """``scale_to``: service -> replicas, only what should change; ``reasons``: one sentence each."""
 
     next_tick_s: float
-    scale_to: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    scale_to: dict[str, int] = {}
     reasons: tuple[str, ...] = ()
 
 

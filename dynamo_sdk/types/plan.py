@@ -71,7 +71,7 @@ class PluginChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """A plugin by name, and its validated arguments."""
 
     name: str
-    args: dict[str, Json] = msgspec.field(default_factory=dict[str, Json])
+    args: dict[str, Json] = {}
 
 
 class ServicePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -90,7 +90,7 @@ class ServicePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     connector: str | None = None
     python: str | None = None
     is_frontend: bool = False
-    args: dict[str, Json] = msgspec.field(default_factory=dict[str, Json])
+    args: dict[str, Json] = {}
 
 
 class ModelPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

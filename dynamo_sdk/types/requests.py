@@ -39,7 +39,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
-    logit_bias: dict[int, float] = msgspec.field(default_factory=dict[int, float])
+    logit_bias: dict[int, float] = {}
     stop_token_ids: tuple[int, ...] = ()  # beside the model's own end tokens; the stop token is emitted
     ignore_eos: bool = False
     logprobs: int | None = None
