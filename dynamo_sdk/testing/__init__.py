@@ -1,0 +1,50 @@
+"""For whoever writes a plugin or tests a graph: checks of anybody's implementation, and fakes.
+
+The checks need no test framework; each takes a factory and returns a ``Report`` of named results::
+
+    report = await check_engine(lambda role: MyEngine(EngineSetup(model=model, role=role), config))
+    report.raise_if_failed()
+"""
+
+from dynamo_sdk.runtime.clock import ManualClock
+from dynamo_sdk.runtime.memory import MemoryNetwork
+
+from .engine import ENGINE_CHECKS, check_engine
+from .engine_bench import EngineFactory
+from .fake_engine import FakeEngine
+from .fakes import FakeKVConnector, FakePlanner, FakeRouter, MemoryKVStore
+from .kv_connector import CONNECTOR_CHECKS, check_kv_connector, worker_record
+from .kv_store import STORE_CHECKS, check_kv_store
+from .planner import PLANNER_CHECKS, check_planner
+from .report import CheckResult, Outcome, Report
+from .router import ROUTER_CHECKS, check_router, routing_rounds
+from .streams import Answer, generate_request, read_all
+
+__all__ = [
+    "CONNECTOR_CHECKS",
+    "ENGINE_CHECKS",
+    "PLANNER_CHECKS",
+    "ROUTER_CHECKS",
+    "STORE_CHECKS",
+    "Answer",
+    "CheckResult",
+    "EngineFactory",
+    "FakeEngine",
+    "FakeKVConnector",
+    "FakePlanner",
+    "FakeRouter",
+    "ManualClock",
+    "MemoryKVStore",
+    "MemoryNetwork",
+    "Outcome",
+    "Report",
+    "check_engine",
+    "check_kv_connector",
+    "check_kv_store",
+    "check_planner",
+    "check_router",
+    "generate_request",
+    "read_all",
+    "routing_rounds",
+    "worker_record",
+]
