@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -29,6 +30,9 @@ from .host import HostIdentity, host_identity
 from .region import Mappings
 from .stream import receive_blocks, receive_into
 from .ticket import DirectTicket
+
+CONNECT_S = 5.0
+"""The most time spent on one address before the ticket's next one is tried."""
 
 BackEnd = Literal["shm", "unix", "tcp"]
 
@@ -90,18 +94,13 @@ class Exchange:
         started_s = self._now()
         try:
             back_end = self._fetch()
-        except (TicketExpired, TicketUnknown):
-            raise  # a plain answer: the connection is as good as before
-        except TransferError:
-            self._hang_up()
-            raise
-        except (OSError, WireError) as error:
-            self._hang_up()
-            self._remaining_s()  # a more telling reason, if there is one
-            raise TransferError(f"fetching from {self._place()} failed: {error}") from error
         except Exception as error:
-            self._hang_up()
-            raise TransferError(f"the fetched blocks could not be written: {error!r}") from error
+            # The frames of a traceback that lives on would keep the memory of a dead peer mapped.
+            traceback.clear_frames(error.__traceback__)
+            failure = self._failure(error)
+            if failure is error:
+                raise
+            raise failure from error
         return TransferReport(
             num_blocks=len(self._pairs),
             num_bytes=len(self._pairs) * self._into.layout.block_bytes,
@@ -148,7 +147,8 @@ class Exchange:
                 continue  # a path of another machine may name something else here
             try:
                 self.connection, place = socket_for(address)
-                self.connection.settimeout(self._remaining_s())  # after an abort that came too early: raises
+                # After an abort that came before there was anything to shut, this raises.
+                self.connection.settimeout(min(self._remaining_s(), CONNECT_S))
                 connect(self.connection, place)
                 self._shake_hands(self._secret if isinstance(address, TcpAddress) else None)
                 return
@@ -189,12 +189,27 @@ class Exchange:
 
     def _remaining_s(self) -> float:
         """Seconds left, positive. Raises ``TransferError`` once aborted or out of time."""
+        if (interruption := self._interruption()) is not None:
+            raise interruption
+        return max(self._deadline_s - self._now(), 0.001)  # zero would mean not to wait at all
+
+    def _interruption(self) -> TransferError | None:
         if self._is_aborted:
-            raise TransferError(f"fetching from {self._place()} was cancelled")
-        remaining_s = self._deadline_s - self._now()
-        if remaining_s <= 0:
-            raise TransferError(f"fetching from {self._place()} did not end in time; prefill again")
-        return remaining_s
+            return TransferError(f"fetching from {self._place()} was cancelled")
+        if self._deadline_s <= self._now():
+            return TransferError(f"fetching from {self._place()} did not end in time; prefill again")
+        return None
+
+    def _failure(self, error: Exception) -> TransferError:
+        """What to tell the caller, after closing the connection unless it is as good as before."""
+        if isinstance(error, TicketExpired | TicketUnknown):
+            return error
+        self._hang_up()
+        if isinstance(error, TransferError):
+            return error
+        if isinstance(error, OSError | WireError):
+            return self._interruption() or TransferError(f"fetching from {self._place()} failed: {error}")
+        return TransferError(f"fetching from {self._place()} failed: {error!r}")
 
     def _hang_up(self) -> None:
         with self._lock:

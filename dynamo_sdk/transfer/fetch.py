@@ -206,3 +206,4 @@ class BlockFetcher:
     def _forget_if_gone(self, addresses: tuple[str, ...], peer: _Peer) -> None:
         if not peer.idle and not peer.num_active and self._peers.get(addresses) is peer:
             del self._peers[addresses]
+            peer.mappings.clear()

@@ -73,6 +73,11 @@ class Mappings:
                     self._mapped[region] = None
             return self._mapped[region]
 
+    def clear(self) -> None:
+        """Let go of everything; what is being copied right now stays mapped until that is done."""
+        with self._lock:
+            self._mapped.clear()
+
     def map_own(self, memory: BlockMemory) -> memoryview | None:
         """The memory of our own engine, in place; None when it is not in mappable memory."""
         shared = memory.shared_region

@@ -65,6 +65,7 @@ class _Grant:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockServerStatistics:
     num_live_tickets: int
+    num_fetching: int
     num_connections: int
     num_fetched: int
     num_expired: int
@@ -75,8 +76,9 @@ class BlockServerStatistics:
 class BlockServer:
     """One per prefill worker; all methods are called on one event loop.
 
-    A claimed ticket must be copied within ``lease_s``, a new connection introduced within ``handshake_s``. ``secret`` is asked of TCP connections; socket
-    files are protected by their mode. Beyond ``max_connections`` new ones are closed at once.
+    A claimed ticket must be copied within ``lease_s``, a new connection introduce itself within
+    ``handshake_s``. ``secret`` is asked of TCP connections; socket files are protected by their mode.
+    Beyond ``max_connections`` new ones are closed at once.
     """
 
     def __init__(
@@ -182,6 +184,7 @@ class BlockServer:
     def statistics(self) -> BlockServerStatistics:
         return BlockServerStatistics(
             num_live_tickets=len(self._book),
+            num_fetching=self._book.num_fetching,
             num_connections=len(self._serving),
             num_fetched=self._counts["fetched"],
             num_expired=self._counts["expired"],

@@ -61,6 +61,10 @@ class TicketBook(Generic[T]):
     def __len__(self) -> int:
         return len(self._live)
 
+    @property
+    def num_fetching(self) -> int:
+        return sum(live.state is TicketState.FETCHING for live in self._live.values())
+
     def state(self, ticket_id: bytes) -> TicketState | None:
         """None: never issued, or forgotten."""
         live = self._live.get(ticket_id)

@@ -70,6 +70,13 @@ async def serving(*addresses: str, **options):
         await server.close()
 
 
+async def claim_arrived(server: BlockServer) -> None:
+    """The copy starts while the claim travels; some tests need the claim to be first."""
+    async with asyncio.timeout(10):
+        while not server.statistics().num_fetching:  # noqa: ASYNC110  the server offers no event for it
+            await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def fetching(**options):
     fetcher = BlockFetcher(**options)
@@ -213,6 +220,7 @@ async def test_a_ticket_that_ends_during_the_copy_spoils_it(socket_path, memorie
         params = server.issue("r", [0], source, ttl_s=5, release=releases.of("r"))
         task = asyncio.create_task(fetcher.fetch(params, [(0, 0)], own, timeout_s=20))
         await asyncio.to_thread(own.entered.wait, 10)
+        await claim_arrived(server)
         if how == "revoke":
             server.revoke("r")
         else:
@@ -237,6 +245,7 @@ async def test_a_cancelled_fetch_leaves_no_writer_behind(socket_path, memories, 
         params = server.issue("r", [0], source, ttl_s=60, release=released.set)
         task = asyncio.create_task(fetcher.fetch(params, [(0, 0)], own, timeout_s=20))
         await asyncio.to_thread(own.entered.wait, 10)
+        await claim_arrived(server)
         for _ in range(num_cancels):
             task.cancel()
             # The prefill side is free at once, although our own thread is still inside ``write``.
