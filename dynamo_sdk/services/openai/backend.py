@@ -32,6 +32,11 @@ class Backend(ABC):
     def models(self) -> Mapping[str, ModelRecord]:
         """What can be served now, by the name clients use; must not block."""
 
+    def is_planned(self, name: str) -> bool:
+        """Whether this model will be servable once its workers are back; must not block. It makes the
+        difference between "try later" and "there is no such model"."""
+        return False
+
     @abstractmethod
     def health(self) -> Health:
         """Must not block."""

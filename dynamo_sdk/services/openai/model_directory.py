@@ -26,6 +26,10 @@ class ModelDirectory:
         record = models.get(name)
         if record is not None:
             return record
+        if self._backend.is_planned(name):
+            raise Unavailable(
+                f"model {name!r} has no ready worker now; ask /health for the reason and try again"
+            )
         if not models:
             raise Unavailable("no model is ready yet; ask /health for the reason and try again")
         known = sorted(models)

@@ -26,6 +26,8 @@ from .openapi import openapi_document
 from .protocol import ChatRequest, CompletionRequest, EmbeddingRequest
 
 MODELS_PREFIX = "/v1/models/"
+_MANY_TOKENS = 10**18
+"""More than any context; keeps a number of a thousand digits out of messages."""
 
 
 @dataclass(slots=True)
@@ -208,4 +210,4 @@ def _max_tokens(field: str, given: int | None) -> int | None:
         return None
     if given < 1:
         raise InvalidRequest(f"{field} is {str(given)[:60]}; allowed is 1 or more", param=field)
-    return given
+    return min(given, _MANY_TOKENS)
