@@ -68,26 +68,12 @@ def load_plan(
     """
     from dynamo_sdk.graph.compile import compile_plan
     from dynamo_sdk.graph.deploy import parse_deploy
+    from dynamo_sdk.graph.local import deploy_text
     from dynamo_sdk.runtime.target import load_graph
 
-    settings = parse_deploy(
-        read_deploy(deploy) if deploy else "",
-        overrides=overrides,
-        name=deploy.name if deploy else "deploy file",
-    )
+    name = deploy.name if deploy else "deploy file"
+    settings = parse_deploy(deploy_text(deploy), overrides=overrides, name=name)
     inventory = registry.load(registry.launchers.require(launcher)).inventory()
     return compile_plan(
         load_graph(target), target=target, registry=registry, inventory=inventory, deploy=settings
     )
-
-
-def read_deploy(file: Path) -> str:
-    """The file's text. Raises ``ConfigError`` when it cannot be read."""
-    from dynamo_sdk.errors import ConfigError
-
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the deploy file {str(file)!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the deploy file {str(file)!r} is not UTF-8 text") from error

@@ -6,10 +6,13 @@ business. Building one changes nothing: two graphs may share classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from dynamo_sdk.errors import GraphError
 
+from .local import DeploySource, LocalApp, run_locally
 from .markers import dependencies_of, is_service
 
 
@@ -89,6 +92,17 @@ class Graph:
                 return node.cls
         known = ", ".join(node.name for node in nodes)
         raise GraphError(f"the graph has no service {name!r} (services: {known})")
+
+    def local(
+        self, deploy: DeploySource | None = None, *, set: Sequence[str] = (), port: int = 0
+    ) -> AbstractAsyncContextManager[LocalApp]:
+        """Run the whole graph in this process: ``async with graph.local() as app:``.
+
+        It is compiled, started and ready inside the block, and drained at its end. ``deploy`` is a path
+        to a deploy file or what would stand in it, ``set`` are overrides such as
+        ``"services.Decode.replicas=2"``, ``port`` 0 takes a free one. Raises ``DynamoError``.
+        """
+        return run_locally(self, deploy, set, port)
 
 
 def _visit(cls: type, path: list[tuple[type, str]], finished: dict[type, ServiceNode]) -> None:

@@ -36,6 +36,7 @@ def print_plan(plan: DeploymentPlan, console: Console) -> None:
             f"{_count(num_processes, 'process', 'processes')}, {_count(num_gpus, 'GPU')}",
         ),
         end="\n\n",
+        soft_wrap=True,
     )
     _print_rows(
         console,
