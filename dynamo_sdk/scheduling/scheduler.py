@@ -30,8 +30,9 @@ steps, and nobody is admitted before it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
+from operator import attrgetter
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces.block_memory import BlockReservation
@@ -162,21 +163,26 @@ class Scheduler:
 
     def complete(self, step: Step, sampled: Mapping[str, int]) -> tuple[SequenceUpdate, ...]:
         """Take in what the forward pass of ``step`` did: ``sampled`` has a token for each of its sampling
-        sequences that was not aborted meanwhile (``KeyError`` if not; others are ignored).
+        sequences that was not aborted meanwhile (``KeyError`` if not, and nothing changed).
 
+        After a forward pass that failed: abort its requests, then ``complete(step, {})``.
         Raises ``RuntimeError`` when this is not the step under way.
         """
         if step is not self._step:
             if not step.sequences:
                 return ()
             raise RuntimeError(f"step {step.number} is not under way")
+        gone, in_flight = SequenceState.GONE, self._in_flight
+        token_ids = [
+            sampled[part.request.request_id] if part.is_sampling and sequence.state is not gone else None
+            for sequence, part in zip(in_flight, step.sequences, strict=True)
+        ]  # before anything changes
+        self._step, self._in_flight = None, []
         updates: list[SequenceUpdate] = []
-        in_flight, self._in_flight, self._step = self._in_flight, [], None
-        for sequence, part in zip(in_flight, step.sequences, strict=True):
-            if sequence.state is SequenceState.GONE:
+        for sequence, part, token_id in zip(in_flight, step.sequences, token_ids, strict=True):
+            if sequence.state is gone:
                 self._blocks.free(sequence)
                 continue
-            token_id = sampled[sequence.request.request_id] if part.is_sampling else None
             first_block = part.start // self._block_size
             sequence.num_computed_tokens = part.start + len(part.token_ids)
             if sequence.num_computed_tokens // self._block_size > first_block:
@@ -192,6 +198,14 @@ class Scheduler:
     def has_work(self) -> bool:
         """Something is running or waiting. ``schedule`` can still be empty: see ``Step``."""
         return len(self._running) + len(self._waiting) > 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
 
     @property
     def num_free_blocks(self) -> int:
@@ -283,14 +297,18 @@ class Scheduler:
     def _admit(self, prefilling: list[Sequence], budget: int) -> None:
         """Move waiting requests to ``prefilling`` until the budget, slots or blocks run out.
 
-        Strictly in order, except that one which had better wait for an earlier one's blocks is passed
-        over; it keeps its claim to a slot.
+        Strictly in order, also among those that prefill already, except that one which had better wait
+        for an earlier one's blocks is passed over; it keeps its claim to a slot.
         """
-        budget -= sum([sequence.num_uncomputed_tokens for sequence in prefilling])
         num_slots = self._num_free_slots
+        earlier = deque(prefilling)
         index = 0
-        while index < len(self._waiting) and budget > 0 and num_slots > 0:
+        while index < len(self._waiting) and num_slots > 0:
             sequence = self._waiting[index]
+            while earlier and earlier[0].order < sequence.order:
+                budget -= earlier.popleft().num_uncomputed_tokens
+            if budget <= 0:
+                break
             num_slots -= 1
             if prefilling and self._blocks.is_worth_waiting(sequence, prefilling):
                 index += 1
@@ -302,6 +320,7 @@ class Scheduler:
             self._running.push(sequence)
             prefilling.append(sequence)
             budget -= sequence.num_uncomputed_tokens
+        prefilling.sort(key=attrgetter("order"))
 
     def _allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for a newcomer, if that leaves each running request its next block."""

@@ -270,6 +270,16 @@ def test_a_sibling_that_waits_keeps_its_claim_to_a_slot():
     assert names(worker.step()[0]) == ["n0", "n1"]
 
 
+def test_an_urgent_prompt_goes_ahead_of_a_long_one_and_does_not_wait_for_it():
+    worker = Worker(num_blocks=32, max_num_batched_tokens=8)
+    worker.add("long", range(24), priority=1, max_tokens=1)
+    worker.step()
+    worker.add("urgent", range(22), max_tokens=1)
+    assert sizes(worker.step()[0]) == {"urgent": 8}
+    assert sizes(worker.step()[0]) == {"urgent": 6, "long": 2}
+    worker.run("long")
+
+
 def test_a_short_common_prefix_is_not_worth_a_wait():
     worker = Worker()
     worker.add("a", [1, 1, 2, 3, 4])
@@ -346,12 +356,16 @@ def test_the_latest_is_preempted_and_keeps_its_output():
 
 
 def test_nobody_is_admitted_in_the_step_that_preempts():
+    twin, _ = two_that_collide()
+    num_steps = 1
+    while not twin.step()[0].preempted:
+        num_steps += 1
     worker, _ = two_that_collide()
-    while not (step := worker.step()[0]).preempted:
-        pass
-    assert names(step) == ["first"]
-    worker.add("third", [6])
+    for _ in range(num_steps - 1):
+        worker.step()
+    worker.add("urgent", [6], priority=-1)
     assert names(worker.step()[0]) == ["first"]
+    assert names(worker.step()[0]) == ["first", "urgent"]
 
 
 def test_a_newcomer_leaves_each_running_request_its_next_block():
@@ -396,8 +410,16 @@ def test_nobody_is_served_before_a_request_that_lacks_a_block():
     late = make_request("late", [3], role=Role.DECODE)
     worker.scheduler.abort("later")
     assert worker.scheduler.reserve(late) is None
-    worker.scheduler.abort("a")
+    worker.scheduler.release("r")
+    assert worker.scheduler.reserve(late) is None
+    worker.step()
     assert worker.scheduler.reserve(late) is not None
+
+
+def test_who_is_gone_lacks_nothing():
+    worker, _ = starve()
+    worker.scheduler.abort("a")
+    assert worker.scheduler.reserve(make_request("late", [3], role=Role.DECODE)) is not None
 
 
 def test_a_reservation_does_not_overtake_a_waiting_request():
@@ -523,3 +545,17 @@ def test_a_token_that_is_missing_is_noticed():
     step = worker.scheduler.schedule()
     with pytest.raises(KeyError):
         worker.scheduler.complete(step, {})
+    assert [update.token_id for update in worker.scheduler.complete(step, {"a": 3})] == [3]
+
+
+def test_after_a_failed_forward_pass_everything_can_be_given_up():
+    worker = Worker()
+    for name in ("a", "b"):
+        worker.add(name, [1, 2])
+    step = worker.scheduler.schedule()
+    assert len(step.sequences) == 2
+    for name in ("a", "b"):
+        worker.scheduler.abort(name)
+    assert worker.scheduler.complete(step, {}) == ()
+    assert worker.scheduler.num_free_blocks == 16
+    assert (worker.scheduler.num_running, worker.scheduler.num_waiting) == (0, 0)
