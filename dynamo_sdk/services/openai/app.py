@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from dynamo_sdk.errors import DeadlineExceeded, DynamoError, NotFound
+from dynamo_sdk.errors import DeadlineExceeded, DynamoError, NotFound, Unavailable
 from dynamo_sdk.metrics import FrontendMetrics, Outcome
 
 from .backend import Backend
@@ -51,6 +51,11 @@ class OpenAIApp:
             "/openapi.json": {"GET": routes.openapi},
         }
 
+    @property
+    def routes(self) -> list[str]:
+        """The paths that are served, but for those below ``/v1/models/``."""
+        return sorted(self._routes)
+
     def add_route(self, method: str, path: str, handler: Handler) -> None:
         """Serve one more path; for what stands beside the API, such as a dashboard."""
         self._routes.setdefault(path, {})[method] = handler
@@ -67,6 +72,10 @@ class OpenAIApp:
         except ClientGone:
             outcome = Outcome.CANCELLED
             _log.info("%s %s %s: the client left", exchange.request_id, exchange.method, exchange.path)
+        except asyncio.CancelledError:
+            # Only the server that runs this task cancels it, when it ends; the client is told why.
+            _log.info("%s %s %s: cancelled by shutdown", exchange.request_id, exchange.method, exchange.path)
+            await self._send_error(exchange, Unavailable("the server is shutting down; try again"))
         except Exception as error:
             outcome = _outcome(to_http(error).status)
             self._log_error(exchange, error)
@@ -93,7 +102,7 @@ class OpenAIApp:
         if by_method is None and path.startswith(MODELS_PREFIX):
             by_method = {"GET": self._model}
         if by_method is None:
-            raise NotFound(f"there is no route {path[:200]!r}; there is {', '.join(sorted(self._routes))}")
+            raise NotFound(f"there is no route {path[:200]!r}; there is {', '.join(self.routes)}")
         handler = by_method.get("GET" if method == "HEAD" else method)
         if handler is None:
             raise MethodNotAllowed(
@@ -115,7 +124,9 @@ class OpenAIApp:
         endpoint = exchange.path.removeprefix("/v1/").replace("/", "_")
         self.metrics.count_request(model=received.model, endpoint=endpoint, outcome=outcome)
         if received.model:
-            self.metrics.model(received.model).duration_s.observe(time.monotonic() - received.at_s)
+            model = self.metrics.model(received.model)
+            model.inflight.dec()
+            model.duration_s.observe(time.monotonic() - received.at_s)
 
     def _log_error(self, exchange: Exchange, error: Exception) -> None:
         where = (exchange.request_id, exchange.method, exchange.path)

@@ -20,6 +20,9 @@ Event = dict[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
+_LINGER_S = 2.0
+"""How long to go on reading a body that was refused."""
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}\Z")
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -101,7 +104,7 @@ class Exchange:
         """Read on for a moment, so that a client still sending gets to read the answer, not a reset."""
         num_left = 2 * self.limits.max_body_bytes
         try:
-            async with asyncio.timeout(min(5.0, self.limits.body_timeout_s)):
+            async with asyncio.timeout(min(_LINGER_S, self.limits.body_timeout_s)):
                 while not self._is_body_read and num_left > 0:
                     num_left -= len(await self._next_piece())
         except (TimeoutError, ClientGone):

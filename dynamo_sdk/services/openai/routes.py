@@ -42,7 +42,7 @@ class Routes:
 
     async def chat_completions(self, exchange: Exchange, received: Received) -> None:
         request = decode_body(received.body, ChatRequest)
-        record = received.named(self.directory.record(request.model))
+        record = self._served(received, request.model)
         validation.refuse_unsupported(request)
         shows_usage = validation.wants_usage_chunk(request)
         logprobs = validation.chat_logprobs(request)
@@ -82,7 +82,7 @@ class Routes:
 
     async def completions(self, exchange: Exchange, received: Received) -> None:
         request = decode_body(received.body, CompletionRequest)
-        record = received.named(self.directory.record(request.model))
+        record = self._served(received, request.model)
         validation.refuse_unsupported(request)
         shows_usage = validation.wants_usage_chunk(request)
         logprobs = validation.completion_logprobs(request)
@@ -120,7 +120,7 @@ class Routes:
 
     async def embeddings(self, exchange: Exchange, received: Received) -> None:
         request = decode_body(received.body, EmbeddingRequest)
-        record = received.named(self.directory.record(request.model))
+        record = self._served(received, request.model)
         prompts = split_prompts(request.input, param="input", max_prompts=MAX_INPUTS)
         pipeline = await self.directory.pipeline(record)
         ids = await prompt_ids(pipeline, prompts, param="input")
@@ -166,6 +166,13 @@ class Routes:
     async def openapi(self, exchange: Exchange, received: Received) -> None:
         await exchange.send_json(openapi_document())
 
+    def _served(self, received: Received, model: str) -> ModelRecord:
+        """The model's record; from here on the request counts as one of this model."""
+        record = self.directory.record(model)
+        received.model = record.name
+        self.metrics.model(record.name).inflight.inc()
+        return record
+
     def _card(self, record: ModelRecord) -> ModelCard:
         return ModelCard(
             id=record.name,
@@ -177,15 +184,11 @@ class Routes:
 
 @dataclass(slots=True)
 class Received:
-    """A request that has arrived whole. ``model`` is filled in once it is known to exist."""
+    """A request that has arrived whole. ``model`` is empty until it is known to exist."""
 
     body: bytes
     at_s: float
     model: str = ""
-
-    def named(self, record: ModelRecord) -> ModelRecord:
-        self.model = record.name
-        return record
 
 
 class HealthBody(msgspec.Struct, frozen=True, kw_only=True):

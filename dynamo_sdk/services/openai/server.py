@@ -12,12 +12,15 @@ import uvicorn
 from .app import OpenAIApp
 from .connection import bounded_connection
 
+_CLEAN_UP_S = 5.0
+"""How long cancelled requests may take to free what they hold."""
+
 
 async def serve(app: OpenAIApp, listener: socket.socket, *, shutdown: asyncio.Event) -> None:
-    """Serve on ``listener``, bound and listening or not yet, until ``shutdown`` is set; then stop accepting,
-    let answers end for ``limits.drain_timeout_s``, cancel the rest and return. Closes ``listener``.
+    """Serve on the bound socket ``listener`` until ``shutdown`` is set; then stop accepting, let answers
+    end for ``limits.drain_timeout_s``, cancel the rest and return. Closes ``listener``.
 
-    Cancelling it skips the waiting: what runs is cancelled at once.
+    Cancelling it skips the waiting. However it ends, no request runs and no connection is open after it.
     """
     limits = app.limits
     config = uvicorn.Config(
@@ -30,8 +33,8 @@ async def serve(app: OpenAIApp, listener: socket.socket, *, shutdown: asyncio.Ev
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(limits.keep_alive_s),
-        timeout_graceful_shutdown=None,
+        timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]  # fractions work
+        timeout_graceful_shutdown=limits.drain_timeout_s,  # type: ignore[arg-type]
     )
     server = _Server(config)
     stopper = asyncio.create_task(_stop_when(shutdown, server))
@@ -39,6 +42,7 @@ async def serve(app: OpenAIApp, listener: socket.socket, *, shutdown: asyncio.Ev
         await server.serve(sockets=[listener])
     finally:
         stopper.cancel()
+        await server.end()
         listener.close()
 
 
@@ -53,3 +57,15 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    async def end(self) -> None:
+        """Close what uvicorn leaves open when it is cancelled or its grace period ends."""
+        for listening in getattr(self, "servers", ()):
+            listening.close()
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLEAN_UP_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.close()

@@ -58,11 +58,18 @@ class ScriptedBackend(Backend):
     num_open: int = 0
     num_tokens_sent: int = 0
     all_closed: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     records: dict[str, ModelRecord] = field(
         default_factory=lambda: {
             MODEL: ModelRecord(name=MODEL, path=str(FOLDER), context_length=CONTEXT_LENGTH)
         }
     )
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once ``condition`` of this object holds."""
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
 
     def models(self) -> Mapping[str, ModelRecord]:
         return self.records
@@ -76,6 +83,7 @@ class ScriptedBackend(Backend):
         self.requests.append(request)
         self.num_open += 1
         self.all_closed.clear()
+        self.changed.set()
         try:
             async for chunk in self._chunks(request):
                 yield chunk
@@ -96,6 +104,7 @@ class ScriptedBackend(Backend):
             else:
                 await asyncio.sleep(0)
             self.num_tokens_sent += 1
+            self.changed.set()
             is_last = index == len(wanted) - 1
             yield GenerateChunk(
                 token_ids=(token_id,),

@@ -1,0 +1,226 @@
+"""What clients do to a connection: leave, stall, trickle, flood."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from dynamo_sdk.services.openai import connection as connection_module
+from dynamo_sdk.types import GenerateRequest
+
+from .asgi import chat, completion
+from .fakes import ScriptedBackend, ids_of, running
+from .sockets import connected, post
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+GET_METRICS = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
+LONG = ids_of(" block") * 400
+
+
+def endless(request: GenerateRequest) -> list[int]:
+    return LONG
+
+
+# --- leaving
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("is_reset", [True, False])
+async def test_leaving_closes_every_choice_at_once(n: int, stream: bool, is_reset: bool) -> None:
+    backend = ScriptedBackend(gate=asyncio.Event(), free_tokens=2)
+    async with running(backend) as address:
+        async with connected(address) as client:
+            await client.send(post(CHAT, chat(n=n, stream=stream)))
+            if stream:
+                await client.reader.readuntil(b"finish_reason")
+            await backend.until(lambda: backend.num_tokens_sent == 2 * n)
+            assert backend.num_open == n
+            if is_reset:
+                client.reset()
+            else:
+                client.writer.close()
+            await backend.all_closed.wait()
+    assert backend.num_tokens_sent == 2 * n
+
+
+async def test_leaving_before_the_first_token() -> None:
+    backend = ScriptedBackend(gate=asyncio.Event(), free_tokens=0)
+    async with running(backend) as address:
+        async with connected(address) as client:
+            await client.send(post(CHAT, chat(stream=True)))
+            await backend.until(lambda: backend.num_open == 1)
+            client.reset()
+            await backend.all_closed.wait()
+
+
+async def test_leaving_is_counted_as_cancelled() -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    async with running(backend) as address:
+        async with connected(address) as client, connected(address) as scraper:
+            await client.send(post(CHAT, chat(stream=True)))
+            await client.reader.readuntil(b"finish_reason")
+            await scraper.send(GET_METRICS)
+            assert b'dynamo_frontend_inflight_requests{model="demo"} 1.0' in (await scraper.answer())[1]
+            client.reset()
+            await backend.all_closed.wait()
+            await scraper.send(GET_METRICS)
+            _, text = await scraper.answer()
+    assert b'status="cancelled"} 1.0' in text
+    assert b'dynamo_frontend_inflight_requests{model="demo"} 0.0' in text
+    assert b'dynamo_frontend_queued_requests{model="demo"} 0.0' in text
+
+
+async def test_leaving_with_another_request_pipelined_behind() -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    async with running(backend) as address:
+        async with connected(address) as client:
+            await client.send(post(CHAT, chat(stream=True)) + post(CHAT, chat()))
+            await client.reader.readuntil(b"finish_reason")
+            client.reset()
+            # Reading is paused while a request waits behind, so only a write meets the reset.
+            assert backend.gate is not None
+            backend.gate.set()
+            await backend.all_closed.wait()
+    assert len(backend.requests) == 1
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        await client.send(post(CHAT, chat(max_tokens=1)) + post(CHAT, chat(max_tokens=2)))
+        for num_tokens in (1, 2):
+            _, body = await client.answer()
+            assert json.loads(body)["usage"]["completion_tokens"] == num_tokens
+
+
+# --- stalling
+
+
+async def test_a_client_that_does_not_read_is_cut_off() -> None:
+    body = completion(["x"] * 64, stream=True, n=8, max_tokens=400, return_token_ids=True)
+    backend = ScriptedBackend(per_choice=endless)
+    async with running(backend, write_stall_timeout_s=0.1) as address:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        with connection:
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(connection, address)
+            await loop.sock_sendall(connection, post("/v1/completions", body))
+            await backend.until(lambda: bool(backend.requests))
+            async with asyncio.timeout(20):
+                await backend.all_closed.wait()
+    assert backend.num_tokens_sent < 64 * 8 * 400, "back-pressure held the backend"
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"POST /v1/chat/comp", b"POST / HTTP/1.1\r\nhost: x\r\nx-a: b\r\n", b"\r\n"]
+)
+async def test_a_head_that_does_not_come_ends_with_408(start: bytes) -> None:
+    async with running(ScriptedBackend(), head_timeout_s=0.05) as address, connected(address) as client:
+        await client.send(start)
+        status, body = await client.answer()
+        assert (status, json.loads(body)["error"]["type"]) == (408, "invalid_request_error")
+        assert await client.until_closed() == b""
+
+
+async def test_a_body_that_does_not_come_ends_with_408() -> None:
+    async with running(ScriptedBackend(), body_timeout_s=0.05) as address, connected(address) as client:
+        await client.send(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
+        status, body = await client.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (408, "request_timeout")
+        await client.until_closed()
+
+
+@pytest.mark.parametrize("again", [b"", b"\r\n", b"GET /li"])
+async def test_an_idle_connection_is_closed(again: bytes) -> None:
+    limits = {"keep_alive_s": 0.05, "head_timeout_s": 0.05}
+    async with running(ScriptedBackend(), **limits) as address, connected(address) as client:
+        await client.send(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await client.answer())[0] == 200
+        await client.send(again)
+        await client.until_closed()
+
+
+# --- flooding
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [b"x" * 200_000, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 40_000, b"GET / HTTP/1.1\r\na: " + b"b" * 200_000],
+)
+async def test_a_head_without_end_ends_with_431(flood: bytes) -> None:
+    async with running(ScriptedBackend(), max_head_bytes=8192) as address, connected(address) as client:
+        client.writer.write(b"GET /" + flood if flood.startswith(b"x") else flood)
+        data = await client.until_closed()
+    assert data == b"" or data.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+
+
+async def test_trailers_without_end_close_the_connection() -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+    async with running(ScriptedBackend(), max_head_bytes=8192) as address, connected(address) as client:
+        await client.send(head)
+        client.writer.write(b"a: b\r\n" * 100_000)
+        await client.until_closed()
+
+
+async def test_no_http_at_all_gets_a_400_in_openais_shape() -> None:
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        await client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+        status, body = await client.answer()
+        assert status == 400
+        assert json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+async def test_a_body_over_the_limit_ends_with_413(is_chunked: bool) -> None:
+    async with running(ScriptedBackend(), max_body_bytes=10_000) as address, connected(address) as client:
+        if is_chunked:
+            piece = b"400\r\n" + b"x" * 1024 + b"\r\n"
+            await client.send(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + piece * 12
+            )
+            client.writer.write(piece * 3 + b"0\r\n\r\n")
+        else:
+            client.writer.write(post("/v1/completions", b"x" * 20_000))
+        status, body = await client.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (413, "body_too_large")
+        assert "at most 10000 bytes" in json.loads(body)["error"]["message"]
+
+
+async def test_a_body_just_within_the_limit_is_read() -> None:
+    content = json.dumps(chat("x" * 300)).encode()
+    async with running(ScriptedBackend(), max_body_bytes=len(content)) as address:
+        async with connected(address) as client:
+            await client.send(post(CHAT, content))
+            assert (await client.answer())[0] == 200
+
+
+async def test_more_connections_than_allowed_are_closed() -> None:
+    async with running(ScriptedBackend(), max_connections=2) as address:
+        async with connected(address) as first, connected(address) as second:
+            for client in (first, second):
+                await client.send(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert (await client.answer())[0] == 200
+            async with connected(address) as third:
+                assert await third.until_closed() == b""
+
+
+async def test_small_writes_are_not_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = connection_module.BoundedConnection.connection_made
+
+    def spy(self: connection_module.BoundedConnection, transport: asyncio.BaseTransport) -> None:
+        real(self, transport)
+        made.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(connection_module.BoundedConnection, "connection_made", spy)
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        await client.send(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.answer()
+    assert made == [1]
