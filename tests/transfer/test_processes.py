@@ -25,6 +25,11 @@ ELSEWHERE = HostIdentity(machine_id="another", boot_id="another", pid_namespace=
 BIG = KVLayout(fingerprint="test/big", block_size=16, block_bytes=1 << 20)
 
 
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": True}  # what workers run on; starting processes twice is slow
+
+
 class GatedMemory(HostBlockMemory):
     """Host memory that others cannot map and that stops in its first write until told to go on."""
 
