@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from dynamo_sdk.errors import ConfigError, GraphError
 from dynamo_sdk.plugins import Catalogue, Descriptor, Kind, Registry
 from dynamo_sdk.types import ModelSpec, Role
-from dynamo_sdk.types.plan import Json, PluginChoice
+from dynamo_sdk.types.plan import Json, Origin, PluginChoice
 
 from .deploy import Deploy, KVSection, ModelEntry, ModelSection, PolicySection, Problems, ServiceSection
 from .graph import Graph, ServiceNode
@@ -92,7 +92,7 @@ class Chooser:
             ChosenModel(
                 spec=ModelSpec(name=name, path=entry.path),
                 path=path,
-                router=self._choose_policy(Kind.ROUTER, path, entry.router, self._graph.router, router.name)
+                router=self._choose_named_policy(Kind.ROUTER, path, entry.router) or router
                 if entry.router
                 else router,
                 connector=self._choose_connector(path, entry.kv, None) if entry.kv.connector else connector,
@@ -103,13 +103,7 @@ class Chooser:
 
     def choose_planner(self) -> PluginChoice | None:
         """The planner, where one is named. Replica counts stay as they are without one."""
-        section = self._file.planner
-        if section.name is None and self._graph.planner is None:
-            if section.args:
-                planners = ", ".join(self._registry.planners) or "none"
-                self._problems.add(("planner",), f"has args but no name (installed: {planners})")
-            return None
-        return self._choose_policy(Kind.PLANNER, (), section, self._graph.planner, "")
+        return self._choose_named_policy(Kind.PLANNER, (), self._file.planner, self._graph.planner)
 
     def choose_service(self, node: ServiceNode, models: Sequence[ChosenModel]) -> ChosenService:
         """Everything about one service. Raises ``GraphError`` for a role that is none."""
@@ -128,8 +122,9 @@ class Chooser:
                 if getattr(section, key) is not None:
                     message = f"{node.name} runs no engine (its class is no worker); remove the key"
                     self._problems.add((*path, key), message)
-            check_constructor_args(node.cls, section.args, (*path, "args"), self._problems)
-            self._log.record_args((*path, "args"), section.args, {})
+            where: Path = (*path, "args")
+            defaults = check_constructor_args(node.cls, section.args, where, self._problems)
+            self._log.record_args(where, section.args, defaults, Origin.DEFAULT)
         return ChosenService(
             node=node, section=section, num_replicas=num_replicas, gpus_per_replica=gpus, leg=leg
         )
@@ -170,6 +165,17 @@ class Chooser:
             return None
         return name
 
+    def _choose_named_policy(
+        self, kind: Kind, above: Path, section: PolicySection, in_graph: str | None = None
+    ) -> PluginChoice | None:
+        """A policy without a default: None where nobody names one."""
+        if section.name is None and in_graph is None:
+            if section.args:
+                names = ", ".join(self._registry.catalogue(kind)) or "none"
+                self._problems.add((*above, str(kind)), f"has args but no name (installed: {names})")
+            return None
+        return self._choose_policy(kind, above, section, in_graph, "")
+
     def _choose_policy(
         self, kind: Kind, above: Path, section: PolicySection, in_graph: str | None, default: str
     ) -> PluginChoice:
@@ -197,7 +203,7 @@ class Chooser:
         defaults: dict[str, Json] = {}
         if not is_elsewhere:
             defaults = check_plugin_args(self._registry, descriptor, args, path, self._problems)
-        self._log.record_args(path, args, defaults)
+        self._log.record_args(path, args, defaults, Origin.PLUGIN)
 
     def _require(self, catalogue: Catalogue[D], name: str, path: Path) -> D | None:
         try:

@@ -45,12 +45,14 @@ def endpoints_of(cls: type) -> Mapping[str, EndpointSpec]:
         name: None
         for base in reversed(cls.__mro__)
         for name, value in vars(base).items()
-        if is_endpoint(value)
+        if is_endpoint(getattr(value, "__func__", value))
     }
     return MappingProxyType({name: _read_endpoint(cls, name, getattr(cls, name)) for name in names})
 
 
 def _read_endpoint(cls: type, name: str, function: Callable[..., Any]) -> EndpointSpec:
+    if isinstance(inspect.getattr_static(cls, name), staticmethod | classmethod):
+        raise _refusal(cls, name, function, "an endpoint is a method of the instance, with `self`")
     is_streaming = inspect.isasyncgenfunction(function)
     if not is_streaming and not inspect.iscoroutinefunction(function):
         raise _refusal(cls, name, function, "an endpoint is `async def` (with `yield` to stream)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import cast, get_type_hints
 
 import msgspec
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -45,22 +45,58 @@ def check_plugin_args(
     return _defaults(model)
 
 
-def check_constructor_args(cls: type, args: Mapping[str, JsonValue], path: Path, problems: Problems) -> None:
-    """Arguments of a service without an engine go to its constructor; check their names."""
+def check_constructor_args(
+    cls: type, args: Mapping[str, JsonValue], path: Path, problems: Problems
+) -> dict[str, Json]:
+    """Arguments of a service without an engine go to its constructor: check names and simple types.
+
+    Returns the constructor's own defaults, by name, as far as they are JSON.
+    """
     try:
         parameters = inspect.signature(cast(Callable[..., object], cls)).parameters.values()
     except (TypeError, ValueError):  # a constructor in C without a signature
-        return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    names = [
-        parameter.name
+        return {}
+    named = {
+        parameter.name: parameter
         for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    for name in args:
-        if name not in names:
-            problems.add((*path, name), f"{cls.__name__} takes no such argument{suggest(name, names)}")
+    }
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    hints = _constructor_hints(cls)
+    for name, value in args.items():
+        if name not in named and not takes_any:
+            problems.add((*path, name), f"{cls.__name__} takes no such argument{suggest(name, named)}")
+        elif wrong := _mismatch(value, hints.get(name, object)):
+            problems.add((*path, name), wrong)
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in args:
+            problems.add((*path, name), f"is missing; {cls.__name__} needs it")
+    return {
+        name: parameter.default
+        for name, parameter in named.items()
+        if isinstance(parameter.default, bool | int | float | str)
+    }
+
+
+def _constructor_hints(cls: type) -> dict[str, object]:
+    try:
+        return get_type_hints(inspect.getattr_static(cls, "__init__"))
+    except Exception:  # annotations that only type checkers can see
+        return {}
+
+
+def _mismatch(value: JsonValue, hint: object) -> str | None:
+    """Why ``value`` is none of ``hint``; None where it is one, or where nobody can say."""
+    if hint is object:
+        return None
+    try:
+        msgspec.convert(value, cast(type, hint))
+    except msgspec.ValidationError as error:
+        reason = str(error)
+        return reason[:1].lower() + reason[1:]
+    except TypeError:  # a type of the service's own
+        return None
+    return None
 
 
 def _names(model: type[BaseModel]) -> list[str]:

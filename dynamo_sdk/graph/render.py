@@ -144,7 +144,7 @@ def _setting_path(setting: Setting) -> Text:
 
 
 def _value(value: Json) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return value if isinstance(value, str) and value else msgspec.json.encode(value).decode()
 
 
 def _style(setting: Setting) -> str:

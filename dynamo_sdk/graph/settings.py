@@ -39,14 +39,16 @@ class SettingsLog:
         if value is not None:
             self.record(path, value, self._written_origin(path))
 
-    def record_args(self, path: Path, args: Mapping[str, object], defaults: Mapping[str, Json]) -> None:
-        """Arguments of a plugin, and below them the plugin's own defaults for the rest."""
+    def record_args(
+        self, path: Path, args: Mapping[str, object], defaults: Mapping[str, Json], origin: Origin
+    ) -> None:
+        """Arguments as written, and below them the defaults, of ``origin``, for the rest."""
         for leaf, value in leaves(cast(Json, args), path):
             if leaf != path:
                 self.record(leaf, value, self._written_origin(leaf))
         for name, value in defaults.items():
             if name not in args:
-                self.record((*path, name), value, Origin.PLUGIN)
+                self.record((*path, name), value, origin)
 
     def settings(self) -> tuple[Setting, ...]:
         return tuple(self._settings)

@@ -211,6 +211,7 @@ def test_a_model_that_nothing_serves_is_refused() -> None:
         ("router: rund-robin", "router.name: no router 'rund-robin' (installed:"),
         ("router: rund-robin", "did you mean 'round-robin'?"),
         ("planner: wize", "planner.name: no planner 'wize' (installed: wise); did you mean 'wise'?"),
+        ("model: {path: x, router: {args: {a: 1}}}", "model.router: has args but no name (installed: least"),
         ("planner: {args: {a: 1}}", "planner: has args but no name (installed: wise)"),
         ("router: {name: picky}", "router.args.license: is missing; router 'picky' needs it"),
         ("router: {args: {speed: 1}}", "router.args: router 'round-robin' takes no arguments"),
@@ -242,6 +243,27 @@ def test_what_is_not_there_is_named_with_the_nearest(text: str, message: str) ->
 def test_constructor_arguments_of_plain_services_are_checked_by_name() -> None:
     message = _refusal(ConfigError, Graph(Lookup), "services: {Lookup: {args: {sise: 5}}}")
     assert "services.Lookup.args.sise: Lookup takes no such argument; did you mean 'size'?" in message
+
+
+def test_constructor_arguments_are_checked_by_type_where_it_is_simple() -> None:
+    message = _refusal(ConfigError, Graph(Lookup), "services: {Lookup: {args: {size: five}}}")
+    assert "services.Lookup.args.size: expected `int`, got `str`" in message
+
+
+def test_constructor_arguments_without_a_default_are_needed() -> None:
+    @service
+    class Needy:
+        def __init__(self, key: str, extra: Unknown = None, **rest: int) -> None:  # type: ignore[name-defined]  # noqa: F821
+            pass
+
+    assert "services.Needy.args.key: is missing; Needy needs it" in _refusal(ConfigError, Graph(Needy))
+    assert _compile(Graph(Needy), "services: {Needy: {args: {key: x, extra: 1, more: 2}}}")
+
+
+def test_constructor_defaults_are_shown() -> None:
+    settings = _settings(_compile(Graph(Lookup), "services: {Lookup: {args: {path: x}}}"))
+    assert settings["services.Lookup.args.size"] == (3, Origin.DEFAULT)
+    assert settings["services.Lookup.args.path"] == ("x", Origin.DEPLOY)
 
 
 def test_a_policy_named_by_the_graph_is_checked_too() -> None:

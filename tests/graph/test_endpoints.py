@@ -82,6 +82,10 @@ def test_a_class_can_name_itself() -> None:
     assert endpoints_of(Tree)["ping"].result == Tree | None
 
 
+async def _fine(self: object) -> int:
+    return 0
+
+
 async def _no_parameter_type(self: object, x) -> int:  # type: ignore[no-untyped-def]
     return 0
 
@@ -143,6 +147,13 @@ def test_a_breach_names_the_place_and_the_rule(function: Callable[..., Any], rul
         endpoints_of(bad)
     line = function.__code__.co_firstlineno
     assert f"endpoint Bad.call ({__file__}:{line}) breaks a rule" in caught.value.message
+
+
+@pytest.mark.parametrize("wrap", [staticmethod, classmethod])
+def test_an_endpoint_has_an_instance(wrap: Callable[..., Any]) -> None:
+    bad = type("Bad", (), {"call": wrap(endpoint(_fine))})
+    with pytest.raises(GraphError, match="is a method of the instance"):
+        endpoints_of(bad)
 
 
 def test_an_override_that_is_no_method_is_refused() -> None:

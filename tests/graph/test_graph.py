@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,7 +86,7 @@ def test_an_edge_to_an_unmarked_class_is_named() -> None:
 
 def test_two_services_of_one_name_are_refused() -> None:
     first = Leaf
-    second = service(type("Leaf", (), {}))
+    second: type[object] = service(type("Leaf", (), {}))
 
     @service
     class Both:
@@ -141,8 +143,8 @@ def _has_cycle(wiring: list[set[int]]) -> bool:
 def test_any_wiring_gives_a_start_order_or_a_cycle(wiring: list[set[int]]) -> None:
     classes: list[type] = []
     for index, targets in enumerate(wiring):
-        edges = {
-            f"edge{target}": depends(lambda target=target: classes[target]) for target in sorted(targets)
+        edges: dict[str, object] = {
+            f"edge{target}": depends(partial(classes.__getitem__, target)) for target in sorted(targets)
         }
         classes.append(service(type(f"S{index}", (), edges)))
     graph = Graph(*classes)

@@ -95,7 +95,7 @@ def test_depends_refuses_what_is_no_class_at_once() -> None:
 def test_a_forward_reference_that_fails_names_the_edge_and_the_reason() -> None:
     class Lost:
         gone = depends(lambda: NeverDefined)  # type: ignore[name-defined]  # noqa: F821
-        wrong = depends(lambda: 3)  # type: ignore[arg-type, return-value]
+        wrong = depends(lambda: 3)  # type: ignore[arg-type, return-value, var-annotated]
 
     with pytest.raises(GraphError, match=r"'gone'.*NameError.*NeverDefined"):
         _ = dependencies_of(Lost)["gone"].target

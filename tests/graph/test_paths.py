@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.graph.nearest import suggest
 from dynamo_sdk.graph.paths import format_path, leaves, parse_path
+from dynamo_sdk.types.plan import Json
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_format_and_parse_are_inverse(keys: list[str]) -> None:
 
 
 def test_leaves_stop_at_lists_and_empty_mappings() -> None:
-    value = {"a": {"b": 1, "c": [{"d": 2}]}, "e": {}}
+    value: Json = {"a": {"b": 1, "c": [{"d": 2}]}, "e": {}}
     assert list(leaves(value, ("x",))) == [
         (("x", "a", "b"), 1),
         (("x", "a", "c"), [{"d": 2}]),
