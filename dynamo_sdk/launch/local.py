@@ -80,6 +80,7 @@ class LocalLauncher(Launcher):
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            stack.callback(self._printer.close)
             self._folder = _make_folder()
             stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
             if any(service.is_frontend for service in self._services):

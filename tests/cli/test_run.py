@@ -93,6 +93,16 @@ def test_killing_the_command_leaves_nothing() -> None:
         assert_die(pids)
 
 
+def test_a_replica_whose_guardian_dies_does_not_need_the_launcher_to_die() -> None:
+    with running(f"{GRAPH}:counters", "--set", "services.Counter.args.daemon=true") as process:
+        (guardian,) = psutil.Process(process.pid).children()
+        below = [child.pid for child in guardian.children(recursive=True)]
+        assert len(below) == 2  # the replica, and what it started in a session of its own
+        process.send_signal(signal.SIGSTOP)
+        guardian.kill()
+        assert_die(below)
+
+
 def test_a_second_signal_stops_at_once() -> None:
     with running(f"{GRAPH}:counters", "--set", "services.Counter.args.stubborn=true") as process:
         pids = tree_of(process)
