@@ -141,12 +141,9 @@ class Scheduler:
         while index < len(self._running):  # preemption shortens the queue, but only behind `index`
             sequence = self._running[index]
             index += 1
-            length = len(sequence.token_ids)
-            if length - sequence.num_computed_tokens > 1:
+            if len(sequence.token_ids) - sequence.num_computed_tokens > 1:
                 prefilling.append(sequence)
-            elif length <= len(sequence.block_ids) * self._block_size or self._grow(
-                sequence, batch.preempted
-            ):
+            elif self._has_place(sequence, batch.preempted):
                 batch.add_last_token(sequence)
             else:
                 self._starved = sequence
@@ -326,8 +323,10 @@ class Scheduler:
         """Blocks for a newcomer, if that leaves each running request its next block."""
         return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=len(self._running))
 
-    def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
-        """One more block for ``sequence``, if need be from the running requests behind it."""
+    def _has_place(self, sequence: Sequence, preempted: list[str]) -> bool:
+        """A block for its last token, if need be taken from the running requests behind it."""
+        if len(sequence.token_ids) <= len(sequence.block_ids) * self._block_size:
+            return True
         while not self._blocks.grow(sequence):
             if self._running[-1] is sequence:
                 return False
