@@ -12,7 +12,10 @@ runner          one step on the device
 mailbox         one request's tokens on their way to its consumer
 admission       which requests can be run at all
 reservations    who waits for blocks to be filled from elsewhere
-engine          the loop that joins the scheduler (``dynamo_sdk.scheduling``) and the runner
+feeds           KV events and step records for whoever listens
+memory          how many blocks to set up
+core            the loop that joins the scheduler (``dynamo_sdk.scheduling``) and the runner
+engine          the interfaces of an engine, on top of the core
 ==============  ==================================================================================
 
 The life of a request is three calls: ``Scheduler.add``, ``ModelRunner.execute`` in each of its steps,

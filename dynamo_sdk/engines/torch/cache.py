@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,6 +93,7 @@ class PagedKVCache(BlockMemory):
         except BaseException:
             os.close(fd)
             raise
+        self._close_fd = weakref.finalize(self, os.close, fd)
         self._region = SharedRegion(pid=os.getpid(), fd=fd, size_bytes=size_bytes)
         return torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
 
@@ -132,6 +134,6 @@ class PagedKVCache(BlockMemory):
 
     def close(self) -> None:
         """Close the shared file; the mapping goes with the last tensor. Idempotent."""
-        region, self._region = self._region, None
-        if region is not None:
-            os.close(region.fd)
+        if self._region is not None:
+            self._region = None
+            self._close_fd()

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from dynamo_sdk.errors import DynamoError
+from dynamo_sdk.errors import DynamoError, EngineFailed
 from dynamo_sdk.interfaces import BlockReservation
 from dynamo_sdk.types import GenerateRequest
 
@@ -26,7 +26,7 @@ class ReservationQueue:
 
     async def wait(self, request: GenerateRequest) -> BlockReservation:
         """Reserve now or when the turn comes. Cancelled while it waits: nothing stays reserved. Raises
-        what ``reserve`` or ``fail`` raises."""
+        what ``reserve`` raises, and ``EngineFailed``."""
         if not self._waiting and (reservation := self._reserve(request)) is not None:
             return reservation
         future: asyncio.Future[BlockReservation] = asyncio.get_running_loop().create_future()
@@ -57,9 +57,9 @@ class ReservationQueue:
                     future.set_result(reservation)
             self._waiting.popleft()
 
-    def fail(self, error: DynamoError) -> None:
-        """Refuse everybody who waits."""
+    def fail(self, reason: str) -> None:
+        """Refuse everybody who waits, with ``EngineFailed``."""
         while self._waiting:
             _, future = self._waiting.popleft()
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(EngineFailed(reason))

@@ -94,6 +94,6 @@ async def test_errors_reach_those_who_wait() -> None:
         await hopeless
     await behind
     late = await memory.waiting("c")
-    memory.queue.fail(EngineFailed("closed"))
+    memory.queue.fail("closed")
     with pytest.raises(EngineFailed, match="closed"):
         await late
