@@ -57,5 +57,5 @@ def decode_ticket(params: KVTransferParams) -> DirectTicket:
         )
     try:
         return _decoder.decode(params.payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TransferError(f"damaged ticket: {error}") from error

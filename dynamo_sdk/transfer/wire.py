@@ -109,7 +109,7 @@ def decode_from_fetcher(body: bytes | bytearray | memoryview) -> FromFetcher:
     """Raises ``ProtocolError``."""
     try:
         return _from_fetcher.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"a fetcher sent no valid message: {error}") from error
 
 
@@ -117,7 +117,7 @@ def decode_from_server(body: bytes | bytearray | memoryview) -> FromServer:
     """Raises ``ProtocolError``."""
     try:
         return _from_server.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"a block server sent no valid message: {error}") from error
 
 

@@ -36,7 +36,9 @@ def test_no_ticket_or_a_foreign_one_names_the_worker(answer: KVTransferParams | 
         DirectConnector().decode_ticket(REQUEST, PREFILL, answer)
 
 
-@pytest.mark.parametrize("params", [("nixl", b""), (DIRECT, b""), (DIRECT, b"\xff\x00garbage")])
+@pytest.mark.parametrize(
+    "params", [("nixl", b""), (DIRECT, b""), (DIRECT, b"\xff\x00garbage"), (DIRECT, b"\x81\xa1\xff\x00")]
+)
 def test_damaged_and_foreign_payloads(params: tuple[str, bytes]) -> None:
     with pytest.raises(TransferError):
         decode_ticket(KVTransferParams(connector=params[0], payload=params[1]))

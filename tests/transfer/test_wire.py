@@ -3,7 +3,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dynamo_sdk.errors import FrameTooLarge, HandshakeError, ProtocolError
@@ -35,6 +35,8 @@ def test_server_messages_survive(message: wire.FromServer) -> None:
 
 
 @given(st.binary(max_size=200))
+@example(b"\x91\xa1\xff")  # a string that is not UTF-8
+@example(b"\x93\xa7refused\xa1\xff\xa0")
 def test_garbage_is_a_protocol_error(data: bytes) -> None:
     for decode in (wire.decode_from_fetcher, wire.decode_from_server):
         try:
