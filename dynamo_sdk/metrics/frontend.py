@@ -86,8 +86,8 @@ class ChoiceTimer:
         else:
             gap_s = (now_s - self._last_s) / num_tokens
             self._last_s = now_s
-        for _ in range(num_tokens):
-            self._itl_s.observe(gap_s)
+        if num_tokens:
+            self._itl_s.observe(gap_s, num_tokens)
 
     def close(self) -> None:
         """The choice has ended, however. Idempotent."""

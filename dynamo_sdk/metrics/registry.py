@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from .definitions import Metric, MetricKind
+from .histogram import Histogram, HistogramFamily
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -22,7 +23,7 @@ class MetricRegistry:
         self._registry = CollectorRegistry(auto_describe=False)
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
+        self._histograms: dict[str, HistogramFamily] = {}
         for metric in metrics:
             name, help_, labels = metric.name, metric.help, metric.labels
             if metric.kind is MetricKind.COUNTER:
@@ -30,9 +31,8 @@ class MetricRegistry:
             elif metric.kind is MetricKind.GAUGE:
                 self._gauges[name] = Gauge(name, help_, labels, registry=self._registry)
             else:
-                self._histograms[name] = Histogram(
-                    name, help_, labels, buckets=metric.buckets, registry=self._registry
-                )
+                family = self._histograms[name] = HistogramFamily(metric)
+                self._registry.register(family)
 
     def counter(self, metric: Metric, *labels: str) -> Counter:
         parent = self._counters[metric.name]
@@ -43,8 +43,7 @@ class MetricRegistry:
         return parent.labels(*labels) if metric.labels else parent
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
-        parent = self._histograms[metric.name]
-        return parent.labels(*labels) if metric.labels else parent
+        return self._histograms[metric.name].labels(*labels)
 
     def render(self) -> bytes:
         """Prometheus text, one block per metric."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from random import getrandbits
 from uuid import uuid4
@@ -48,7 +47,7 @@ class Generation:
     choices: list[Choice]
     pipeline: ModelPipeline
 
-    async def run(
+    def run(
         self, backend: Backend, metrics: ModelMetrics, *, deadline_s: float
     ) -> AsyncGenerator[tuple[int, Delta], None]:
         """Yield ``(choice index, delta)`` in the order of arrival; the last of each has a finish reason.
@@ -58,14 +57,12 @@ class Generation:
         for prompt in self.prompts:
             metrics.input_tokens.observe(len(prompt))
         streams = [self._run_choice(backend, choice, metrics, deadline_s) for choice in self.choices]
-        async with aclosing(merge(streams)) as merged:
-            async for event in merged:
-                yield event
+        return merge(streams)
 
     async def _run_choice(
         self, backend: Backend, choice: Choice, metrics: ModelMetrics, deadline_s: float
-    ) -> AsyncGenerator[Delta, None]:
-        stream = choice.stream
+    ) -> AsyncGenerator[tuple[int, Delta], None]:
+        index, stream = choice.index, choice.stream
         timer = metrics.choice(received_s=self.received_s)
         chunks = backend.generate(choice.request, options=GenerateOptions(deadline_s=deadline_s))
         try:
@@ -76,10 +73,10 @@ class Generation:
                     if chunk.usage is not None:
                         self._note_usage(choice, chunk.usage, metrics)
                     await chunks.aclose()  # a stop string ends the engine's work before the answer goes out
-                    yield delta
+                    yield index, delta
                     return
                 if delta.text or delta.scored or delta.token_ids:
-                    yield delta
+                    yield index, delta
         finally:
             await chunks.aclose()
             timer.close()

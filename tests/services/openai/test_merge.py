@@ -18,13 +18,13 @@ class Source:
         self.is_closed = False
         self.num_yielded = 0
 
-    async def stream(self) -> AsyncGenerator[int, None]:
+    async def stream(self, index: int = 0) -> AsyncGenerator[tuple[int, int], None]:
         try:
             for item in self.items:
                 if self.gate is not None and item == self.items[-1]:
                     await self.gate.wait()
                 self.num_yielded += 1
-                yield item
+                yield index, item
             if self.error:
                 raise ValueError("broken")
         finally:
@@ -35,7 +35,7 @@ class Source:
 async def test_each_stream_arrives_whole_and_in_order(num_streams: int) -> None:
     sources = [Source(list(range(20))) for _ in range(num_streams)]
     got: dict[int, list[int]] = {}
-    async for index, item in merge([source.stream() for source in sources]):
+    async for index, item in merge([source.stream(index) for index, source in enumerate(sources)]):
         got.setdefault(index, []).append(item)
     assert got == {index: list(range(20)) for index in range(num_streams)}
     assert all(source.is_closed for source in sources)
@@ -44,7 +44,7 @@ async def test_each_stream_arrives_whole_and_in_order(num_streams: int) -> None:
 async def test_a_slow_stream_does_not_hold_up_another() -> None:
     gate = asyncio.Event()
     slow, quick = Source([1], gate=gate), Source([1, 2, 3])
-    merged = merge([slow.stream(), quick.stream()])
+    merged = merge([slow.stream(0), quick.stream(1)])
     assert [await anext(merged) for _ in range(3)] == [(1, 1), (1, 2), (1, 3)]
     gate.set()
     assert await anext(merged) == (0, 1)
@@ -54,7 +54,7 @@ async def test_a_slow_stream_does_not_hold_up_another() -> None:
 async def test_closing_closes_every_stream_at_once() -> None:
     sources = [Source([1, 2], gate=asyncio.Event()) for _ in range(3)]
     before = asyncio.all_tasks()
-    merged = merge([source.stream() for source in sources])
+    merged = merge([source.stream(index) for index, source in enumerate(sources)])
     await anext(merged)
     await merged.aclose()
     assert all(source.is_closed for source in sources if source.num_yielded)
