@@ -62,12 +62,12 @@ async def cancel_before_first_token(bench: EngineBench) -> None:
             scope.cancel()
             await read_all(engine, bench.greedy(num_tokens=100))
         require_settled(engine, before)
-    for _ in range(4):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(read_all, engine, bench.greedy(num_tokens=100))
-            await anyio.wait_all_tasks_blocked()  # now it waits for the engine
-            tasks.cancel_scope.cancel()
-        require_settled(engine, before)
+    async with anyio.create_task_group() as tasks:
+        for seed in range(8):
+            tasks.start_soon(read_all, engine, bench.greedy(seed, num_tokens=100))
+        await anyio.wait_all_tasks_blocked()  # now they wait for the engine
+        tasks.cancel_scope.cancel()
+    require_settled(engine, before)
 
 
 async def close_mid_stream(bench: EngineBench) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.interfaces import CacheKey, KVStore
 
@@ -134,12 +135,15 @@ async def serves_many_at_once(bench: StoreBench) -> None:
         wrong: list[int] = []
 
         async def work(number: int) -> None:
-            shared = number % 8
-            await store.put(bench.key(shared), bench.block(shared))
-            if await store.get(bench.key(shared)) not in (None, bench.block(shared)):
-                wrong.append(shared)
-            if number % 5 == 0:
-                await store.delete([bench.key(shared)])
+            shared = number % 4
+            for turn in range(4):
+                for _ in range((number + turn) % 3):  # so that the tasks are not in step
+                    await checkpoint()
+                if await store.get(bench.key(shared)) not in (None, bench.block(shared)):
+                    wrong.append(shared)
+                await store.put(bench.key(shared), bench.block(shared))
+                if number % 5 == 0:
+                    await store.delete([bench.key(shared)])
 
         async with anyio.create_task_group() as tasks:
             for number in range(32):

@@ -1,0 +1,250 @@
+"""A correct engine with paged KV, small enough to be right at sight: the next token is a checksum of the
+KV that its blocks hold, so that a wrong block gives wrong tokens. The planted faults are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from anyio.lowlevel import checkpoint
+
+from dynamo_sdk.errors import EngineFailed, InvalidRequest, Overloaded
+from dynamo_sdk.interfaces import (
+    BlockMemory,
+    BlockReservation,
+    Engine,
+    EngineFacts,
+    ExposesBlocks,
+    PublishesKVEvents,
+    PublishesMetrics,
+)
+from dynamo_sdk.types import (
+    BlocksRemoved,
+    BlocksStored,
+    FinishReason,
+    ForwardPassMetrics,
+    GenerateChunk,
+    GenerateRequest,
+    KVEvent,
+    KVEventBatch,
+    KVLayout,
+    LoadSnapshot,
+    Role,
+    TokenLogprobs,
+    Usage,
+    pack_tokens,
+    unpack_tokens,
+)
+
+BLOCK_SIZE = 4
+BLOCK_BYTES = BLOCK_SIZE * 4
+NUM_BLOCKS = 2048
+CONTEXT_LENGTH = 1024
+VOCAB_SIZE = 64
+
+
+class Memory(BlockMemory):
+    def __init__(self) -> None:
+        self.bytes = bytearray(NUM_BLOCKS * BLOCK_BYTES)
+
+    @property
+    def layout(self) -> KVLayout:
+        return KVLayout(fingerprint="checksum", block_size=BLOCK_SIZE, block_bytes=BLOCK_BYTES)
+
+    def read(self, block_ids: Sequence[int], into: memoryview) -> None:
+        for index, block in enumerate(block_ids):
+            into[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES] = self.bytes[
+                block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES
+            ]
+
+    def write(self, block_ids: Sequence[int], data: memoryview) -> None:
+        for index, block in enumerate(block_ids):
+            self.bytes[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = data[
+                index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES
+            ]
+
+
+class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
+    def __init__(self) -> None:
+        self.memory = Memory()
+        self.free = list(range(NUM_BLOCKS))
+        self.owned: dict[str, list[int]] = {}  # running, held or reserved
+        self.num_running = 0
+        self.is_open = False
+        self.hash_of_block: dict[int, int] = {}
+        self.stored: dict[int, tuple[int | None, tuple[int, ...]]] = {}  # hash -> parent, tokens
+        self.sequence = 0
+        self.step = 0
+        self.event_listeners: list[Callable[[KVEventBatch], None]] = []
+        self.metric_listeners: list[Callable[[ForwardPassMetrics], None]] = []
+
+    async def start(self) -> EngineFacts:
+        await checkpoint()
+        self.is_open = True
+        return EngineFacts(context_length=CONTEXT_LENGTH, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
+
+    async def close(self) -> None:
+        self.is_open = False
+
+    def load(self) -> LoadSnapshot:
+        return LoadSnapshot(
+            at_s=0.0, num_running=self.num_running, num_free_blocks=len(self.free), num_blocks=NUM_BLOCKS
+        )
+
+    def check_integrity(self) -> None:
+        owned = [block for blocks in self.owned.values() for block in blocks]
+        assert sorted(owned + self.free) == list(range(NUM_BLOCKS))
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        self.check(request)
+        tokens = request.token_ids()
+        num_given = len(unpack_tokens(request.generated))
+        key = request.request_id
+        is_filled = request.role is Role.DECODE and key in self.owned
+        self.owned.setdefault(key, [])
+        self.num_running += 1
+        hands_over = False
+        try:
+            for position in range(len(tokens) - 1 if is_filled else 0, len(tokens)):
+                self.remember(key, tokens, position)
+            self.report(num_prefill_tokens=len(tokens))
+            position = num_given
+            while True:
+                await checkpoint()
+                if not self.is_open:
+                    raise EngineFailed("closed")
+                token = self.next_token(request, position, len(tokens))
+                tokens.append(token)
+                position += 1
+                reason = self.finish_reason(request, token, position)
+                logprobs = self.logprobs(request, token)
+                if reason is not None:
+                    yield GenerateChunk((token,), logprobs, reason, self.usage(request, position))
+                    return
+                yield GenerateChunk((token,), logprobs)
+                if request.role is Role.PREFILL:
+                    hands_over = True
+                    yield GenerateChunk(
+                        finish_reason=FinishReason.HANDOVER, usage=self.usage(request, position)
+                    )
+                    return
+                self.remember(key, tokens, len(tokens) - 1)
+                self.report(num_prefill_tokens=0)
+        finally:
+            self.num_running -= 1
+            if not hands_over:
+                self.release_blocks(key)
+
+    # What the planted faults replace
+
+    def check(self, request: GenerateRequest) -> None:
+        if not self.is_open:
+            raise EngineFailed("not running")
+        if not request.prompt:
+            raise InvalidRequest("empty", param="prompt")
+        if request.num_prompt_tokens + request.num_generated_tokens >= CONTEXT_LENGTH:
+            raise InvalidRequest("too long", param="prompt")
+
+    def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
+        total = 0
+        for index, block in enumerate(self.owned[request.request_id]):
+            kv = unpack_tokens(bytes(self.memory.bytes[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]))
+            for offset, value in enumerate(kv[: num_tokens - index * BLOCK_SIZE]):
+                total += (index * BLOCK_SIZE + offset + 1) * value
+        chance = hash((request.sampling.seed, position)) if request.sampling.temperature else 0
+        return 10 + (total * 2654435761 + chance) % 2**32 % (VOCAB_SIZE - 10)
+
+    def finish_reason(self, request: GenerateRequest, token: int, position: int) -> FinishReason | None:
+        sampling = request.sampling
+        if token in sampling.stop_token_ids and position >= sampling.min_tokens:
+            return FinishReason.STOP
+        if position >= sampling.max_tokens or request.num_prompt_tokens + position >= CONTEXT_LENGTH:
+            return FinishReason.LENGTH
+        return None
+
+    def logprobs(self, request: GenerateRequest, token: int) -> tuple[TokenLogprobs, ...] | None:
+        num_top = request.sampling.logprobs
+        if num_top is None:
+            return None
+        return (TokenLogprobs(-0.1, ((token, -0.1), (token + 1, -2.4))[:num_top]),)
+
+    def usage(self, request: GenerateRequest, position: int) -> Usage:
+        return Usage(request.num_prompt_tokens, position - request.num_generated_tokens)
+
+    # Blocks
+
+    @property
+    def block_memory(self) -> BlockMemory:
+        return self.memory
+
+    def remember(self, key: str, tokens: list[int], position: int) -> None:
+        """Write the KV of one token; when it fills its block, say so."""
+        blocks = self.owned[key]
+        if position // BLOCK_SIZE >= len(blocks):
+            blocks.append(self.take())
+        at = blocks[position // BLOCK_SIZE] * BLOCK_BYTES + position % BLOCK_SIZE * 4
+        self.memory.bytes[at : at + 4] = pack_tokens([tokens[position]])
+        if (position + 1) % BLOCK_SIZE == 0:
+            self.store(blocks[position // BLOCK_SIZE], tokens, position + 1)
+
+    def take(self) -> int:
+        if not self.free:
+            raise Overloaded("no block is free")
+        block = self.free.pop(0)
+        block_hash = self.hash_of_block.pop(block, None)
+        if block_hash is not None and block_hash not in self.hash_of_block.values():
+            del self.stored[block_hash]
+            self.publish(BlocksRemoved(block_hashes=(block_hash,)))
+        return block
+
+    def store(self, block: int, tokens: list[int], end: int) -> None:
+        block_hash = hash(tuple(tokens[:end]))
+        parent = hash(tuple(tokens[: end - BLOCK_SIZE])) if end > BLOCK_SIZE else None
+        self.hash_of_block[block] = block_hash
+        if block_hash not in self.stored:
+            self.stored[block_hash] = (parent, tuple(tokens[end - BLOCK_SIZE : end]))
+            self.publish(self.stored_event(block_hash))
+
+    def stored_event(self, block_hash: int) -> BlocksStored:
+        parent, tokens = self.stored[block_hash]
+        return BlocksStored(
+            block_hashes=(block_hash,), parent_hash=parent, token_ids=tokens, block_size=BLOCK_SIZE
+        )
+
+    def held_blocks(self, request_id: str) -> tuple[int, ...]:
+        return tuple(self.owned[request_id])
+
+    async def reserve_blocks(self, request: GenerateRequest) -> BlockReservation:
+        await checkpoint()
+        num_tokens = len(request.token_ids()) - 1
+        blocks = [self.take() for _ in range(-(-num_tokens // BLOCK_SIZE))]
+        self.owned[request.request_id] = blocks
+        return BlockReservation(block_ids=tuple(blocks), num_cached_blocks=0)
+
+    def release_blocks(self, request_id: str) -> None:
+        self.free += self.owned.pop(request_id, [])
+
+    # Feeds
+
+    def publish(self, event: KVEvent) -> None:
+        for listener in self.event_listeners:
+            listener(KVEventBatch(sequence=self.sequence, dp_rank=0, events=(event,)))
+        self.sequence += 1
+
+    def report(self, *, num_prefill_tokens: int) -> None:
+        for listener in self.metric_listeners:
+            listener(
+                ForwardPassMetrics(
+                    step=self.step, at_s=0.0, wall_s=0.001, num_prefill_tokens=num_prefill_tokens
+                )
+            )
+        self.step += 1
+
+    def subscribe_kv_events(self, listener: Callable[[KVEventBatch], None]) -> None:
+        self.event_listeners.append(listener)
+
+    def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
+        events = tuple(self.stored_event(block_hash) for block_hash in self.stored)
+        return (KVEventBatch(sequence=self.sequence - 1, dp_rank=0, events=events),)
+
+    def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
+        self.metric_listeners.append(listener)

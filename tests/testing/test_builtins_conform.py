@@ -1,0 +1,100 @@
+"""Everything that we ship, and every fake, passes its own kit."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynamo_sdk.engines.echo import EchoConfig, EchoEngine
+from dynamo_sdk.engines.stateless import TICKET
+from dynamo_sdk.interfaces import Engine, EngineSetup, Handover
+from dynamo_sdk.plugins import Registry
+from dynamo_sdk.testing import (
+    EngineFactory,
+    FakeEngine,
+    FakeKVConnector,
+    FakePlanner,
+    FakeRouter,
+    MemoryKVStore,
+    check_engine,
+    check_kv_connector,
+    check_kv_store,
+    check_planner,
+    check_router,
+)
+from dynamo_sdk.testing.engine_bench import EngineBench
+from dynamo_sdk.types import ModelSpec, Role
+
+from .paged_engine import PagedEngine
+
+
+def echo(role: Role, *, delay_ms: float = 0.0) -> Engine:
+    setup = EngineSetup(model=ModelSpec(name="model", path="."), role=role)
+    return EchoEngine(setup, EchoConfig(delay_ms=delay_ms))
+
+
+ENGINES: dict[str, EngineFactory] = {
+    "echo": echo,
+    "echo with a delay": lambda role: echo(role, delay_ms=0.05),
+    "fake": lambda role: FakeEngine(range(30, 50), ticket=TICKET),
+    "paged": lambda role: PagedEngine(),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ENGINES)
+async def test_engines(name: str) -> None:
+    report = await check_engine(ENGINES[name])
+    report.raise_if_failed()
+    assert len(report.results) == 40
+
+
+@pytest.mark.anyio
+async def test_an_engine_with_one_role_skips_the_others() -> None:
+    report = await check_engine(echo, roles=[Role.DECODE])
+    report.raise_if_failed()
+    skipped = {result.name for result in report.results if result.outcome == "skipped"}
+    assert "prefill_hands_over" in skipped
+    assert "max_tokens_is_exact" not in skipped
+
+
+@pytest.mark.parametrize("name", Registry.of().routers)
+def test_routers(name: str) -> None:
+    registry = Registry.of()
+    check_router(lambda: registry.build_router(name)).raise_if_failed()
+
+
+def test_fake_router() -> None:
+    check_router(lambda: FakeRouter(["a", "b"])).raise_if_failed()
+
+
+def test_fake_planner() -> None:
+    check_planner(lambda: FakePlanner([{"Prefill": 2}, {}, {"Prefill": 1}])).raise_if_failed()
+
+
+@pytest.mark.parametrize("handover", Handover)
+@pytest.mark.parametrize("first_token", [Role.PREFILL, Role.DECODE])
+def test_fake_kv_connector(handover: Handover, first_token: Role) -> None:
+    report = check_kv_connector(
+        lambda: FakeKVConnector(handover=handover, first_token=first_token), name="fake"
+    )
+    report.raise_if_failed()
+
+
+def test_stateless_kv_connector() -> None:
+    registry = Registry.of()
+    report = check_kv_connector(
+        lambda: registry.build_kv_connector("stateless"), name="stateless", answer=lambda request: TICKET
+    )
+    report.raise_if_failed()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("capacity_bytes", [None, 3 * 4096, 5 * 4096 + 1])
+async def test_memory_kv_store(capacity_bytes: int | None) -> None:
+    (await check_kv_store(lambda: MemoryKVStore(capacity_bytes))).raise_if_failed()
+
+
+def test_prompts_stay_in_the_vocabulary() -> None:
+    bench = EngineBench(factory=echo, roles=tuple(Role), vocab_size=12, is_exact=True)
+    for seed in range(20):
+        assert set(bench.prompt(seed, 50)) <= {10, 11}

@@ -1,0 +1,355 @@
+"""Faults planted into routers, planners, connectors and stores; each fails the check named here."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from dynamo_sdk.interfaces import (
+    CacheKey,
+    Candidate,
+    CandidateCost,
+    CostTerm,
+    Handover,
+    KVStore,
+    KVStoreStatistics,
+    PlannerEffects,
+    PlannerInput,
+    RouterFact,
+    RoutingContext,
+    RoutingDecision,
+    RoutingRequest,
+)
+from dynamo_sdk.testing import (
+    CONNECTOR_CHECKS,
+    PLANNER_CHECKS,
+    ROUTER_CHECKS,
+    STORE_CHECKS,
+    FakeKVConnector,
+    FakePlanner,
+    FakeRouter,
+    MemoryKVStore,
+    check_kv_connector,
+    check_kv_store,
+    check_planner,
+    check_router,
+)
+from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role, WorkerId, WorkerRecord
+
+
+class RouterFault(FakeRouter):
+    caught_by: str
+
+
+class ChoosesAStranger(RouterFault):
+    caught_by = "chooses_a_candidate"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        return RoutingDecision(worker_id=WorkerId("a"))
+
+
+class ForgetsTheRank(RouterFault):
+    caught_by = "chooses_the_only_candidate"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        return RoutingDecision(worker_id=candidates[0].worker_id)
+
+
+class GlobalChance(RouterFault):
+    caught_by = "chance_comes_from_the_context"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        chosen = random.choice(candidates)
+        return RoutingDecision(worker_id=chosen.worker_id, dp_rank=chosen.dp_rank)
+
+
+class SortsInPlace(RouterFault):
+    caught_by = "leaves_its_input_alone"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        if isinstance(candidates, list):
+            candidates.sort(key=lambda candidate: candidate.num_active_requests)
+        return super().select(request, candidates, context)
+
+
+class NeedsAList(RouterFault):
+    caught_by = "takes_any_sequence"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        copy = candidates.copy()  # type: ignore[attr-defined]
+        return super().select(request, copy, context)
+
+
+class ExplainsNonsense(RouterFault):
+    caught_by = "explains_with_candidates_only"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        chosen = candidates[0]
+        cost = CandidateCost(
+            worker_id=chosen.worker_id, dp_rank=chosen.dp_rank, terms=(CostTerm("load", float("nan")),)
+        )
+        return RoutingDecision(worker_id=chosen.worker_id, dp_rank=chosen.dp_rank, costs=(cost,))
+
+
+class KnowsOnlyItsOwn(RouterFault):
+    caught_by = "hears_of_strangers"
+
+    def observe(self, fact: RouterFact) -> None:
+        if not self.requests:
+            raise KeyError(fact.request_id)
+
+
+class PlannerFault(FakePlanner):
+    caught_by: str
+
+
+class StandsStill(PlannerFault):
+    caught_by = "next_tick_lies_ahead"
+
+    def on_tick(self, facts: PlannerInput) -> PlannerEffects:
+        return PlannerEffects(next_tick_s=facts.now_s)
+
+
+class KnowsNoLimits(PlannerFault):
+    caught_by = "targets_are_within_limits"
+
+    def on_tick(self, facts: PlannerInput) -> PlannerEffects:
+        return PlannerEffects(next_tick_s=facts.now_s + 1, scale_to={"Api": 0} if facts.services else {})
+
+
+class SpendsGpusThatAreNotThere(PlannerFault):
+    caught_by = "growth_fits_the_free_gpus"
+
+    def on_tick(self, facts: PlannerInput) -> PlannerEffects:
+        scale_to = {service.service: service.max_replicas or 1 for service in facts.services}
+        return PlannerEffects(next_tick_s=facts.now_s + 1, scale_to=scale_to)
+
+
+class LooksAtTheClock(PlannerFault):
+    caught_by = "same_facts_same_effects"
+    numbers = itertools.count(1)
+
+    def on_tick(self, facts: PlannerInput) -> PlannerEffects:
+        return PlannerEffects(next_tick_s=facts.now_s + next(self.numbers))
+
+
+class NeedsMeasurements(PlannerFault):
+    caught_by = "lives_without_measurements"
+
+    def on_tick(self, facts: PlannerInput) -> PlannerEffects:
+        sum(service.num_ready for service in facts.services) / len(facts.services)
+        return super().on_tick(facts)
+
+
+class ConnectorFault(FakeKVConnector):
+    caught_by: str
+
+
+class NamesNoLeg(ConnectorFault):
+    caught_by = "declares_its_handover"
+
+    def __init__(self) -> None:
+        super().__init__(first_token=Role.AGGREGATED)
+
+
+class NumbersForArgs(ConnectorFault):
+    caught_by = "engine_args_are_text"
+
+    def engine_args(self, role: Role) -> dict[str, str]:
+        return {"port": 5000}  # type: ignore[dict-item]
+
+
+class RendezvousWithoutATicket(ConnectorFault):
+    caught_by = "prefill_ticket_bears_its_name"
+
+    def __init__(self) -> None:
+        super().__init__(handover=Handover.RENDEZVOUS)
+
+    def prefill_ticket(
+        self, request: GenerateRequest, prefill: WorkerRecord, decode: WorkerRecord | None
+    ) -> KVTransferParams | None:
+        return None
+
+
+class DeadOnArrival(ConnectorFault):
+    caught_by = "decode_ticket_bears_its_name"
+
+    def __init__(self) -> None:
+        super().__init__(ttl_s=0.0)
+
+
+class OneRoomForAll(ConnectorFault):
+    caught_by = "rendezvous_pairs_the_legs"
+
+    def __init__(self) -> None:
+        super().__init__(handover=Handover.RENDEZVOUS)
+
+    def _ticket(self, text: str) -> KVTransferParams:
+        return super()._ticket("room 1")
+
+
+class TakesAnyAnswer(ConnectorFault):
+    caught_by = "strange_answer_is_a_transfer_error"
+
+    def decode_ticket(
+        self, request: GenerateRequest, prefill: WorkerRecord, answer: KVTransferParams | None
+    ) -> KVTransferParams:
+        return self._ticket("any")
+
+
+class StoreFault(MemoryKVStore):
+    caught_by: str
+
+
+class CutsBlocks(StoreFault):
+    caught_by = "returns_what_was_put"
+
+    async def get(self, key: CacheKey) -> bytes | None:
+        block = await super().get(key)
+        return block and block[:-1]
+
+
+class LendsAnotherBlock(StoreFault):
+    caught_by = "missing_is_none"
+
+    async def get(self, key: CacheKey) -> bytes | None:
+        return await super().get(key) or next(iter(self._blocks.values()), None)
+
+
+class AnswersOncePerName(StoreFault):
+    caught_by = "contains_answers_in_order"
+
+    async def contains(self, keys: Sequence[CacheKey]) -> list[bool]:
+        return await super().contains(sorted(set(keys)))
+
+
+class NeverForgets(StoreFault):
+    caught_by = "delete_forgets"
+
+    async def delete(self, keys: Sequence[CacheKey]) -> None:
+        pass
+
+
+class KeepsAView(StoreFault):
+    caught_by = "copies_what_it_keeps"
+
+    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
+        self._blocks[key] = block  # type: ignore[assignment]
+        return True
+
+    async def get(self, key: CacheKey) -> bytes | None:
+        view = self._blocks.get(key)
+        return None if view is None else bytes(view)
+
+
+class CountsEveryPut(StoreFault):
+    caught_by = "puts_again"
+    num_puts = 0
+
+    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
+        self.num_puts += 1
+        return await super().put(key, block)
+
+    def statistics(self) -> KVStoreStatistics:
+        return KVStoreStatistics(num_blocks=self.num_puts, used_bytes=self._used_bytes)
+
+
+class OverflowsItsCapacity(StoreFault):
+    caught_by = "stays_within_capacity"
+
+    def statistics(self) -> KVStoreStatistics:
+        return KVStoreStatistics(
+            num_blocks=len(self._blocks), used_bytes=self._used_bytes, capacity_bytes=10_000
+        )
+
+
+class CountsNothing(StoreFault):
+    caught_by = "statistics_count"
+
+    def statistics(self) -> KVStoreStatistics:
+        return KVStoreStatistics(num_blocks=0, used_bytes=0)
+
+
+class WritesInTwoParts(StoreFault):
+    """Another task sees the first half, and a cancelled put leaves it for ever."""
+
+    caught_by = "serves_many_at_once"
+
+    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
+        copy = bytes(block)
+        self._blocks[key] = copy[: len(copy) // 2]
+        kept = await super().put(key, copy)
+        self._blocks[key] = copy
+        return kept
+
+
+class LeavesHalfABlock(WritesInTwoParts):
+    caught_by = "cancelled_put_leaves_all_or_nothing"
+
+
+class ClosesOnce(StoreFault):
+    caught_by = "closes_twice"
+    is_closed = False
+
+    async def close(self) -> None:
+        if self.is_closed:
+            raise RuntimeError("closed already")
+        self.is_closed = True
+
+
+ROUTER_FAULTS = RouterFault.__subclasses__()
+PLANNER_FAULTS = PlannerFault.__subclasses__()
+CONNECTOR_FAULTS = ConnectorFault.__subclasses__()
+STORE_FAULTS = [*StoreFault.__subclasses__(), LeavesHalfABlock]
+
+
+@pytest.mark.parametrize("fault", ROUTER_FAULTS, ids=lambda fault: fault.__name__)
+def test_router_fault(fault: type[RouterFault]) -> None:
+    assert fault.caught_by in {result.name for result in check_router(fault).failed}
+
+
+@pytest.mark.parametrize("fault", PLANNER_FAULTS, ids=lambda fault: fault.__name__)
+def test_planner_fault(fault: type[PlannerFault]) -> None:
+    assert fault.caught_by in {result.name for result in check_planner(fault).failed}
+
+
+@pytest.mark.parametrize("fault", CONNECTOR_FAULTS, ids=lambda fault: fault.__name__)
+def test_connector_fault(fault: type[ConnectorFault]) -> None:
+    report = check_kv_connector(fault, name="fake")
+    assert fault.caught_by in {result.name for result in report.failed}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", STORE_FAULTS, ids=lambda fault: fault.__name__)
+async def test_store_fault(fault: type[KVStore]) -> None:
+    report = await check_kv_store(fault)
+    assert fault.caught_by in {result.name for result in report.failed}, report  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("faults", "checks"),
+    [
+        (ROUTER_FAULTS, ROUTER_CHECKS),
+        (PLANNER_FAULTS, PLANNER_CHECKS),
+        (CONNECTOR_FAULTS, CONNECTOR_CHECKS),
+        (STORE_FAULTS, STORE_CHECKS),
+    ],
+)
+def test_every_check_has_caught_something(faults: list[type], checks: Sequence[object]) -> None:
+    caught = {fault.caught_by for fault in faults}  # type: ignore[attr-defined]
+    assert caught == {check.__name__ for check in checks}  # type: ignore[attr-defined]
