@@ -19,7 +19,7 @@ from typing import Self, TypeVar, cast
 import anyio
 import anyio.abc
 
-from dynamo_sdk.errors import ConfigError, DynamoError, GraphError, LaunchError
+from dynamo_sdk.errors import DynamoError, GraphError, LaunchError
 from dynamo_sdk.graph import Graph
 from dynamo_sdk.interfaces import Fleet, Launcher, LaunchOptions
 from dynamo_sdk.runtime.clock import Clock, SystemClock
@@ -36,6 +36,7 @@ from dynamo_sdk.types.plan import DeploymentPlan, Inventory, ReplicaPlan, Servic
 from .exits import innermost
 from .gpus import local_inventory
 from .listening import bind_http, url_of
+from .preflight import check_one_process
 from .scaling import scaled
 
 S = TypeVar("S")
@@ -75,8 +76,7 @@ class InProcessLauncher(Launcher):
         network: Network | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if options.only is not None or options.join is not None:
-            raise ConfigError("--only and --join need processes of their own; use --launcher local")
+        check_one_process(plan, options)
         self.plan = plan
         self.url: str | None = None
         self.network = network or MemoryNetwork()

@@ -9,6 +9,7 @@ from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.runtime.network import is_loopback, parse_address
 
 BACKLOG = 2048
+WILDCARDS = ("0.0.0.0", "::")
 
 
 def bind_http(host: str, port: int) -> socket.socket:
@@ -34,6 +35,12 @@ def url_of(host: str, listener: socket.socket) -> str:
     """The URL under the name that the user gave the host."""
     port = listener.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def reachable(address: str) -> str:
+    """``address`` as others can name it: a wildcard becomes this host's name."""
+    _, host, port = parse_address(address)
+    return f"tcp:{socket.gethostname()}:{port}" if host in WILDCARDS else address
 
 
 def check_join(address: str, secret: str | None) -> None:

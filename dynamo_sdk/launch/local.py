@@ -15,7 +15,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ import anyio
 import anyio.abc
 import msgspec
 
-from dynamo_sdk.errors import ConfigError, LaunchError
+from dynamo_sdk.errors import LaunchError
 from dynamo_sdk.interfaces import Discovery, Fleet, Launcher, LaunchOptions
 from dynamo_sdk.runtime.discovery import EmbeddedDiscovery, MemoryDiscovery
 from dynamo_sdk.runtime.fleet import FleetView
@@ -35,18 +35,17 @@ from dynamo_sdk.types import WorkerId
 from dynamo_sdk.types.plan import DeploymentPlan, HostInventory, Inventory, ReplicaPlan, ServicePlan
 
 from .environments import even_share, replica_environment
-from .exits import EXIT_USER_ERROR
 from .gpus import local_inventory
-from .listening import bind_http, check_join, join_listen_address, url_of
+from .listening import bind_http, join_listen_address, reachable, url_of
 from .logs import LogPrinter
+from .preflight import chosen_services
 from .processes import GuardedProcess
 from .restarts import RestartPolicy
 from .scaling import scaled
-from .slots import ReplicaSlot, SlotState
+from .slots import ReplicaSlot, SlotState, failure_of, last_words
 
 MAX_SOCKET_FOLDER_BYTES = 80  # a Unix socket's path may have some 107; ours are /registry.sock at most
 PROGRESS_INTERVAL_S = 10.0
-NUM_REPORTED_LINES = 15
 LAUNCHER = "launcher"
 
 
@@ -64,7 +63,7 @@ class LocalLauncher(Launcher):
         self.plan = plan
         self._options = options
         self._inventory = self.inventory()
-        self._services = _chosen_services(plan, options)
+        self._services = chosen_services(plan, options)
         self._printer = LogPrinter()
         self._slots: list[ReplicaSlot] = []
         self._changed = anyio.Event()
@@ -114,7 +113,7 @@ class LocalLauncher(Launcher):
             waiting = self._waiting()
             raise LaunchError(
                 f"not ready after {self._options.ready_timeout_s:.0f} s: "
-                f"{', '.join(slot.name for slot in waiting)}" + _last_words(waiting)
+                f"{', '.join(slot.name for slot in waiting)}" + last_words(waiting)
             )
         return None if self._http is None else url_of(self._options.host, self._http)
 
@@ -128,9 +127,10 @@ class LocalLauncher(Launcher):
             surplus = [slot for slot in present if slot.index >= num_replicas]
             for slot in surplus:
                 slot.stop()
-            for slot in surplus:
-                await slot.wait_ended()
-                self._slots.remove(slot)
+            with anyio.CancelScope(shield=True):  # half a change is no state; the grace period bounds it
+                for slot in surplus:
+                    await slot.wait_ended()
+                    self._slots.remove(slot)
             self.plan = plan  # only now: the GPUs of the surplus are free
             for replica in plan.service(service).replicas[len(present) :]:
                 self._add_slot(plan.service(service), replica)
@@ -157,12 +157,13 @@ class LocalLauncher(Launcher):
             self._registry = self._options.join
             discovery = EmbeddedDiscovery(self._registry, secret=self._options.secret)
         else:
-            host = self._options.host if self._options.secret is not None else "127.0.0.1"
+            host = "127.0.0.1" if self._options.secret is None else self._options.host
             server = RegistryServer(
                 f"unix:{self._folder}/registry.sock", f"tcp:{host}:0", secret=self._options.secret
             )
             await stack.enter_async_context(server)
-            self._registry, self._join_address = server.addresses
+            self._registry, listening = server.addresses
+            self._join_address = reachable(listening)
             self._say(f"another worker can join with --join {self._join_address}")
             discovery = MemoryDiscovery(server.service)
         stack.push_async_callback(discovery.close)
@@ -187,6 +188,8 @@ class LocalLauncher(Launcher):
         self, service: ServicePlan, replica: ReplicaPlan, worker_id: WorkerId
     ) -> GuardedProcess:
         http_fd = self._http.fileno() if self._http is not None and service.is_frontend else None
+        if http_fd == -1:
+            raise LaunchError("no frontend is started any more: the graph is stopping")
         spec = ReplicaSpec(
             plan=self.plan,
             service=service.name,
@@ -243,7 +246,7 @@ class LocalLauncher(Launcher):
         while True:
             failed = [slot for slot in self._slots if slot.state is SlotState.FAILED]
             if failed:
-                raise _failure(failed)
+                raise failure_of(failed)
             if is_met():
                 return
             await self._changed.wait()
@@ -269,48 +272,9 @@ class LocalLauncher(Launcher):
         self._tasks.cancel_scope.cancel()
 
 
-def _chosen_services(plan: DeploymentPlan, options: LaunchOptions) -> tuple[ServicePlan, ...]:
-    """What this launcher starts. Raises ``ConfigError`` for what can be seen to fail."""
-    services = plan.services
-    if options.join is not None:
-        check_join(options.join, options.secret)
-    if options.only is not None:
-        services = tuple(service for service in services if service.name == options.only)
-        if not services:
-            known = ", ".join(service.name for service in plan.services)
-            raise ConfigError(f"--only {options.only}: the graph has no such service (services: {known})")
-        if options.join is None:
-            raise ConfigError(
-                f"--only {options.only} needs a graph to join: --join ADDRESS, as `dynamo-sdk run` prints it"
-            )
-    for service in services:
-        if service.python is not None and shutil.which(service.python) is None:
-            raise ConfigError(
-                f"services.{service.name}.python: {service.python} is no program that can be run; "
-                "name the interpreter of the environment that has the engine, such as ./.venv-vllm/bin/python"
-            )
-    return services
-
-
 def _make_folder() -> Path:
     """A private folder whose sockets have short names. Only its owner may enter (mode 0700)."""
     root = tempfile.gettempdir()
     if len(os.fsencode(root)) > MAX_SOCKET_FOLDER_BYTES - len("/dynamo-sdk-12345678"):
         root = "/tmp"
     return Path(tempfile.mkdtemp(prefix="dynamo-sdk-", dir=root))
-
-
-def _failure(failed: Sequence[ReplicaSlot]) -> LaunchError | ConfigError:
-    slot = failed[0]
-    is_users = slot.failure is not None and slot.failure.code == EXIT_USER_ERROR
-    kind = ConfigError if is_users else LaunchError
-    return kind(f"{slot.name} {slot.reason}{_last_words([slot])}")
-
-
-def _last_words(slots: Sequence[ReplicaSlot]) -> str:
-    """The end of the log of each slot, for an error report."""
-    text = ""
-    for slot in slots:
-        lines = slot.last_lines[-NUM_REPORTED_LINES:]
-        text += f"\n\n{slot.name} said last:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
-    return text

@@ -20,6 +20,7 @@ from dynamo_sdk.runtime.replica import ReplicaSpec, run_replica
 from .exits import EXIT_CLEAN, exit_code, innermost, is_debug, readable
 from .lifeline import watch_lifeline
 
+CHATTY_LOGGERS = ("uvicorn", "httpx")
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
@@ -43,6 +44,9 @@ def main() -> int:
     watch_lifeline()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.DEBUG if is_debug() else logging.INFO, format=LOG_FORMAT)
+    if not is_debug():
+        for name in CHATTY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
     try:
         spec = msgspec.json.decode(sys.stdin.buffer.read(), type=ReplicaSpec)
         has_uvloop = importlib.util.find_spec("uvloop") is not None

@@ -14,19 +14,21 @@ Every start is a new worker with a new ``WorkerId``; a message for the old one c
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
 
 import anyio
 
-from dynamo_sdk.errors import LaunchError
+from dynamo_sdk.errors import ConfigError, LaunchError
 from dynamo_sdk.interfaces import Fleet
 from dynamo_sdk.types import WorkerId
 
+from .exits import EXIT_USER_ERROR
 from .logs import LineBuffer, LogPrinter
 from .processes import GuardedProcess
 from .restarts import GiveUp, ReplicaExit, RestartDecider, RestartPolicy
 
+NUM_REPORTED_LINES = 15
 _OUTPUT_GRACE_S = 1.0
 
 
@@ -166,3 +168,20 @@ class ReplicaSlot:
 
     def _say(self, text: str) -> None:
         self._printer.line(self.name, f"[{text}]")
+
+
+def failure_of(failed: Sequence[ReplicaSlot]) -> LaunchError | ConfigError:
+    """The error of the first slot that was given up, with the end of its log."""
+    slot = failed[0]
+    is_users = slot.failure is not None and slot.failure.code == EXIT_USER_ERROR
+    kind = ConfigError if is_users else LaunchError
+    return kind(f"{slot.name} {slot.reason}{last_words([slot])}")
+
+
+def last_words(slots: Sequence[ReplicaSlot]) -> str:
+    """The end of the log of each slot, for an error report."""
+    text = ""
+    for slot in slots:
+        lines = slot.last_lines[-NUM_REPORTED_LINES:]
+        text += f"\n\n{slot.name} said last:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
+    return text

@@ -143,8 +143,24 @@ async def test_an_endless_wait_ends_at_its_limit() -> None:
             await launcher.wait_ready()
 
 
-def test_joining_needs_processes() -> None:
-    plan = DeploymentPlan(target=counting.__file__, services=(), models=())
-    options = LaunchOptions(join="tcp:127.0.0.1:1")
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {"join": "tcp:127.0.0.1:1", "only": "Web"}),
+        ({"python": "./other/bin/python"}, {}),
+        (
+            {
+                "replicas": (
+                    ReplicaPlan(index=0, host="h", gpu_ids=("0",)),
+                    ReplicaPlan(index=1, host="h", gpu_ids=("1",)),
+                )
+            },
+            {},
+        ),
+    ],
+)
+def test_what_needs_processes_is_refused(changes: dict[str, object], options: dict[str, str]) -> None:
+    web = msgspec.structs.replace(ServicePlan(name="Web", factory=""), **changes)
+    plan = DeploymentPlan(target=counting.__file__, services=(web,), models=())
     with pytest.raises(ConfigError, match="use --launcher local"):
-        InProcessLauncher(plan, msgspec.structs.replace(options, only="Web"))
+        InProcessLauncher(plan, LaunchOptions(**options))

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.launch.listening import bind_http, check_join, join_listen_address, url_of
+from dynamo_sdk.launch.listening import bind_http, check_join, join_listen_address, reachable, url_of
 
 
 def test_port_zero_takes_a_free_one_and_accepted_sockets_do_not_delay() -> None:
@@ -36,3 +36,8 @@ def test_off_loopback_a_secret_is_needed() -> None:
 def test_a_joined_worker_listens_where_the_registry_can_be_reached() -> None:
     assert join_listen_address("tcp:127.0.0.1:4711") == "tcp:127.0.0.1:0"
     assert join_listen_address("unix:/tmp/registry.sock") == "tcp:127.0.0.1:0"
+
+
+def test_a_wildcard_is_shown_under_a_name_that_others_can_use() -> None:
+    assert reachable("tcp:0.0.0.0:99") == f"tcp:{socket.gethostname()}:99"
+    assert reachable("tcp:127.0.0.1:99") == "tcp:127.0.0.1:99"
