@@ -1,17 +1,20 @@
 """uvicorn's HTTP/1.1 connection with bounds where it has none.
 
 uvicorn leaves to others: how long a request head may take and how large it may be (also trailers and
-chunk extensions), how long a client may leave an answer unread, and telling a request of the connection
-that is still being answered, when another was pipelined behind it, that the client has gone.
+chunk extensions), how long a client may leave an answer unread, and telling a request that is still being
+answered, when another was pipelined behind it, that the client has gone. It also loses the body of a
+request that offers an upgrade, as Java's HTTP client does with each first request (``h2c``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .errors import ErrorBody, ErrorObject
@@ -32,6 +35,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_timer = _Timer()
         self._stall_timer = _Timer()
         self._answering: RequestResponseCycle | None = None
+        self._received = self._unread = b""
+        self._body_framing: bytes | None = None
+        self._is_replaying_head = False
 
     # --- connection
 
@@ -60,7 +66,10 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._num_unparsed_bytes += len(data)
-        super().data_received(data)
+        while data:
+            self._received, self._unread = data, b""
+            super().data_received(data)
+            data = self._unread
         if self.transport.is_closing():
             return
         # Heads, trailers and chunk extensions grow this; a whole head or a piece of a body resets it.
@@ -69,7 +78,21 @@ class BoundedConnection(HttpToolsProtocol):
         elif not self._head_timer.is_running and (self.cycle is None or self.cycle.response_complete):
             self._expect_head()
 
+    def on_message_begin(self) -> None:
+        if not self._is_replaying_head:
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_replaying_head:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_replaying_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self._is_replaying_head:
+            return
         self._num_unparsed_bytes = 0
         self._head_timer.stop()
         super().on_headers_complete()
@@ -80,7 +103,24 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._num_unparsed_bytes = 0
+        if self.parser.should_upgrade():
+            self._body_framing = _body_framing(self.headers)
+            if self._body_framing is not None:
+                return  # the parser skips the body of an upgrade, so the message is not complete
         super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The parser has stopped behind a head that offers an upgrade. Go on without: a new parser is
+        shown how the body is framed, if there is one, and then all that has not been read."""
+        stopped = sys.exc_info()[1]
+        if isinstance(stopped, HttpParserUpgrade):
+            self._unread = self._received[stopped.args[0] :]
+        self.parser = HttpRequestParser(self)
+        framing, self._body_framing = self._body_framing, None
+        if framing is not None:
+            self._is_replaying_head = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
+            self._is_replaying_head = False
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
@@ -121,6 +161,14 @@ class BoundedConnection(HttpToolsProtocol):
 def bounded_connection(limits: HttpLimits) -> type[BoundedConnection]:
     """The connection class for one server."""
     return type("LimitedConnection", (BoundedConnection,), {"limits": limits})
+
+
+def _body_framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    """The header that says how long the body is; None without a body."""
+    for name, value in headers:
+        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return name + b": " + value
+    return None
 
 
 class _Timer:

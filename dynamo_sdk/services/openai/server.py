@@ -29,6 +29,7 @@ async def serve(app: OpenAIApp, listener: socket.socket, *, shutdown: asyncio.Ev
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # its warnings are about what clients do, and they can do it often
         access_log=False,
         server_header=False,
         date_header=False,

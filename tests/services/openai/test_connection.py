@@ -18,6 +18,7 @@ from .sockets import connected, post
 pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
+GET_LIVE = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
 GET_METRICS = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
 LONG = ids_of(" block") * 400
 
@@ -98,6 +99,33 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
             assert json.loads(body)["usage"]["completion_tokens"] == num_tokens
 
 
+# --- offering an upgrade
+
+
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+@pytest.mark.parametrize("cut", [0, 1, 3])
+async def test_a_body_behind_an_offer_to_upgrade_is_read(upgrade: str, cut: int) -> None:
+    offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": upgrade, "http2_settings": "AAMAAABk"}
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        for num_tokens in (1, 2):
+            request = post(CHAT, chat(max_tokens=num_tokens), **offer)
+            middle = request.index(b"\r\n\r\n") + 4 + cut
+            await client.send(request[:middle])
+            await client.send(request[middle:] + (GET_LIVE if num_tokens == 2 else b""))
+            _, body = await client.answer()
+            assert json.loads(body)["usage"]["completion_tokens"] == num_tokens
+        assert (await client.answer())[0] == 200
+
+
+async def test_a_chunked_body_behind_an_offer_to_upgrade_is_read() -> None:
+    content = json.dumps(chat(max_tokens=1)).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
+    chunk = b"%x\r\n" % len(content) + content + b"\r\n0\r\n\r\n"
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        await client.send(head + b"transfer-encoding: chunked\r\n\r\n" + chunk + GET_LIVE)
+        assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
+
+
 # --- stalling
 
 
@@ -141,7 +169,7 @@ async def test_a_body_that_does_not_come_ends_with_408() -> None:
 async def test_an_idle_connection_is_closed(again: bytes) -> None:
     limits = {"keep_alive_s": 0.05, "head_timeout_s": 0.05}
     async with running(ScriptedBackend(), **limits) as address, connected(address) as client:
-        await client.send(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(GET_LIVE)
         assert (await client.answer())[0] == 200
         await client.send(again)
         await client.until_closed()
@@ -205,7 +233,7 @@ async def test_more_connections_than_allowed_are_closed() -> None:
     async with running(ScriptedBackend(), max_connections=2) as address:
         async with connected(address) as first, connected(address) as second:
             for client in (first, second):
-                await client.send(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+                await client.send(GET_LIVE)
                 assert (await client.answer())[0] == 200
             async with connected(address) as third:
                 assert await third.until_closed() == b""
@@ -221,6 +249,6 @@ async def test_small_writes_are_not_delayed(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(connection_module.BoundedConnection, "connection_made", spy)
     async with running(ScriptedBackend()) as address, connected(address) as client:
-        await client.send(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(GET_LIVE)
         await client.answer()
     assert made == [1]
