@@ -126,8 +126,8 @@ COMPONENT_PROMPT_TOKENS = _counter(
 )
 COMPONENT_KV_TRANSFER_BYTES = _counter(
     "dynamo_component_kv_transfer_bytes_total",
-    "Bytes of KV blocks moved between workers, by direction: sent, received.",
-    (*_WORKER, "direction"),
+    "Bytes of KV blocks fetched from other workers, counted where they arrive.",
+    _WORKER,
 )
 COMPONENT_KV_TRANSFER_SECONDS = _histogram(
     "dynamo_component_kv_transfer_seconds",

@@ -22,6 +22,9 @@ from .client import ClientConnection, ClientStream
 from .deadline import deadline_scope
 from .server import Handler, ServerStream
 
+UNREADABLE = (msgspec.MsgspecError, ValidationError, UnicodeDecodeError)
+"""What decoding of a peer's bytes can raise."""
+
 PING = "_ping"
 """A method that every server answers, with nothing: is anybody there?"""
 
@@ -71,7 +74,7 @@ class EndpointCodec:
         """Raises ``InvalidRequest`` for arguments of other types than declared."""
         try:
             values = self._arguments.decode(payload)
-        except (msgspec.MsgspecError, ValidationError) as error:
+        except UNREADABLE as error:
             raise InvalidRequest(f"{self.method}: bad arguments: {error}") from error
         return dict(zip(self.spec.parameters, values, strict=True))
 
@@ -81,7 +84,7 @@ class EndpointCodec:
     def decode_result(self, payload: msgspec.Raw) -> Any:
         try:
             return self._result.decode(payload)
-        except (msgspec.MsgspecError, ValidationError) as error:
+        except UNREADABLE as error:
             raise ProtocolError(
                 f"{self.method}: the answer has another type than declared: {error}"
             ) from error
