@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
-from dynamo_sdk.errors import DynamoError, InvalidRequest
+from dynamo_sdk.errors import DynamoError, EngineStartError, InvalidRequest
 from dynamo_sdk.interfaces import Engine, EngineFacts
 from dynamo_sdk.types import GenerateRequest, LoadSnapshot, Role, SamplingParams
 
@@ -27,6 +27,7 @@ class EngineBench:
     vocab_size: int
     is_exact: bool
     _running: dict[Role, tuple[Engine, EngineFacts]] = field(default_factory=dict)
+    _cannot_start: set[Role] = field(default_factory=set)
 
     async def engine(self, role: Role = Role.AGGREGATED) -> Engine:
         """The started engine of this role, shared by the checks. Skips the check without such a role."""
@@ -78,9 +79,16 @@ class EngineBench:
     async def _started(self, role: Role) -> tuple[Engine, EngineFacts]:
         if role not in self.roles:
             raise NotApplicable(f"the engine has no role {role}")
+        if role in self._cannot_start:
+            raise NotApplicable(f"an engine in the role {role} does not start")
         if role not in self._running:
             engine = self.factory(role)
-            self._running[role] = (engine, await engine.start())
+            try:
+                self._running[role] = (engine, await engine.start())
+            except EngineStartError:  # once is enough: said by the first check that needs the role
+                self._cannot_start.add(role)
+                await engine.close()
+                raise
         return self._running[role]
 
 

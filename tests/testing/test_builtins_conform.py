@@ -6,6 +6,7 @@ import pytest
 
 from dynamo_sdk.engines.echo import EchoConfig, EchoEngine
 from dynamo_sdk.engines.stateless import TICKET
+from dynamo_sdk.errors import EngineStartError
 from dynamo_sdk.interfaces import Engine, EngineSetup, Handover
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.testing import (
@@ -98,3 +99,17 @@ def test_prompts_stay_in_the_vocabulary() -> None:
     bench = EngineBench(factory=echo, roles=tuple(Role), vocab_size=12, is_exact=True)
     for seed in range(20):
         assert set(bench.prompt(seed, 50)) <= {10, 11}
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_cannot_start_says_so_once_per_role() -> None:
+    error = EngineStartError("no weights for lm_head")
+    report = await check_engine(lambda role: FakeEngine(start_error=error))
+    assert not report.is_ok
+    failed = {result.name: result.detail for result in report.failed}
+    assert failed["facts_make_sense"] == "EngineStartError: no weights for lm_head"
+    assert "max_tokens_is_exact" not in failed
+    skipped = {result.name for result in report.results if result.outcome == "skipped"}
+    assert "max_tokens_is_exact" in skipped
+    with pytest.raises(AssertionError, match="an engine in the role aggregated does not start"):
+        report.raise_if_failed()
