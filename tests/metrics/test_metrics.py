@@ -83,7 +83,7 @@ def worker(worker_id: str, num_tokens: int) -> bytes:
     metrics = WorkerMetrics(service="Decode", worker_id=worker_id, role="decode")
     metrics.decode_tokens.inc(num_tokens)
     metrics.kv_transfer_s.observe(0.02)
-    metrics.kv_bytes_received.inc(4096)
+    metrics.kv_bytes_fetched.inc(4096)
     return metrics.render()
 
 
