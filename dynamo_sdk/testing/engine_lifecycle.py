@@ -91,8 +91,6 @@ async def drain_waits_for_requests(bench: EngineBench) -> None:
     engine = bench.new_engine()
     if type(engine).drain is Engine.drain:
         raise NotApplicable("drain is not implemented")
-    if engine.load() is None:
-        raise NotApplicable("load() tells nothing")
     lengths: list[int] = []
 
     async def consume(seed: int, has_begun: anyio.Event) -> None:
@@ -105,6 +103,8 @@ async def drain_waits_for_requests(bench: EngineBench) -> None:
 
     try:
         await engine.start()
+        if engine.load() is None:
+            raise NotApplicable("load() tells nothing")
         async with anyio.create_task_group() as tasks:
             for seed in range(4):
                 has_begun = anyio.Event()
