@@ -108,7 +108,7 @@ class LocalLauncher(Launcher):
 
     async def wait_ready(self) -> str | None:
         with anyio.move_on_after(self._options.ready_timeout_s) as scope:
-            await self._wait_until(lambda: all(slot.state is SlotState.READY for slot in self._slots))
+            await self._wait_until(lambda: not self._waiting(), self._failed_slots)
         if scope.cancelled_caught:
             waiting = self._waiting()
             raise LaunchError(
@@ -118,7 +118,8 @@ class LocalLauncher(Launcher):
         return None if self._http is None else url_of(self._options.host, self._http)
 
     async def wait_failed(self) -> None:
-        await self._wait_until(lambda: False)
+        """One replica that is given up is only a loss; a service without any ends the graph."""
+        await self._wait_until(lambda: False, self._lost_services)
 
     async def scale_to(self, service: str, num_replicas: int) -> None:
         async with self._scaling:
@@ -241,15 +242,24 @@ class LocalLauncher(Launcher):
     def _waiting(self) -> list[ReplicaSlot]:
         return [slot for slot in self._slots if slot.state is not SlotState.READY]
 
-    async def _wait_until(self, is_met: Callable[[], bool]) -> None:
-        """Raises ``LaunchError`` or ``ConfigError`` as soon as a slot is beyond repair."""
+    async def _wait_until(
+        self, is_met: Callable[[], bool], beyond_repair: Callable[[], list[ReplicaSlot]]
+    ) -> None:
+        """Raises ``LaunchError`` or ``ConfigError`` once ``beyond_repair`` names a slot."""
         while True:
-            failed = [slot for slot in self._slots if slot.state is SlotState.FAILED]
-            if failed:
+            if failed := beyond_repair():
                 raise failure_of(failed)
             if is_met():
                 return
             await self._changed.wait()
+
+    def _failed_slots(self) -> list[ReplicaSlot]:
+        return [slot for slot in self._slots if slot.state is SlotState.FAILED]
+
+    def _lost_services(self) -> list[ReplicaSlot]:
+        """The slots of services of which nothing can run any more."""
+        alive = {slot.service for slot in self._slots if slot.state is not SlotState.FAILED}
+        return [slot for slot in self._failed_slots() if slot.service not in alive]
 
     async def _tell_progress(self) -> None:
         started_s = anyio.current_time()

@@ -75,6 +75,6 @@ class RestartDecider:
         if end.code == EXIT_FAILED and not self._was_ever_ready:
             return GiveUp(str(end))
         if self._num_failures >= policy.max_failures:
-            return GiveUp(f"{end}, {self._num_failures} failures in a row")
+            return GiveUp(f"{end}, failure {self._num_failures} in a row")
         delay_s = policy.first_delay_s * policy.factor ** (self._num_failures - 1)
         return Restart(min(policy.max_delay_s, delay_s))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,9 +99,11 @@ def test_a_replica_whose_guardian_dies_does_not_need_the_launcher_to_die() -> No
         (guardian,) = psutil.Process(process.pid).children()
         below = [child.pid for child in guardian.children(recursive=True)]
         assert len(below) == 2  # the replica, and what it started in a session of its own
+        folder = Path(guardian.cmdline()[6])
         process.send_signal(signal.SIGSTOP)
         guardian.kill()
         assert_die(below)
+    shutil.rmtree(folder)  # nobody is left who could
 
 
 def test_a_second_signal_stops_at_once() -> None:

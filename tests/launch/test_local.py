@@ -156,9 +156,34 @@ async def test_what_the_user_wrote_wrong_is_a_config_error() -> None:
 async def test_a_slot_that_fails_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = RestartPolicy(first_delay_s=0.01, max_failures=3)
     monkeypatch.setattr(LocalLauncher, "restart_policy", policy)
-    with pytest.raises(LaunchError, match="3 failures in a row"):
+    with pytest.raises(LaunchError, match="failure 3 in a row"):
         async with launched(plan_of(num_counters=1, has_web=False, exits=9)) as launcher:
             await launcher.wait_failed()
+
+
+async def test_the_graph_goes_on_without_one_replica_and_ends_without_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LocalLauncher, "restart_policy", RestartPolicy(max_failures=1))
+    async with launched(plan_of(num_counters=2)) as launcher:
+        url = await launcher.wait_ready()
+        pids = pids_of(launcher)
+        async with anyio.create_task_group() as tasks:
+            failures: list[LaunchError] = []
+
+            async def watch() -> None:
+                try:
+                    await launcher.wait_failed()
+                except LaunchError as error:
+                    failures.append(error)
+
+            tasks.start_soon(watch)
+            os.kill(pids["Counter.1"], signal.SIGKILL)
+            await launcher._slots[1].wait_ended()
+            assert await ask(url) == pids["Counter.0"]
+            assert failures == []
+            os.kill(pids["Counter.0"], signal.SIGKILL)
+        assert "Counter.0 was killed by SIGKILL, failure 1 in a row" in str(failures[0])
 
 
 async def test_a_graph_that_is_not_ready_in_time_names_who_is_late() -> None:

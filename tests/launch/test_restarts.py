@@ -59,7 +59,7 @@ def test_delays_double_and_then_the_slot_is_given_up() -> None:
     decider = RestartDecider(RestartPolicy(first_delay_s=1, max_delay_s=5, max_failures=5))
     killed = ReplicaExit(code=137)
     assert [decider.on_exit(killed) for _ in range(4)] == [Restart(1), Restart(2), Restart(4), Restart(5)]
-    assert decider.on_exit(killed) == GiveUp("was killed by SIGKILL, 5 failures in a row")
+    assert decider.on_exit(killed) == GiveUp("was killed by SIGKILL, failure 5 in a row")
 
 
 def test_an_error_before_the_first_readiness_is_final_and_later_it_is_not() -> None:
