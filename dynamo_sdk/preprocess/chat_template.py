@@ -27,6 +27,7 @@ from .model_files import SpecialToken
 Message = Mapping[str, Json]
 
 MAX_MESSAGES = 16_384
+"""More than anybody says; callers refuse longer conversations before they build them."""
 MAX_LOOP_STEPS = 1_000_000
 """Steps of ``range`` loops per rendering; loops over messages are bounded by their number."""
 MAX_GROWTH_CHARS = 1_000_000
@@ -89,10 +90,6 @@ class ChatTemplate:
         variables: Mapping[str, Json] | None = None,
     ) -> str:
         """The prompt's text. Raises ``InvalidRequest`` when the template refuses the messages."""
-        if len(messages) > MAX_MESSAGES:
-            raise InvalidRequest(
-                f"messages has {len(messages)} entries; allowed are at most {MAX_MESSAGES}", param="messages"
-            )
         given = [self._fit_content(message) for message in messages]
         max_chars = MAX_GROWTH_CHARS + 2 * sum(_num_chars(message.get("content")) for message in messages)
         try:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from dynamo_sdk.errors import ConfigError, InvalidRequest
 from dynamo_sdk.preprocess import ChatTemplate, Message
-from dynamo_sdk.preprocess.chat_template import MAX_MESSAGES
 from dynamo_sdk.types.plan import Json
 
 SIMPLE = (
@@ -93,11 +92,6 @@ def test_a_template_of_both_forms_gets_what_the_client_sent() -> None:
     )
     assert template(source).render(user(PARTS)) == "poneptwo"
     assert template(source).render(user("x")) == "sx"
-
-
-def test_too_many_messages() -> None:
-    with pytest.raises(InvalidRequest, match=f"at most {MAX_MESSAGES}"):
-        template(SIMPLE).render(user("x") * (MAX_MESSAGES + 1))
 
 
 @given(contents=st.lists(st.text(), max_size=5))

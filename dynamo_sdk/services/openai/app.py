@@ -19,7 +19,7 @@ from dynamo_sdk.metrics import FrontendMetrics, Outcome
 from .backend import Backend
 from .disconnect import CancelOnDisconnect
 from .errors import MethodNotAllowed, error_event, to_http
-from .exchange import ClientGone, Exchange, Receive, Scope, Send
+from .exchange import BodyBudget, ClientGone, Exchange, Receive, Scope, Send
 from .limits import HttpLimits
 from .model_directory import ModelDirectory
 from .routes import MODELS_PREFIX, Received, Routes
@@ -39,6 +39,7 @@ class OpenAIApp:
         self.metrics = metrics or FrontendMetrics()
         self.directory = ModelDirectory(backend)
         routes = Routes(backend, self.metrics, self.limits, self.directory)
+        self._budget = BodyBudget(self.limits.max_buffered_bytes)
         self._model = routes.model
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": routes.chat_completions},
@@ -63,7 +64,7 @@ class OpenAIApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # lifespan and websockets are not ours; servers take silence as "not supported"
-        exchange = Exchange(scope, receive, send, self.limits)
+        exchange = Exchange(scope, receive, send, limits=self.limits, budget=self._budget)
         received = Received(b"", time.monotonic())
         outcome = Outcome.ERROR
         try:
@@ -81,6 +82,7 @@ class OpenAIApp:
             self._log_error(exchange, error)
             await self._send_error(exchange, error)
         finally:
+            exchange.close()
             self._count(exchange, received, outcome)
 
     async def _answer(self, exchange: Exchange, received: Received) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from dynamo_sdk.errors import InvalidRequest
-from dynamo_sdk.preprocess import Message
+from dynamo_sdk.preprocess import MAX_MESSAGES, Message
 from dynamo_sdk.types.plan import Json
 
 from .answer import Finished, Format, UsageBody
@@ -128,6 +128,10 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     """What the chat template gets to see. Raises ``InvalidRequest``."""
     if not messages:
         raise InvalidRequest("messages is []; allowed is at least one message", param="messages")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"messages has {len(messages)} entries; allowed are at most {MAX_MESSAGES}", param="messages"
+        )
     return [_template_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 

@@ -16,6 +16,8 @@ _LOCATION = re.compile(r"^(?P<problem>.*?)(?: - at `(?:key in )?\$(?P<path>.*)`)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _MAX_SHOWN_CHARS = 60
+_MAX_SEARCHED_BYTES = 1 << 20
+"""Larger bodies are not decoded a second time for the sake of a message."""
 
 
 def decode_body(body: bytes, type_: type[_T]) -> _T:
@@ -54,6 +56,8 @@ def _explain(body: bytes, complaint: str) -> InvalidRequest:
 
 def _value_at(body: bytes, path: str) -> str | None:
     """The value at fault as JSON, shortened; None where the path does not lead to one."""
+    if len(body) > _MAX_SEARCHED_BYTES:
+        return None
     try:
         value = msgspec.json.decode(body)
         for key, index in _STEP.findall("." + path):

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
-from dynamo_sdk.errors import BodyTooLarge
+from dynamo_sdk.errors import BodyTooLarge, Overloaded
 
 from .errors import BodyTimeout, UnsupportedEncoding, to_http
 from .limits import HttpLimits
@@ -36,10 +36,29 @@ class ClientGone(Exception):
     """The client closed its connection; nobody reads an answer."""
 
 
+class BodyBudget:
+    """The bytes that the bodies of all requests may take together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._used_bytes = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Raises ``Overloaded`` when there is no room; then nothing is taken."""
+        if self._used_bytes + num_bytes > self._limit_bytes:
+            raise Overloaded("the requests being served are too large together; try again later")
+        self._used_bytes += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        self._used_bytes -= num_bytes
+
+
 class Exchange:
     """Reads the body within the limits, writes one answer, and knows how far that answer got."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: HttpLimits) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, limits: HttpLimits, budget: BodyBudget
+    ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -50,6 +69,8 @@ class Exchange:
         self.is_streaming = False
         self.is_answered = False
         """The last byte of the answer has been handed to the server."""
+        self._budget = budget
+        self._num_body_bytes = 0
         self._receive = receive
         self._send = send
         self._is_body_read = self.method not in ("POST", "PUT", "PATCH")
@@ -61,7 +82,8 @@ class Exchange:
     # --- the request
 
     async def read_body(self) -> bytes:
-        """Raises ``BodyTooLarge``, ``BodyTimeout``, ``UnsupportedEncoding`` or ``ClientGone``."""
+        """Raises ``BodyTooLarge``, ``BodyTimeout``, ``UnsupportedEncoding``, ``Overloaded`` or
+        ``ClientGone``."""
         encoding = self.headers.get(b"content-encoding", b"identity")
         if encoding.lower() not in (b"identity", b""):
             raise UnsupportedEncoding(
@@ -72,20 +94,25 @@ class Exchange:
         if declared.isdigit() and int(declared[:20]) > self.limits.max_body_bytes:
             raise self._too_large(f"{declared[:20].decode()} bytes")
         pieces: list[bytes] = []
-        num_bytes = 0
         try:
             async with asyncio.timeout(self.limits.body_timeout_s):
                 while not self._is_body_read:
                     piece = await self._next_piece()
-                    num_bytes += len(piece)
-                    if num_bytes > self.limits.max_body_bytes:
+                    if self._num_body_bytes + len(piece) > self.limits.max_body_bytes:
                         raise self._too_large("longer")
+                    self._budget.take(len(piece))
+                    self._num_body_bytes += len(piece)
                     pieces.append(piece)
         except TimeoutError:
             raise BodyTimeout(
                 f"the request body did not arrive within {self.limits.body_timeout_s:g} seconds"
             ) from None
         return b"".join(pieces)
+
+    def close(self) -> None:
+        """The request is over; its body no longer counts."""
+        self._budget.give_back(self._num_body_bytes)
+        self._num_body_bytes = 0
 
     async def _next_piece(self) -> bytes:
         event = await self._receive()

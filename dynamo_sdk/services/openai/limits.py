@@ -8,10 +8,12 @@ _MIB = 1024 * 1024
 
 
 class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """``head``: request line and headers. ``write_stall_timeout_s``: how long a client may leave what was
-    sent to it unread. ``deadline_s``: the longest life of a request from its last byte on."""
+    """``head``: request line and headers. ``max_buffered_bytes``: the bodies of all requests being served,
+    together; beyond it they are refused as overload. ``write_stall_timeout_s``: how long a client may leave
+    what was sent to it unread. ``deadline_s``: the longest life of a request from its last byte on."""
 
     max_body_bytes: int = 32 * _MIB
+    max_buffered_bytes: int = 1024 * _MIB
     max_head_bytes: int = 64 * 1024
     max_connections: int = 4096
     max_choices: int = 1024

@@ -57,6 +57,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"model": 5, "messages": []}, "model", "model is 5: expected str"),
     (CHAT, {**chat(), "messages": []}, "messages", "at least one message"),
     (CHAT, {**chat(), "messages": "hi"}, "messages", "expected array"),
+    (CHAT, {**chat(), "messages": [{"role": "user", "content": ""}] * 16_385}, "messages", "at most 16384"),
     (CHAT, {**chat(), "messages": [{"content": "x"}]}, "messages[0].role", "is missing"),
     (CHAT, {**chat(), "messages": [{"role": "alien", "content": "x"}]}, "messages[0].role", '"alien"'),
     (CHAT, {**chat(), "messages": [{"role": "user"}]}, "messages[0].content", "is null"),

@@ -23,6 +23,12 @@ GET_METRICS = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
 LONG = ids_of(" block") * 400
 
 
+@pytest.fixture(params=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Connections differ between the two loops."""
+    return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
 def endless(request: GenerateRequest) -> list[int]:
     return LONG
 
@@ -219,6 +225,26 @@ async def test_a_body_over_the_limit_ends_with_413(is_chunked: bool) -> None:
         status, body = await client.answer()
         assert (status, json.loads(body)["error"]["code"]) == (413, "body_too_large")
         assert "at most 10000 bytes" in json.loads(body)["error"]["message"]
+
+
+async def test_bodies_that_are_too_large_together_are_overload() -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    body = chat("x" * 400)
+    size = len(json.dumps(body))
+    async with running(backend, max_buffered_bytes=size * 3 // 2) as address:
+        async with connected(address) as first, connected(address) as second:
+            await first.send(post(CHAT, body))
+            await backend.until(lambda: backend.num_open == 1)
+            await second.send(post(CHAT, body))
+            status, refusal = await second.answer()
+            assert (status, json.loads(refusal)["error"]["code"]) == (429, "overloaded")
+            first.reset()
+            await backend.all_closed.wait()
+        async with connected(address) as third:
+            assert backend.gate is not None
+            backend.gate.set()
+            await third.send(post(CHAT, body))
+            assert (await third.answer())[0] == 200
 
 
 async def test_a_body_just_within_the_limit_is_read() -> None:

@@ -20,6 +20,12 @@ pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 
 
+@pytest.fixture(params=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Connections differ between the two loops."""
+    return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
 def start(
     backend: ScriptedBackend, **limits: float
 ) -> tuple[asyncio.Task[None], asyncio.Event, tuple[str, int]]:
