@@ -74,6 +74,11 @@ def load_plan(
     name = deploy.name if deploy else "deploy file"
     settings = parse_deploy(deploy_text(deploy), overrides=overrides, name=name)
     inventory = registry.load(registry.launchers.require(launcher)).inventory()
+    graph = load_graph(target)
     return compile_plan(
-        load_graph(target), target=target, registry=registry, inventory=inventory, deploy=settings
+        graph,
+        target=target,
+        registry=registry.including(*graph.modules()),
+        inventory=inventory,
+        deploy=settings,
     )

@@ -6,9 +6,11 @@ business. Building one changes nothing: two graphs may share classes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from types import ModuleType
 
 from dynamo_sdk.errors import GraphError
 
@@ -92,6 +94,11 @@ class Graph:
                 return node.cls
         known = ", ".join(node.name for node in nodes)
         raise GraphError(f"the graph has no service {name!r} (services: {known})")
+
+    def modules(self) -> tuple[ModuleType, ...]:
+        """The modules of the roots. Functions in them that are marked with ``hookimpl`` count like those of
+        an installed plugin, in this graph alone: a router of one's own needs no distribution."""
+        return tuple(dict.fromkeys(sys.modules[root.__module__] for root in self.roots))
 
     def local(
         self, deploy: DeploySource | None = None, *, set: Sequence[str] = (), port: int = 0

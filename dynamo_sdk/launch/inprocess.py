@@ -109,7 +109,7 @@ class InProcessLauncher(Launcher):
         plan = compile_plan(
             graph,
             target="graph.local()",
-            registry=Registry.discover(),
+            registry=Registry.discover().including(*graph.modules()),
             inventory=cls.inventory(),
             deploy=parse_deploy(deploy, overrides=overrides),
         )

@@ -87,11 +87,13 @@ class Registry:
     """
 
     def __init__(self, plugins: Iterable[LoadedPlugin], problems: Iterable[Problem] = ()) -> None:
+        self._loaded = tuple(plugins)
         self._problems = list(problems)
+        self._problems_of_loading = tuple(self._problems)
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._sources: dict[str, Source] = {}
-        for loaded in plugins:
+        for loaded in self._loaded:
             self._register(loaded)
 
         offers = {kind: list[tuple[Descriptor, Source]]() for kind in Kind}
@@ -117,11 +119,15 @@ class Registry:
     @classmethod
     def of(cls, *plugins: object) -> Self:
         """Our built-ins and these modules or objects; for tests and notebooks."""
-        named = [
-            LoadedPlugin(Source(plugin=_plugin_name(plugin), distribution="local", version="0"), plugin)
-            for plugin in plugins
-        ]
-        return cls([_builtin_plugin(), *named])
+        return cls([_builtin_plugin(), *map(_local_plugin, plugins)])
+
+    def including(self, *plugins: object) -> Self:
+        """A registry of everything in this one and of these modules or objects, each of them once."""
+        present = {id(loaded.plugin) for loaded in self._loaded}
+        new = {id(plugin): plugin for plugin in plugins if id(plugin) not in present}.values()
+        if not new:
+            return self
+        return type(self)([*self._loaded, *map(_local_plugin, new)], self._problems_of_loading)
 
     # What is there
 
@@ -359,6 +365,10 @@ def _listed(result: object, expected: type[T]) -> list[T]:
 def _builtin_plugin() -> LoadedPlugin:
     own = Source(plugin="builtins", distribution="dynamo-sdk", version=metadata.version("dynamo-sdk"))
     return LoadedPlugin(own, builtins)
+
+
+def _local_plugin(plugin: object) -> LoadedPlugin:
+    return LoadedPlugin(Source(plugin=_plugin_name(plugin), distribution="local", version="0"), plugin)
 
 
 def _plugin_name(plugin: object) -> str:

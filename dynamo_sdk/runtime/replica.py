@@ -71,7 +71,8 @@ async def run_replica(
     network = network or SocketNetwork()
     clock = clock or SystemClock()
     service = spec.plan.service(spec.service)
-    cls = (graph or load_graph(spec.plan.target)).service(spec.service)
+    graph = graph or load_graph(spec.plan.target)
+    cls = graph.service(spec.service)
     async with AsyncExitStack() as stack:
         if discovery is None:
             discovery = EmbeddedDiscovery(spec.registry, secret=spec.secret, network=network, clock=clock)
@@ -93,7 +94,7 @@ async def run_replica(
             ),
             clock=clock,
             fleet=fleet,
-            plugins=Registry.discover(),
+            plugins=Registry.discover().including(*graph.modules()),
             edges=edges,
             http_fd=spec.http_fd,
             secret=spec.secret,

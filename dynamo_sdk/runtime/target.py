@@ -83,9 +83,9 @@ def _load_file(file: Path) -> ModuleType:
 
 
 def _module_name(file: Path) -> str:
-    """The file's own name, so that neighbours that import it get the same module; with a suffix where
-    that name belongs to another module."""
-    name = re.sub(r"\W", "_", file.stem)
+    """The file's own name, so that neighbours that import it get the same module; made an identifier, so
+    that import strings can name it; with a suffix where that name belongs to another module."""
+    name = re.sub(r"\W|^(?=\d)", "_", file.stem)
     present = sys.modules.get(name)
     is_ours = present is not None and getattr(present, "__file__", None) == str(file)
     if is_ours or (present is None and name not in sys.stdlib_module_names):

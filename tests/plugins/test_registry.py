@@ -167,6 +167,21 @@ def test_hooks_are_called_once() -> None:
     assert calls == [1]
 
 
+def test_a_registry_including_more_offers_both_and_each_once() -> None:
+    class Acme:
+        @hookimpl
+        def dynamo_sdk_engines(self) -> list[EngineDescriptor]:
+            return [EngineDescriptor(name="acme", factory="a:B")]
+
+    acme = Acme()
+    before = Registry.of()
+    after = before.including(acme, acme)
+    assert "acme" not in before.engines
+    assert {"acme", "echo"} <= after.engines.keys()
+    assert after.including(acme) is after
+    assert after.problems == ()
+
+
 def test_a_catalogue_is_a_read_only_mapping() -> None:
     engines = Registry.of().engines
     assert engines["echo"].roles == tuple(Role)

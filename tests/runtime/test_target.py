@@ -55,6 +55,13 @@ def test_a_name_after_the_colon_is_looked_up(tmp_path: Path) -> None:
     assert load_graph(_write(tmp_path, "served.py") + ":other").router == "random"
 
 
+def test_a_file_whose_name_is_no_identifier_can_be_named_by_import_strings(tmp_path: Path) -> None:
+    graph = load_graph(_write(tmp_path, "01-first steps.py"))
+    module = graph.roots[0].__module__
+    assert module == "_01_first_steps"
+    assert graph.modules() == (sys.modules[module],)
+
+
 def test_loading_twice_gives_the_same_classes(tmp_path: Path) -> None:
     target = _write(tmp_path, "served.py")
     assert load_graph(target) == load_graph(target)
