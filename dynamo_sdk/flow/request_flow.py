@@ -198,8 +198,13 @@ class RequestFlow:
             pool,
             num_tokens=self.request.num_prompt_tokens + self.request.num_generated_tokens + len(self.output),
             excluded=frozenset(self._excluded),
-            can_wait=self.num_attempts > 1 and pool is not Role.PREFILL,
+            can_wait=self._is_worth_waiting and pool is not Role.PREFILL,
         )
+
+    @property
+    def _is_worth_waiting(self) -> bool:
+        """A worker died and may come back; one that is full says so to be believed."""
+        return self.num_attempts > 1 and not isinstance(self._last_error, Overloaded)
 
     def _leg_request(self, role: Role, ticket: KVTransferParams | None) -> GenerateRequest:
         """Ids differ between attempts: an old leg may still be dying on the worker that gets the new one."""

@@ -85,12 +85,14 @@ class Pools:
 
     async def wait_for_worker(self, is_met: Callable[[], bool], timeout_s: float) -> bool:
         """Whether ``is_met`` came true, judged after each change of the fleet."""
+        waiting = asyncio.get_running_loop().create_task(self._fleet.wait_until(lambda _fleet: is_met()))
+        timer = self._clock.call_later(timeout_s, lambda: _cancel(waiting))
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._fleet.wait_until(lambda _fleet: is_met())
-        except TimeoutError:
-            return False
-        return True
+            await asyncio.wait([waiting])
+        finally:
+            timer.cancel()
+            waiting.cancel()
+        return not waiting.cancelled()
 
     async def close(self) -> None:
         feeds, self._feeds = list(self._feeds.values()), {}
@@ -116,3 +118,7 @@ class Pools:
                 async for load in loads:
                     self._loads[record.worker_id] = (load, self._clock.now_s())
         self._loads.pop(record.worker_id, None)
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from .cache import KVGeometry
 from .config import TorchConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ONE_LOAD = threading.Lock()
+"""`from_pretrained` changes state of the whole process while it runs: two at once lose tied weights."""
+
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # they rescale by the longest sequence of a batch
 
 
@@ -52,7 +56,8 @@ def load_model(path: str, config: TorchConfig) -> LoadedModel:
         raise EngineStartError(f"no *.safetensors in {path!r}; other weight formats are not read")
     device = _device(config)
     try:
-        network = _load_network(folder, device, config)
+        with _ONE_LOAD:
+            network = _load_network(folder, device, config)
     except EngineStartError:
         raise
     except Exception as error:  # whatever transformers and safetensors find wrong with the files
@@ -139,7 +144,10 @@ def _context_length(model_config: Any, config: TorchConfig) -> int:
             "config.json does not say max_position_embeddings: the model's longest sequence"
         )
     rope = getattr(model_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+    if rope.get("rope_type") in _ONE_LOAD = threading.Lock()
+"""`from_pretrained` changes state of the whole process while it runs: two at once lose tied weights."""
+
+_LENGTH_DEPENDENT_ROPE:
         longest = min(longest, rope.get("original_max_position_embeddings") or longest)
     if config.context_length is None:
         return longest
