@@ -119,7 +119,7 @@ def paged_attention(
     cache.token_rows[layer].index_copy_(0, batch.value_rows, value[0].transpose(0, 1).reshape(-1, size))
 
     outputs = [
-        _attend_decodes(query, group, cache.block_rows[layer], key.shape[1], sliding_window, scaling)
+        _attend_decodes(query, group, cache.gather(layer, group.rows), key.shape[1], sliding_window, scaling)
         for group in batch.decodes
     ]
     for chunk in batch.chunks:
@@ -127,7 +127,7 @@ def paged_attention(
         if chunk.num_before == 0:
             keys, values = key[:, :, span], value[:, :, span]
         else:
-            gathered = cache.block_rows[layer].index_select(0, chunk.rows)
+            gathered = cache.gather(layer, chunk.rows)
             gathered = gathered.view(2, 1, key.shape[1], -1, size)[..., : chunk.num_before + chunk.num_new, :]
             keys, values = gathered[0], gathered[1]
         attended = _attend_chunk(query[:, :, span], keys, values, chunk, sliding_window, scaling)
@@ -138,7 +138,7 @@ def paged_attention(
 def _attend_decodes(
     query: torch.Tensor,
     group: DecodeGroup,
-    block_rows: torch.Tensor,
+    gathered: torch.Tensor,
     num_kv_heads: int,
     window: int | None,
     scaling: float | None,
@@ -146,7 +146,7 @@ def _attend_decodes(
     """``[size, heads, head_dim]``. The query heads of one key head go where query tokens usually are, so
     that keys and values need not be repeated."""
     num_heads, size = query.shape[1], query.shape[-1]
-    keys, values = block_rows.index_select(0, group.rows).view(2, group.size, num_kv_heads, -1, size)
+    keys, values = gathered.view(2, group.size, num_kv_heads, -1, size)
     grouped = query[0, :, group.first_token : group.first_token + group.size].transpose(0, 1)
     grouped = grouped.reshape(group.size, num_kv_heads, num_heads // num_kv_heads, size)
     attended = sdpa(grouped, keys, values, attn_mask=group.mask(window), scale=scaling)

@@ -83,7 +83,15 @@ class PagedKVCache(BlockMemory):
             geometry.num_layers * 2 * heads
         )  # in `block_rows`; times block_size in `token_rows`
         self.block_rows = [block_rows[layer * 2 * heads :] for layer in layers]
+        self._gathered = block_rows[:0]
         self.token_rows = [token_rows[layer * 2 * heads * block_size :] for layer in layers]
+
+    def gather(self, layer: int, rows: torch.Tensor) -> torch.Tensor:
+        """``block_rows[layer][rows]``, in memory that the next call overwrites: fresh pages for megabytes
+        in each layer would cost as much as the copy."""
+        if len(self._gathered) < len(rows):
+            self._gathered = self.block_rows[layer].new_empty(len(rows), self.block_rows[layer].shape[1])
+        return torch.index_select(self.block_rows[layer], 0, rows, out=self._gathered[: len(rows)])
 
     def _allocate_shared(self, size_bytes: int) -> torch.Tensor:
         fd = os.memfd_create("dynamo-sdk-kv", os.MFD_CLOEXEC)

@@ -34,6 +34,10 @@ class StepRow:
     block_ids: Sequence[int]
     sampling: SamplingRow | None
 
+    @property
+    def positions(self) -> range:
+        return range(self.start, self.start + len(self.token_ids))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledToken:
@@ -67,7 +71,7 @@ class ModelRunner:
             if row.sampling is not None:
                 hidden_rows.append(end - 1)
                 wanted.append((row.request_id, row.sampling))
-        logits = self._forward(packed, len(decodes), hidden_rows)
+        logits = self._forward(self._batch(packed, len(decodes)), packed, hidden_rows)
         if not wanted:
             return {}
         token_ids, logprobs = sample(logits, [sampling for _, sampling in wanted])
@@ -91,8 +95,8 @@ class ModelRunner:
         row = StepRow(request_id="warm-up", token_ids=(0,), start=0, block_ids=(0,), sampling=None)
         try:
             with torch.inference_mode():
-                batch = self._forward_batch([row], 1)
-                self._run(batch, [row], [])
+                batch = self._batch([row], 1)
+                self._forward(batch, [row], [])
         except (NotImplementedError, TypeError, RuntimeError) as error:
             raise EngineStartError(f"the torch engine cannot run this architecture: {error}") from error
         if batch.num_layers_done != self._model.geometry.num_layers:
@@ -101,55 +105,50 @@ class ModelRunner:
                 f"{kind} does not take its attention from transformers' registry; the torch engine needs that"
             )
 
-    def _forward(self, packed: Sequence[StepRow], num_decodes: int, hidden_rows: list[int]) -> torch.Tensor:
-        return self._run(self._forward_batch(packed, num_decodes), packed, hidden_rows)
-
-    def _run(self, batch: PagedBatch, packed: Sequence[StepRow], hidden_rows: list[int]) -> torch.Tensor:
+    def _forward(
+        self, batch: PagedBatch, packed: Sequence[StepRow], hidden_rows: Sequence[int]
+    ) -> torch.Tensor:
         """Logits ``[len(hidden_rows), vocabulary]`` in float32."""
-        ids = np.concatenate([np.asarray(row.token_ids, dtype=np.int64) for row in packed])
-        positions = np.concatenate(
-            [np.arange(row.start, row.start + len(row.token_ids), dtype=np.int64) for row in packed]
-        )
+        ids = [token_id for row in packed for token_id in row.token_ids]
+        positions = [position for row in packed for position in row.positions]
         output = self._model.network(
             input_ids=self._to_device(ids)[None],
             position_ids=self._to_device(positions)[None],
             use_cache=False,
-            logits_to_keep=self._to_device(np.asarray(hidden_rows, dtype=np.int64)),
+            logits_to_keep=self._to_device(hidden_rows),
             paged_batch=batch,
         )
         logits: torch.Tensor = output.logits[0].float()
         return logits
 
-    def _forward_batch(self, packed: Sequence[StepRow], num_decodes: int) -> PagedBatch:
-        slots = np.concatenate([self._slots(row) for row in packed])[:, None]
+    def _batch(self, packed: Sequence[StepRow], num_decodes: int) -> PagedBatch:
+        size = self._cache.block_size
+        slots = [
+            row.block_ids[position // size] * self._slot_stride + position % size
+            for row in packed
+            for position in row.positions
+        ]
+        first_rows = np.asarray(slots, dtype=np.int64)[:, None]  # layer 0, keys, head 0
         chunks, first = [], num_decodes
         for row in packed[num_decodes:]:
             num_new = len(row.token_ids)
-            block_ids = np.asarray(row.block_ids, dtype=np.int64)[None]
+            used = row.block_ids[: -(-(row.start + num_new) // size)]
             chunks.append(
                 PromptChunk(
                     first_token=first,
                     num_new=num_new,
                     num_before=row.start,
-                    rows=self._to_device(self._gather_rows(block_ids)),
+                    rows=self._to_device(self._gather_rows(np.asarray([used], dtype=np.int64))),
                 )
             )
             first += num_new
         return PagedBatch(
             cache=self._cache,
-            key_rows=self._to_device((slots + self._key_rows).reshape(-1)),
-            value_rows=self._to_device((slots + self._value_rows).reshape(-1)),
+            key_rows=self._to_device((first_rows + self._key_rows).reshape(-1)),
+            value_rows=self._to_device((first_rows + self._value_rows).reshape(-1)),
             decodes=self._decode_groups(packed[:num_decodes]),
             chunks=chunks,
         )
-
-    def _slots(self, row: StepRow) -> Indices:
-        """The first token row (layer 0, keys, head 0) of each new token."""
-        size = self._cache.block_size
-        positions = np.arange(row.start, row.start + len(row.token_ids), dtype=np.int64)
-        first_block = row.start // size
-        touched = np.asarray(row.block_ids[first_block : positions[-1] // size + 1], dtype=np.int64)
-        return touched[positions // size - first_block] * self._slot_stride + positions % size
 
     def _decode_groups(self, decodes: Sequence[StepRow]) -> list[DecodeGroup]:
         """Cut the length-sorted decodes so that padding at most doubles the shortest of each group."""
@@ -184,5 +183,6 @@ class ModelRunner:
         """Block rows of a ``[sequences, blocks]`` table: ``[2, sequences, kv_heads, blocks]``, flat."""
         return (table[None, :, None, :] * self._block_stride + self._kv_head_rows).reshape(-1)
 
-    def _to_device(self, indices: Indices) -> torch.Tensor:
-        return torch.from_numpy(indices).to(self._model.device, non_blocking=True)
+    def _to_device(self, indices: Indices | Sequence[int]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        return tensor if self._model.device.type == "cpu" else tensor.to(self._model.device)

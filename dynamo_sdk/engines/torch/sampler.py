@@ -92,7 +92,8 @@ def draw(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     )
     # `right`: the first token whose cumulative sum exceeds the point, hence never one of probability 0.
     targets = points[:, None] * cumulative[:, -1:]
-    token_ids: list[int] = torch.searchsorted(cumulative, targets, right=True)[:, 0].tolist()
+    found = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    token_ids: list[int] = found.clamp_(max=logits.shape[-1] - 1).tolist()  # NaN would be past the end
     return token_ids
 
 

@@ -178,3 +178,10 @@ def test_everything_else_forbidden_leaves_one() -> None:
     logits = torch.full((1, VOCAB), -math.inf)
     logits[0, 11] = -3.0
     assert sample(logits, [row(seed=9, top_p=0.1, min_p=0.5, temperature=2.0)])[0] == [11]
+
+
+def test_broken_logits_stay_within_the_vocabulary() -> None:
+    logits = torch.full((2, VOCAB), math.nan)
+    logits[1] = -math.inf
+    token_ids, _ = sample(logits, [row(seed=1), row(seed=2, top_p=0.5)])
+    assert all(0 <= token_id < VOCAB for token_id in token_ids)
