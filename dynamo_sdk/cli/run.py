@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .plan import DeployPath, Overrides, Target
+
+if TYPE_CHECKING:
+    from dynamo_sdk.types.plan import DeploymentPlan
 
 SECRET_VARIABLE = "DYNAMO_SDK_SECRET"
 
@@ -46,9 +48,16 @@ def run(
 
         turn_debug_on()
     registry = Registry.discover()
-    load = partial(
-        load_plan, target, deploy=deploy, overrides=overrides or (), launcher=launcher, registry=registry
-    )
+
+    def load() -> DeploymentPlan:
+        return load_plan(
+            target,
+            deploy=deploy,
+            overrides=[*without_others(target, only), *(overrides or ())],
+            launcher=launcher,
+            registry=registry,
+        )
+
     if is_dry:
         from rich.console import Console
 
@@ -66,6 +75,16 @@ def run(
         plan = load()
         launcher_class = registry.load(registry.launchers.require(launcher))
         run_until_stopped(launcher_class(plan, options), answer)
+
+
+def without_others(target: str, only: str | None) -> list[str]:
+    """Overrides that leave every service but ``only`` to others: they need no GPUs of this host."""
+    from dynamo_sdk.runtime.target import load_graph
+
+    if only is None:
+        return []
+    names = [node.name for node in load_graph(target).services()]
+    return [f"services.{name}.replicas=0" for name in names if name != only]
 
 
 def read_secret(file: Path | None, environment: MutableMapping[str, str]) -> str | None:

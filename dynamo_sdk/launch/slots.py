@@ -85,8 +85,9 @@ class ReplicaSlot:
         record = fleet.get(self.worker_id)
         is_ready = record is not None and record.is_ready
         if is_ready and self.state is SlotState.STARTING:
-            self._ready_s = anyio.current_time()
-            self._say(f"ready after {self._ready_s - self._started_s:.1f} s")
+            if self._ready_s is None:  # else it was only out of the registry's sight for a while
+                self._ready_s = anyio.current_time()
+                self._say(f"ready after {self._ready_s - self._started_s:.1f} s")
             self._become(SlotState.READY)
         elif not is_ready and self.state is SlotState.READY:
             self._become(SlotState.STARTING)

@@ -177,6 +177,12 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing() -> None:
     assert "services.Counter.replicas" in done.stdout
 
 
+def test_what_is_left_to_others_takes_nothing_here() -> None:
+    done = call("run", str(GRAPH), "--only", "Web", "--join", "tcp:127.0.0.1:1", "--dry-run")
+    assert done.returncode == 0
+    assert "2 services, 1 process" in done.stdout
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = " ".join([sys.executable, "-c", "'from dynamo_sdk.cli import main; main()'", "plugins --json"])
     done = subprocess.run(

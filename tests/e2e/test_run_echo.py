@@ -125,6 +125,16 @@ def test_a_worker_joins_and_leaves() -> None:
         assert stop(graph) == 0
 
 
+def test_a_second_frontend_joins() -> None:
+    with run_graph(name="aggregated") as graph:
+        address = graph.wait_for(r"--join (\S+)")[1]
+        with run_graph("--only", "WholeApi", "--join", address, name="aggregated") as joined:
+            assert joined.url not in ("", graph.url)
+            assert "hello" in answer_of(joined.url)
+            assert stop(joined) == 0
+        assert "hello" in answer_of(graph.url)
+
+
 def test_a_secret_keeps_strangers_out() -> None:
     with run_graph(name="aggregated", secret="sesame") as graph:
         address = graph.wait_for(r"--join (\S+)")[1]
