@@ -46,7 +46,8 @@ class Backend(ABC):
         self, request: GenerateRequest, *, options: GenerateOptions
     ) -> AsyncGenerator[GenerateChunk, None]:
         """The chunks of one request as its client should see them: retries, hand-over and migration are
-        invisible, exactly one and last chunk has a ``finish_reason``, never ``HANDOVER``.
+        invisible, exactly one and last chunk has a ``finish_reason``, never ``HANDOVER``. An earlier chunk
+        may carry ``usage`` too, so that cached tokens are known when a stop string ends the request.
 
         Closing the generator, before the first chunk or at any later moment, frees everything the request
         holds before the close returns. Raises ``DynamoError``s only.

@@ -16,7 +16,7 @@ from uuid import uuid4
 from dynamo_sdk.errors import EngineFailed, InvalidRequest
 from dynamo_sdk.metrics import ModelMetrics
 from dynamo_sdk.preprocess import ModelPipeline
-from dynamo_sdk.types import GenerateRequest, ModelRecord, Usage, pack_tokens
+from dynamo_sdk.types import GenerateRequest, ModelRecord, pack_tokens
 
 from .backend import Backend, GenerateOptions
 from .choice import ChoiceStream, Delta
@@ -68,10 +68,10 @@ class Generation:
         try:
             async for chunk in chunks:
                 timer.on_tokens(len(chunk.token_ids), time.monotonic())
+                if chunk.usage is not None:
+                    choice.num_cached_tokens = chunk.usage.num_cached_tokens
                 delta = stream.push(chunk)
                 if delta.finish_reason is not None:
-                    if chunk.usage is not None:
-                        self._note_usage(choice, chunk.usage, metrics)
                     await chunks.aclose()  # a stop string ends the engine's work before the answer goes out
                     yield index, delta
                     return
@@ -81,11 +81,9 @@ class Generation:
             await chunks.aclose()
             timer.close()
             metrics.output_tokens.observe(stream.num_tokens)
+            if choice.num_cached_tokens is not None:
+                metrics.cached_tokens.observe(choice.num_cached_tokens)
         raise EngineFailed(f"request {choice.request.request_id} ended without a finish reason")
-
-    def _note_usage(self, choice: Choice, usage: Usage, metrics: ModelMetrics) -> None:
-        choice.num_cached_tokens = usage.num_cached_tokens
-        metrics.cached_tokens.observe(usage.num_cached_tokens)
 
 
 async def plan_generation(

@@ -57,15 +57,18 @@ def completion_logprobs(
     return CompletionLogprobs(
         tokens=[printable(tokenizer.token_bytes(token.token_id)) for token in scored],
         token_logprobs=[_finite(token.scores.logprob) for token in scored],
-        top_logprobs=[
-            {
-                printable(tokenizer.token_bytes(token_id)): _finite(logprob)
-                for token_id, logprob in token.scores.top
-            }
-            for token in scored
-        ],
+        top_logprobs=[_top_by_text(tokenizer, token) for token in scored],
         text_offset=[offset + token.text_offset for token in scored],
     )
+
+
+def _top_by_text(tokenizer: Tokenizer, token: ScoredToken) -> dict[str, float]:
+    """The most likely tokens, and the emitted one even where it is not among them."""
+    emitted = (token.token_id, token.scores.logprob)
+    by_text: dict[str, float] = {}
+    for token_id, logprob in (*token.scores.top, emitted):
+        by_text.setdefault(printable(tokenizer.token_bytes(token_id)), _finite(logprob))
+    return by_text
 
 
 def _top(tokenizer: Tokenizer, token_id: int, logprob: float) -> TopLogprob:

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dynamo_sdk.services.openai import OpenAIApp
+
 from .asgi import Answer, call, chat, completion
 from .fakes import CONTEXT_LENGTH, ScriptedBackend, ids_of
 
@@ -207,6 +209,10 @@ _bodies = st.one_of(
 )
 
 
+FUZZED = ScriptedBackend()
+FUZZED_APP = OpenAIApp(FUZZED)
+
+
 def check(answer: Answer) -> None:
     assert 200 <= answer.status < 500, answer.body
     if answer.status >= 400:
@@ -216,10 +222,9 @@ def check(answer: Answer) -> None:
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(path=st.sampled_from([CHAT, COMPLETIONS, EMBEDDINGS]), body=_bodies)
 async def test_any_json_gets_an_answer_below_500(path: str, body: object) -> None:
-    backend = ScriptedBackend()
     async with asyncio.timeout(20):
-        check(await call(backend, path, json.dumps(body).encode()))
-    assert backend.num_open == 0
+        check(await call(FUZZED_APP, path, json.dumps(body).encode()))
+    assert FUZZED.num_open == 0
 
 
 @settings(max_examples=200)
@@ -229,6 +234,6 @@ async def test_any_json_gets_an_answer_below_500(path: str, body: object) -> Non
     | st.builds(bytes.__add__, st.just(b'{"model":"demo","'), st.binary(max_size=40)),
 )
 async def test_any_bytes_get_a_400(path: str, body: bytes) -> None:
-    answer = await call(ScriptedBackend(), path, body)
+    answer = await call(FUZZED_APP, path, body)
     assert answer.status == 400
     assert answer.error["message"]
