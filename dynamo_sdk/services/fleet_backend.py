@@ -79,6 +79,9 @@ class FleetBackend(Backend):
                     found[name] = record
         return found
 
+    def is_planned(self, name: str) -> bool:
+        return name in self._planned
+
     def health(self) -> Health:
         ready = self.models()
         details: dict[str, str] = {}
