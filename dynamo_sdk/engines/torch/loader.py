@@ -20,10 +20,8 @@ from .cache import KVGeometry
 from .config import TorchConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ONE_LOAD = threading.Lock()
-"""`from_pretrained` changes state of the whole process while it runs: two at once lose tied weights."""
-
 _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # they rescale by the longest sequence of a batch
+_ONE_LOAD = threading.Lock()  # from_pretrained changes state of the process: two at once lose tied weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +142,7 @@ def _context_length(model_config: Any, config: TorchConfig) -> int:
             "config.json does not say max_position_embeddings: the model's longest sequence"
         )
     rope = getattr(model_config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _ONE_LOAD = threading.Lock()
-"""`from_pretrained` changes state of the whole process while it runs: two at once lose tied weights."""
-
-_LENGTH_DEPENDENT_ROPE:
+    if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
         longest = min(longest, rope.get("original_max_position_embeddings") or longest)
     if config.context_length is None:
         return longest

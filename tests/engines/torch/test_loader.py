@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_missing_weights_are_not_made_up(copy: Path) -> None:
     edit_json(copy / "config.json", num_hidden_layers=4)
     with pytest.raises(EngineStartError, match=r"layers\.3"):
         load_model(str(copy), CPU)
+
+
+def test_several_engines_of_one_process_load_at_once(folders: dict[str, Path]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: load_model(str(folders["gpt2"]), CPU), range(4)))
+    for model in models:
+        embeddings, head = model.network.get_input_embeddings(), model.network.get_output_embeddings()
+        assert embeddings.weight.data_ptr() == head.weight.data_ptr(), "the weights are no longer tied"
+        assert not head.weight.is_meta
 
 
 def test_context_length_may_only_shrink(llama: Path) -> None:
