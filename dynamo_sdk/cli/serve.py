@@ -25,8 +25,6 @@ from dynamo_sdk.launch.exits import innermost, is_debug
 
 logger = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 @contextlib.contextmanager
 def quiet_stdout() -> Iterator[Callable[[str], None]]:
@@ -85,7 +83,10 @@ async def serve(launcher: Launcher, answer: Callable[[str], None]) -> None:
 async def _follow_signals(
     asked: anyio.Event, scope: anyio.CancelScope, *, task_status: anyio.abc.TaskStatus[None]
 ) -> None:
-    with anyio.open_signal_receiver(*STOP_SIGNALS) as signals:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup, the terminal may go
+        numbers.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*numbers) as signals:
         task_status.started()
         async for _ in signals:
             if asked.is_set():

@@ -64,12 +64,11 @@ def test_help_is_quick() -> None:
         "except SystemExit: pass\n"
         "import sys; sys.stderr.write(str(time.process_time()))"
     )
-    times_s = [
-        float(
-            subprocess.run([sys.executable, "-c", probe], check=False, capture_output=True, text=True).stderr
-        )
-        for _ in range(3)
-    ]
+    command = [sys.executable, "-c", probe]
+    times_s = []
+    while len(times_s) < 5 and min(times_s, default=1.0) >= 0.4:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        times_s.append(float(done.stderr))
     assert min(times_s) < 0.4, times_s
 
 
@@ -84,6 +83,18 @@ def test_a_signal_drains_and_leaves_nothing(number: signal.Signals) -> None:
         assert out == ""  # exactly one line on standard output
         assert "join with --join tcp:127.0.0.1:" in err
     assert_die(pids)
+
+
+def test_under_nohup_a_hangup_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit that, as nohup's do
+    try:
+        with running(f"{GRAPH}:counters", "--launcher", "inprocess") as process:
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0, err  # two signals that count would have ended it at once
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_killing_the_command_leaves_nothing() -> None:
