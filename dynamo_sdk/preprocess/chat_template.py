@@ -91,7 +91,7 @@ class ChatTemplate:
     ) -> str:
         """The prompt's text. Raises ``InvalidRequest`` when the template refuses the messages."""
         given = [self._fit_content(message) for message in messages]
-        max_chars = MAX_GROWTH_CHARS + 2 * sum(_num_chars(message.get("content")) for message in messages)
+        max_chars = MAX_GROWTH_CHARS + 2 * sum(map(num_content_chars, messages))
         try:
             return self._render(given, add_generation_prompt, variables or {}, max_chars)
         except _TemplateRefusal as refusal:
@@ -159,6 +159,11 @@ class _BoundedRange:
         if self._num_left < 0:
             raise _TooMuchWork(f"its loops take more than {MAX_LOOP_STEPS} steps")
         return steps
+
+
+def num_content_chars(message: Message) -> int:
+    """Characters of a message's content, in whichever form it came."""
+    return _num_chars(message.get("content"))
 
 
 def _num_chars(content: Json) -> int:
