@@ -72,10 +72,10 @@ class OpenAIApp:
             outcome = _outcome(exchange.status)
         except ClientGone:
             outcome = Outcome.CANCELLED
-            _log.info("%s %s %s: the client left", exchange.request_id, exchange.method, exchange.path)
+            _log.info("%s %s %r: the client left", exchange.request_id, exchange.method, exchange.path)
         except asyncio.CancelledError:
             # Only the server that runs this task cancels it, when it ends; the client is told why.
-            _log.info("%s %s %s: cancelled by shutdown", exchange.request_id, exchange.method, exchange.path)
+            _log.info("%s %s %r: cancelled by shutdown", exchange.request_id, exchange.method, exchange.path)
             await self._send_error(exchange, Unavailable("the server is shutting down; try again"))
         except Exception as error:
             outcome = _outcome(to_http(error).status)
@@ -133,11 +133,11 @@ class OpenAIApp:
     def _log_error(self, exchange: Exchange, error: Exception) -> None:
         where = (exchange.request_id, exchange.method, exchange.path)
         if not isinstance(error, DynamoError):
-            _log.error("%s %s %s failed", *where, exc_info=error)
+            _log.error("%s %s %r failed", *where, exc_info=error)
         elif to_http(error).status >= 500:
-            _log.warning("%s %s %s: %s: %s", *where, error.code, error)
+            _log.warning("%s %s %r: %s: %s", *where, error.code, error)
         else:
-            _log.debug("%s %s %s: %s: %s", *where, error.code, error)
+            _log.debug("%s %s %r: %s: %s", *where, error.code, error)
 
 
 def _outcome(status: int | None) -> Outcome:

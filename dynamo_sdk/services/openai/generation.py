@@ -52,7 +52,7 @@ class Generation:
     ) -> AsyncGenerator[tuple[int, Delta], None]:
         """Yield ``(choice index, delta)`` in the order of arrival; the last of each has a finish reason.
 
-        Raises what the backend raises, and ``DeadlineExceeded`` after ``deadline_s``.
+        Raises what the backend raises, which also learns ``deadline_s``.
         """
         for prompt in self.prompts:
             metrics.input_tokens.observe(len(prompt))
