@@ -31,6 +31,7 @@ from dynamo_sdk.types import (
     GenerateChunk,
     GenerateRequest,
     ModelRecord,
+    TokenLogprobs,
     Usage,
 )
 
@@ -59,11 +60,13 @@ class TickingBackend(Backend):
         self, request: GenerateRequest, *, options: GenerateOptions
     ) -> AsyncGenerator[GenerateChunk, None]:
         num_tokens = request.sampling.max_tokens
+        scores = None if request.sampling.logprobs is None else (TokenLogprobs(-1.0),)
         for index in range(num_tokens - 1):
             await self._next_step()
-            yield GenerateChunk(token_ids=(300 + index % 1000,))
+            yield GenerateChunk(token_ids=(300 + index % 1000,), logprobs=scores)
         yield GenerateChunk(
             token_ids=(300,),
+            logprobs=scores,
             finish_reason=FinishReason.LENGTH,
             usage=Usage(request.num_prompt_tokens, num_tokens),
         )
