@@ -18,7 +18,12 @@ MAX_LINES = 80
 
 def run(*command: str) -> str:
     done = subprocess.run(
-        [sys.executable, *command], cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=60
+        [sys.executable, *command],
+        cwd=EXAMPLES.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
