@@ -26,19 +26,25 @@ GREEDY = SamplingParams(max_tokens=16, temperature=0.0)
 
 
 @asynccontextmanager
-async def running_engine(
+async def started_engine(
     folder: Path, *, role: Role = Role.AGGREGATED, **settings: Any
 ) -> AsyncGenerator[TorchEngine, None]:
-    """On leaving: no block is in use, and the engine's books add up."""
     defaults = {"device": "cpu", "block_size": 4, "num_blocks": 200, "max_num_seqs": 16, "num_threads": 1}
     setup = EngineSetup(model=ModelSpec(name="tiny", path=str(folder)), role=role)
     engine = TorchEngine(setup, TorchConfig(**(defaults | settings)))
     try:
         await engine.start()
         yield engine
-        assert_all_free(engine)
     finally:
         await engine.close()
+
+
+@asynccontextmanager
+async def running_engine(folder: Path, **settings: Any) -> AsyncGenerator[TorchEngine, None]:
+    """On leaving: no block is in use, and the engine's books add up."""
+    async with started_engine(folder, **settings) as engine:
+        yield engine
+        assert_all_free(engine)
 
 
 def assert_all_free(engine: TorchEngine) -> None:

@@ -12,7 +12,7 @@ from dynamo_sdk.errors import EngineFailed
 from dynamo_sdk.types import ForwardPassMetrics, Role, SamplingParams
 
 from .models import random_prompt
-from .running import a_request, answer, answer_all, assert_all_free, running_engine
+from .running import a_request, answer, answer_all, assert_all_free, running_engine, started_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -115,3 +115,22 @@ async def test_drain_waits_for_what_runs(llama: Path) -> None:
         await asyncio.sleep(0)
         await engine.drain()
         assert (await running).last.finish_reason is not None
+
+
+async def test_a_cancelled_engine_loop_leaves_nobody_waiting(llama: Path) -> None:
+    async with started_engine(llama) as engine:
+        streams = [
+            engine.generate(a_request(random_prompt(i, 20), LONG, request_id=f"r{i}")) for i in range(3)
+        ]
+        for stream in streams:
+            await anext(stream)
+        (loop,) = (task for task in asyncio.all_tasks() if task.get_name() == "torch-engine")
+        loop.cancel()  # as asyncio.run does to all tasks at its end
+        await streams[0].aclose()
+        for stream in streams[1:]:
+            with pytest.raises(EngineFailed):
+                _ = [chunk async for chunk in stream]
+        with pytest.raises(EngineFailed):
+            await anext(engine.generate(a_request([1])))
+        await engine.close()
+        engine.check_integrity()
