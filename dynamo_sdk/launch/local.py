@@ -29,6 +29,7 @@ from dynamo_sdk.errors import LaunchError
 from dynamo_sdk.interfaces import Discovery, Fleet, Launcher, LaunchOptions
 from dynamo_sdk.runtime.discovery import EmbeddedDiscovery, MemoryDiscovery
 from dynamo_sdk.runtime.fleet import FleetView
+from dynamo_sdk.runtime.network import is_loopback, parse_address
 from dynamo_sdk.runtime.registry import RegistryServer
 from dynamo_sdk.runtime.replica import ReplicaSpec
 from dynamo_sdk.types import WorkerId
@@ -220,6 +221,8 @@ class LocalLauncher(Launcher):
     def _listen_address(self) -> str:
         if self._options.join is not None:
             return join_listen_address(self._options.join)
+        if self._join_address is not None and not is_loopback(self._join_address):
+            return f"tcp:{parse_address(self._join_address)[1]}:0"  # joined workers call from other hosts
         self._num_sockets += 1
         return f"unix:{self._folder}/{self._num_sockets}.sock"
 
