@@ -6,7 +6,6 @@ load the class -> wire its edges -> start it -> listen -> announce -> check the 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -206,7 +205,7 @@ async def _wait_for_answer(client: ServiceClient, clock: Clock) -> None:
 
 
 async def _drain(instance: object, server: Server) -> None:
+    """Calls first: what they leave behind (a ticket, say) is what the service then waits for."""
+    await server.drain()
     if isinstance(instance, ManagedService):
-        await asyncio.gather(instance.drain(), server.drain())
-    else:
-        await server.drain()
+        await instance.drain()

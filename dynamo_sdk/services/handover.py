@@ -8,6 +8,7 @@ Engines know nothing of tickets, ``transfer/`` nothing of requests; this joins t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
@@ -43,12 +44,20 @@ class BlockHandover:
         self._blocks = blocks
         self._clock = clock
         self._ttl_s = ttl_s
+        self._num_held = 0
+        self._freed = asyncio.Event()
         self.server = BlockServer(secret=key)
         self.fetcher = BlockFetcher(secret=key)
 
     async def start(self, address: str) -> None:
         """Listen for fetches at ``address`` (``unix:`` or ``tcp:``)."""
         await self.server.start([address])
+
+    async def drain(self) -> None:
+        """Return when nothing that was handed over is still waiting to be fetched."""
+        while self._num_held:
+            self._freed.clear()
+            await self._freed.wait()
 
     def release(self, request_id: str) -> None:
         """Nobody will fetch what is held for this leg. Idempotent."""
@@ -79,12 +88,18 @@ class BlockHandover:
                 blocks.held_blocks(request_id),
                 blocks.block_memory,
                 ttl_s=self._ttl_s,
-                release=partial(blocks.release_blocks, request_id),
+                release=partial(self._free, request_id),
             )
+            self._num_held += 1
         except BaseException:
             blocks.release_blocks(request_id)
             raise
         return msgspec.structs.replace(chunk, kv_transfer=ticket)
+
+    def _free(self, request_id: str) -> None:
+        self._num_held -= 1
+        self._freed.set()
+        self._blocks.release_blocks(request_id)
 
     async def _fetch(self, request: GenerateRequest) -> TransferReport:
         ticket, blocks = request.kv_transfer, self._blocks

@@ -129,6 +129,8 @@ class Worker(EngineService, ManagedService):
 
     async def drain(self) -> None:
         await self._engine.drain()
+        if self._handover is not None:
+            await self._handover.drain()
 
     async def close(self) -> None:
         if not self._is_open:

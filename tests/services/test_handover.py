@@ -177,3 +177,14 @@ async def test_leaving_during_prefill_holds_nothing(sides: tuple[Side, Side]) ->
     await asyncio.sleep(0)
     assert num_busy_blocks(prefill) == before
     assert prefill.handover.server.statistics().num_live_tickets == 0
+
+
+async def test_draining_waits_for_what_was_handed_over(sides: tuple[Side, Side]) -> None:
+    prefill, decode = sides
+    await prefill.handover.drain()
+    first, ticket = await prefilled(prefill)
+    draining = asyncio.create_task(prefill.handover.drain())
+    await settle()
+    assert not draining.done()
+    await run(decode, request(Role.DECODE, generated=pack_tokens(first), kv_transfer=ticket))
+    await draining
