@@ -26,6 +26,16 @@ def dynamo_sdk_engines() -> list[EngineDescriptor]:
             summary="gives the prompt back, token by token; for tests and first steps",
         ),
         EngineDescriptor(
+            name="mocker",
+            factory="dynamo_sdk.engines.mocker.engine:MockerEngine",
+            config="dynamo_sdk.engines.mocker.config:MockerConfig",
+            roles=tuple(Role),
+            connectors=("stateless",),
+            block_size_arg="block_size",
+            default_block_size=64,
+            summary="simulates a GPU's timing, blocks and batches; for benchmarks and simulation",
+        ),
+        EngineDescriptor(
             name="torch",
             factory="dynamo_sdk.engines.torch.engine:TorchEngine",
             config="dynamo_sdk.engines.torch.config:TorchConfig",

@@ -1,0 +1,221 @@
+"""``MockerCore``: one rank of a simulated engine in virtual time. No loop, no clock, no randomness.
+
+Whoever drives it keeps the time::
+
+    core.add(request, now_s)
+    result = core.step(now_s)            # None: nothing to run before something is added, or a transfer ends
+    now_s += result.duration_s           # the step takes this long;
+    ...                                  # its tokens, events and metrics count from here on
+
+``step`` does all bookkeeping at once: what is added or aborted while the step "runs" meets the scheduler
+as the step leaves it, and takes part in the next one at the earliest.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import msgspec
+
+from dynamo_sdk.errors import InvalidRequest
+from dynamo_sdk.scheduling import Scheduler, SchedulerConfig, SequenceUpdate, Step
+from dynamo_sdk.types import (
+    FinishReason,
+    ForwardPassMetrics,
+    GenerateRequest,
+    KVEventBatch,
+    LoadSnapshot,
+    Role,
+)
+
+from .timing import StepWork, TimingModel
+from .tokens import TokenSource
+from .transfers import TransferCost, Transfers
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's first step. ``transfer_s``, ``transfer_bytes``: what its KV took to get here."""
+
+    request_id: str
+    transfer_s: float = 0.0
+    transfer_bytes: int = 0
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One step, all of which becomes true ``duration_s`` after ``started_s``.
+
+    ``updates``: the new tokens. ``admitted``: requests of which this is the first step (again after a
+    preemption it is not). ``events`` is None when the prefix cache did not change.
+    """
+
+    started_s: float
+    duration_s: float
+    updates: tuple[SequenceUpdate, ...]
+    admitted: tuple[Admission, ...]
+    events: KVEventBatch | None
+    metrics: ForwardPassMetrics
+
+
+class MockerCore:
+    """The scheduler of ``dynamo_sdk.scheduling`` with a clockwork in the place of a model."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        tokens: TokenSource,
+        timing: TimingModel,
+        transfer_cost: TransferCost,
+        *,
+        speedup_ratio: float = 1.0,
+        dp_rank: int = 0,
+    ) -> None:
+        self.dp_rank = dp_rank
+        self._scheduler = Scheduler(config)
+        self._tokens = tokens
+        self._timing = timing
+        self._speedup_ratio = speedup_ratio
+        self._num_capacity_tokens = config.num_blocks * config.block_size
+        self._transfers = Transfers(self._scheduler, transfer_cost, speedup_ratio=speedup_ratio)
+        self._admissions: dict[str, Admission] = {}  # of requests that have not been in a step yet
+        self._num_batches = 0
+
+    # -- requests in and out
+
+    def add(self, request: GenerateRequest, now_s: float) -> None:
+        """Queue a request. A decode leg with a ticket first waits for blocks and the transfer of its KV; a
+        prefill leg gives its blocks back when it ends (they stay cached). Raises ``InvalidRequest``."""
+        if request.role is Role.DECODE and request.kv_transfer is not None:
+            self._transfers.add(request, now_s)
+            return
+        if request.request_id in self._transfers:
+            raise InvalidRequest(
+                f"request id {request.request_id!r} is already in use on this worker", param="request_id"
+            )
+        self._scheduler.add(request)
+        self._admissions[request.request_id] = Admission(request_id=request.request_id)
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request in any state, its blocks free at once; False if there is none of this id."""
+        self._admissions.pop(request_id, None)
+        return self._transfers.cancel(request_id) or self._scheduler.abort(request_id)
+
+    # -- steps
+
+    def step(self, now_s: float) -> StepResult | None:
+        """Run one forward pass that starts at ``now_s``. None = there is nothing that can run now.
+
+        Raises ``ValueError`` when the timing model gives no duration, and whatever it raises.
+        """
+        for transfer in self._transfers.advance(now_s) if self._transfers else ():
+            request_id = transfer.request.request_id
+            self._admissions[request_id] = Admission(
+                request_id=request_id, transfer_s=transfer.duration_s, transfer_bytes=transfer.num_bytes
+            )
+        step = self._scheduler.schedule()
+        if not step.sequences:
+            return None
+        next_id = self._tokens.next_id
+        sampled = {
+            part.request.request_id: next_id(part.request.sampling, part.num_output_tokens)
+            for part in step.sequences
+            if part.is_sampling
+        }
+        updates = self._scheduler.complete(step, sampled)
+        for update in updates:
+            if update.finish_reason is FinishReason.HANDOVER:
+                self._scheduler.release(update.request_id)
+        duration_s = self._duration_s(step)
+        return StepResult(
+            started_s=now_s,
+            duration_s=duration_s,
+            updates=updates,
+            admitted=self._take_admissions(step) if self._admissions else (),
+            events=self.take_kv_events(),
+            metrics=self._metrics(step, now_s + duration_s, duration_s),
+        )
+
+    def take_kv_events(self) -> KVEventBatch | None:
+        """What changed in the prefix cache outside of steps; None = nothing."""
+        events = self._scheduler.take_kv_events()
+        if not events:
+            return None
+        batch = KVEventBatch(sequence=self._num_batches, dp_rank=self.dp_rank, events=events)
+        self._num_batches += 1
+        return batch
+
+    # -- facts
+
+    @property
+    def has_requests(self) -> bool:
+        """Something runs, waits or is on its way."""
+        return self._scheduler.has_work or bool(self._transfers)
+
+    @property
+    def next_transfer_s(self) -> float | None:
+        """When the next transfer ends: time to call ``step`` again if it gave None."""
+        return self._transfers.next_arrival_s
+
+    def load(self, at_s: float) -> LoadSnapshot:
+        """How busy this rank is. Requests whose KV is on its way count as waiting."""
+        load = self._scheduler.load(at_s)
+        if not self._transfers:
+            return load
+        return msgspec.structs.replace(load, num_waiting=load.num_waiting + len(self._transfers))
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that can run here, prompt and output together."""
+        return self._scheduler.config.max_length
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting + len(self._transfers)
+
+    def kv_snapshot(self) -> KVEventBatch:
+        """Rebuilds the prefix cache as the last batch left it; take what is there to take first."""
+        return KVEventBatch(
+            sequence=self._num_batches - 1, dp_rank=self.dp_rank, events=self._scheduler.kv_snapshot()
+        )
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""
+        self._scheduler.check_integrity()
+        self._transfers.check_integrity()
+        for request_id in self._admissions:
+            assert self._scheduler.state_of(request_id) is not None, f"{request_id} is admitted and gone"
+
+    # -- how
+
+    def _duration_s(self, step: Step) -> float:
+        work = StepWork(
+            num_prefill_requests=step.num_prefill_requests,
+            num_prefill_tokens=step.num_prefill_tokens,
+            num_decode_requests=step.num_decode_requests,
+            num_decode_kv_tokens=step.num_decode_kv_tokens,
+            num_capacity_tokens=self._num_capacity_tokens,
+        )
+        duration_s = self._timing.step_s(work) / self._speedup_ratio
+        if not 0.0 <= duration_s < inf:
+            raise ValueError(f"{type(self._timing).__name__} gave {duration_s} seconds for {work}")
+        return duration_s
+
+    def _take_admissions(self, step: Step) -> tuple[Admission, ...]:
+        pop = self._admissions.pop
+        found = [pop(part.request.request_id, None) for part in step.sequences]
+        return tuple([admission for admission in found if admission is not None])
+
+    def _metrics(self, step: Step, at_s: float, wall_s: float) -> ForwardPassMetrics:
+        load = self.load(at_s)
+        return ForwardPassMetrics(
+            step=step.number,
+            at_s=at_s,
+            wall_s=wall_s,
+            num_prefill_requests=step.num_prefill_requests,
+            num_prefill_tokens=step.num_prefill_tokens,
+            num_decode_requests=step.num_decode_requests,
+            num_decode_kv_tokens=step.num_decode_kv_tokens,
+            num_preempted=len(step.preempted),
+            num_waiting=load.num_waiting,
+            num_waiting_tokens=load.num_waiting_tokens,
+            num_free_blocks=load.num_free_blocks,
+        )

@@ -1,0 +1,39 @@
+"""The engine keeps every promise that the public conformance kit knows of, at every speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynamo_sdk.engines.mocker import MockerConfig
+from dynamo_sdk.engines.mocker.engine import MockerEngine
+from dynamo_sdk.interfaces import EngineSetup
+from dynamo_sdk.testing import check_engine
+from dynamo_sdk.types import ModelSpec, Role
+
+SMALL = {"context_length": 2048, "block_size": 4, "num_blocks": 600, "max_num_batched_tokens": 512}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "config",
+    [
+        MockerConfig(**SMALL, speedup_ratio=1e6),
+        MockerConfig(**SMALL, speedup_ratio=1e3),
+        MockerConfig(**SMALL, speedup_ratio=1e6, dp_size=3),
+        MockerConfig(**(SMALL | {"max_num_seqs": 3, "num_blocks": 520}), speedup_ratio=1e6),
+    ],
+    ids=["without time", "with steps of 20 microseconds", "three ranks", "three at once"],
+)
+async def test_conformance(config: MockerConfig) -> None:
+    def new_engine(role: Role) -> MockerEngine:
+        return MockerEngine(EngineSetup(model=ModelSpec(name="m", path="."), role=role), config)
+
+    report = await check_engine(new_engine)
+    report.raise_if_failed()
+    skipped = {result.name for result in report.results if result.outcome == "skipped"}
+    assert skipped == {
+        "embeddings_have_length_one",
+        "empty_embedding_is_refused",
+        "release_is_idempotent",
+        "reservation_can_be_given_back",
+    }
