@@ -74,11 +74,11 @@ class ServerConnection(Link):
 
     @property
     def num_calls(self) -> int:
-        return len(self._calls)
+        return len(self.tasks)
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        return [task for _, task in self._calls.values()]
+        return [task for _, task in self._calls.values() if not task.done()]
 
     def drain(self) -> None:
         """Tell the client, and refuse new streams."""
@@ -97,6 +97,8 @@ class ServerConnection(Link):
                     return
                 task = asyncio.get_running_loop().create_task(self._run(stream, event.stream))
                 self._calls[event.stream] = (stream, task)
+                # Not in `_run`: a task that is cancelled before its first turn never enters it.
+                task.add_done_callback(lambda _task: self._calls.pop(event.stream, None))
             case Credited(number):
                 if (credited := self._calls.get(number)) is not None:
                     credited[0].wake()
@@ -142,7 +144,6 @@ class ServerConnection(Link):
         finally:
             if timer is not None:
                 timer.cancel()
-            self._calls.pop(number, None)
             self.flush_soon()
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dynamo_sdk.errors import (
@@ -127,6 +128,16 @@ async def test_a_draining_server_finishes_and_refuses(workshop: Rig) -> None:
     assert not draining.done()
     assert len([number async for number in stream]) == 2 * STREAM_CREDIT - 1
     await draining
+
+
+async def test_a_call_cancelled_before_it_began_leaves_nothing(workshop: Rig) -> None:
+    """Its Open and its Cancel arrive together, so its task ends before its first turn."""
+    connection = await workshop.client.connection(WorkerId("w0"))
+    await connection.open("never", msgspec.msgpack.encode([])).aclose()
+    await workshop.client.ping(WorkerId("w0"))
+    assert workshop.server.num_calls == 0
+    assert not workshop.workshop.started.is_set()
+    await workshop.server.drain()
 
 
 async def test_pings_are_answered(workshop: Rig) -> None:
