@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
@@ -17,24 +19,32 @@ CONTEXT_LENGTH = 2048
 FIRST_TOKEN, LAST_TOKEN = 10, 1500
 """Token ids of the demo model that stand for text."""
 
-Body = dict[str, object]
+Body = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """``tokens``: as text; empty unless log-probabilities were asked for."""
+    """``tokens``: as text. ``margin``: by how much the likeliest token led, at the closest race; where that
+    is next to nothing, rounding decides and a greedy answer is not defined."""
 
     text: str
     num_tokens: int
     finish_reason: str
-    tokens: tuple[str, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    margin: float
 
-    def assert_equals(self, other: Answer) -> None:
-        """Same tokens, and log-probabilities within 1e-4."""
-        assert (self.text, self.tokens) == (other.text, other.tokens)
-        assert (self.num_tokens, self.finish_reason) == (other.num_tokens, other.finish_reason)
-        assert self.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    @property
+    def is_decided(self) -> bool:
+        return self.margin > 1e-4
+
+
+def assert_same(answers: Sequence[Answer], expected: Sequence[Answer]) -> None:
+    """Same tokens, and log-probabilities within 1e-4."""
+    for answer, other in zip(answers, expected, strict=True):
+        assert (answer.text, answer.tokens) == (other.text, other.tokens)
+        assert (answer.num_tokens, answer.finish_reason) == (other.num_tokens, other.finish_reason)
+        assert answer.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def random_tokens(rng: Random, num_tokens: int) -> list[int]:
@@ -44,7 +54,7 @@ def random_tokens(rng: Random, num_tokens: int) -> list[int]:
 def completion(prompt: list[int], max_tokens: int, **more: object) -> Body:
     """A request for exactly ``max_tokens`` tokens, greedy unless ``more`` says otherwise."""
     body: Body = {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
-    return {**body, "temperature": 0, **more}
+    return {**body, "temperature": 0, "logprobs": 3, **more}
 
 
 @asynccontextmanager
@@ -54,19 +64,47 @@ async def client_of(url: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@dataclass(slots=True)
+class _Reading:
+    """Puts an answer together from its choices."""
+
+    text: str = ""
+    reason: str | None = None
+    tokens: list[str] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    margin: float = math.inf
+
+    def see(self, choice: Any) -> None:
+        self.text += choice["text"]
+        self.reason = choice["finish_reason"] or self.reason
+        if logprobs := choice["logprobs"]:
+            self.tokens += logprobs["tokens"]
+            self.logprobs += logprobs["token_logprobs"]
+            for top in logprobs["top_logprobs"]:
+                first, second, *_ = [*sorted(top.values(), reverse=True), -math.inf]
+                self.margin = min(self.margin, first - second)
+
+    def answer(self, usage: Any) -> Answer:
+        assert self.reason is not None
+        assert len(self.tokens) == usage["completion_tokens"]
+        return Answer(
+            text=self.text,
+            num_tokens=usage["completion_tokens"],
+            finish_reason=self.reason,
+            tokens=tuple(self.tokens),
+            logprobs=tuple(self.logprobs),
+            margin=self.margin,
+        )
+
+
 async def complete(client: httpx.AsyncClient, body: Body) -> Answer:
     response = await client.post("/v1/completions", json=body)
     assert response.status_code == 200, response.text
     document = response.json()
     (choice,) = document["choices"]
-    logprobs = choice["logprobs"] or {"tokens": (), "token_logprobs": ()}
-    return Answer(
-        text=choice["text"],
-        num_tokens=document["usage"]["completion_tokens"],
-        finish_reason=choice["finish_reason"],
-        tokens=tuple(logprobs["tokens"]),
-        logprobs=tuple(logprobs["token_logprobs"]),
-    )
+    reading = _Reading()
+    reading.see(choice)
+    return reading.answer(document["usage"])
 
 
 async def complete_all(url: str, bodies: Sequence[Body], *, num_at_once: int = 8) -> list[Answer]:
@@ -82,11 +120,19 @@ async def complete_all(url: str, bodies: Sequence[Body], *, num_at_once: int = 8
     return [task.result() for task in running]
 
 
+async def decided(url: str, bodies: Sequence[Body], num: int) -> tuple[list[Body], list[Answer]]:
+    """The first ``num`` of ``bodies`` whose answers rounding does not decide, and the answers."""
+    answers = await complete_all(url, bodies)
+    found = [(body, answer) for body, answer in zip(bodies, answers, strict=True) if answer.is_decided]
+    assert len(found) >= num, f"only {len(found)} of {len(bodies)} answers are decided"
+    return [body for body, _ in found[:num]], [answer for _, answer in found[:num]]
+
+
 async def stream_completion(
     client: httpx.AsyncClient, body: Body, on_chunk: Callable[[int], None] = lambda num_chunks: None
 ) -> Answer:
     """As ``complete``, from a stream; ``on_chunk`` is told the number of chunks after each."""
-    text, reason, usage, num_chunks, is_done = "", None, None, 0, False
+    reading, usage, num_chunks, is_done = _Reading(), None, 0, False
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with client.stream("POST", "/v1/completions", json=asked) as response:
         assert response.status_code == 200, await response.aread()
@@ -101,11 +147,8 @@ async def stream_completion(
             assert "error" not in chunk, chunk
             usage = chunk["usage"] or usage
             for choice in chunk["choices"]:
-                text += choice["text"]
-                reason = choice["finish_reason"] or reason
+                reading.see(choice)
                 num_chunks += 1
                 on_chunk(num_chunks)
     assert is_done
-    assert usage is not None
-    assert reason is not None
-    return Answer(text=text, num_tokens=usage["completion_tokens"], finish_reason=reason)
+    return reading.answer(usage)

@@ -28,5 +28,5 @@ def disaggregated() -> Iterator[Served]:
 @pytest.fixture(scope="package")
 def aggregated() -> Iterator[Served]:
     """The demo model on one worker: what all other arrangements must agree with."""
-    with serve(f"{GRAPHS}:aggregated") as served:
+    with serve(f"{GRAPHS}:aggregated", "--set", "services.Whole.cpus=1") as served:
         yield served

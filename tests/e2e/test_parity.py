@@ -6,7 +6,16 @@ from random import Random
 
 import pytest
 
-from .asking import CONTEXT_LENGTH, Body, client_of, complete_all, completion, random_tokens
+from .asking import (
+    CONTEXT_LENGTH,
+    Body,
+    assert_same,
+    client_of,
+    complete_all,
+    completion,
+    decided,
+    random_tokens,
+)
 from .serving import Metrics, Served, scrape
 
 pytestmark = pytest.mark.anyio
@@ -31,11 +40,11 @@ def random_requests(seed: int) -> list[Body]:
         return random_tokens(rng, rng.randrange(CONTEXT_LENGTH - 60, CONTEXT_LENGTH))
 
     bodies: list[Body] = []
-    for index in range(NUM_PROMPTS):
+    for index in range(NUM_PROMPTS + 10):
         tokens = prompt(index % 20)
         max_tokens = min(rng.randrange(1, 24), CONTEXT_LENGTH - len(tokens))
         sampling = {"temperature": 0.9, "seed": index, "top_p": 0.95} if index % 2 else {}
-        bodies.append(completion(tokens, max_tokens, logprobs=3, **sampling))
+        bodies.append(completion(tokens, max_tokens, **sampling))
     return bodies
 
 
@@ -46,16 +55,14 @@ def grown(before: Metrics, after: Metrics, name: str) -> dict[str, float]:
 
 
 async def test_disaggregated_equals_aggregated(aggregated: Served, disaggregated: Served) -> None:
-    bodies = random_requests(seed=5)
-    num_prompt_tokens = sum(len(body["prompt"]) for body in bodies)  # type: ignore[arg-type]
-    whole = await complete_all(aggregated.url, bodies)
+    bodies, whole = await decided(aggregated.url, random_requests(seed=5), NUM_PROMPTS)
+    num_prompt_tokens = sum(len(body["prompt"]) for body in bodies)
     async with client_of(disaggregated.url) as client:
         before = await scrape(client)
         split = await complete_all(disaggregated.url, bodies)
         after = await scrape(client)
 
-    for one, other in zip(whole, split, strict=True):
-        one.assert_equals(other)
+    assert_same(split, whole)
     assert len({answer.text for answer in whole}) > NUM_PROMPTS // 2
 
     prompted = grown(before, after, "dynamo_component_prompt_tokens_total")
@@ -70,7 +77,7 @@ async def test_disaggregated_equals_aggregated(aggregated: Served, disaggregated
     assert generated == {"prefill": 0, "decode": sum(answer.num_tokens - 1 for answer in split)}
 
     moved = grown(before, after, "dynamo_component_kv_transfer_bytes_total")
-    num_blocks = sum(-(-len(body["prompt"]) // BLOCK_SIZE) for body in bodies)  # type: ignore[arg-type]
+    num_blocks = sum(-(-len(body["prompt"]) // BLOCK_SIZE) for body in bodies)
     assert moved["prefill"] == 0
     assert moved["decode"] % BLOCK_BYTES == 0
     assert 0.5 * num_blocks < moved["decode"] / BLOCK_BYTES <= num_blocks
