@@ -175,8 +175,9 @@ class ClientConnection(Link):
     def lost(self, error: WireError) -> None:
         if self._error is not None:
             return
-        # A server that rejects our proof can only close: then the handshake is what failed.
-        if self.session.state in (State.HELLO, State.PROOF) and isinstance(error, ConnectionLost):
+        # A server that rejects our proof can only close: then the handshake is what failed. One that has
+        # not greeted has rejected nothing: it was killed, and another may do better.
+        if self.session.state is State.PROOF and isinstance(error, ConnectionLost):
             error = HandshakeError(
                 f"{error} during the handshake; is the shared secret the same on both sides?"
             )

@@ -21,7 +21,7 @@ from dynamo_sdk.errors import (
 )
 from dynamo_sdk.graph import endpoint, endpoints_of
 from dynamo_sdk.runtime.calls import codecs_of
-from dynamo_sdk.runtime.client import STREAM_CREDIT
+from dynamo_sdk.runtime.client import STREAM_CREDIT, connect
 from dynamo_sdk.runtime.clock import ManualClock, settle
 from dynamo_sdk.runtime.deadline import current_deadline_s, deadline_scope
 from dynamo_sdk.runtime.memory import MemoryNetwork
@@ -150,6 +150,18 @@ async def test_another_secret_is_refused(tmp_path: Path) -> None:
     async with rig(SocketNetwork(), f"unix:{tmp_path}/w.sock", secret="a", client_secret="b") as ready:
         with pytest.raises(HandshakeError, match="shared secret"):
             await ready.edge.mirrored(Point(1, 2))
+
+
+async def test_a_server_killed_before_its_greeting_is_a_lost_one(tmp_path: Path) -> None:
+    """Retryable, so that a request which comes at that moment goes to another worker."""
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    path = f"{tmp_path}/w.sock"
+    async with await asyncio.start_unix_server(hang_up, path):
+        with pytest.raises(ConnectionLost, match="closed by the peer"):
+            await connect(SocketNetwork(), f"unix:{path}", secret="s")
 
 
 async def test_a_deadline_ends_a_call_on_both_sides() -> None:
