@@ -57,6 +57,9 @@ class PolynomialTiming(TimingModel):
       even where they share blocks, in tokens and not in blocks, at most 1; it takes at least 1 ms;
     - a step with both takes the sum, and a prompt's first token comes at the end of its last prefill
       step, which does not count it as decoding.
+
+    One thing differs: a request that was preempted recomputes its output tokens as part of the prefill, and
+    its next token is no decode, while the original computes only the prompt again and adds a decode.
     """
 
     def prefill_s(self, work: StepWork) -> float:
