@@ -9,10 +9,10 @@ cache           the KV blocks: a tensor for attention, bytes for hand-over
 attention       attention over blocks, in the place of the network's own
 sampler         logits -> token, a pure function of (seed, position)
 runner          one step on the device
-mailbox         one request's tokens on their way to its consumer
+mailbox         one request's tokens on their way to its consumer, and at hand for the sampler
 admission       which requests can be run at all
 reservations    who waits for blocks to be filled from elsewhere
-feeds           KV events and step records for whoever listens
+feeds           KV events, numbered, for whoever listens
 memory          how many blocks to set up
 core            the loop that joins the scheduler (``dynamo_sdk.scheduling``) and the runner
 engine          the interfaces of an engine, on top of the core

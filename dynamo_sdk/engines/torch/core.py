@@ -18,12 +18,13 @@ from concurrent.futures import Executor
 
 import anyio
 
+from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.errors import EngineFailed, InvalidRequest, Overloaded
 from dynamo_sdk.scheduling import ScheduledSequence, Scheduler, Step
 from dynamo_sdk.types import FinishReason, ForwardPassMetrics, GenerateRequest
 
-from .feeds import Feed, KVEventFeed
-from .mailbox import Mailbox
+from .feeds import KVEventFeed
+from .mailbox import SamplingMailbox
 from .reservations import ReservationQueue
 from .runner import ModelRunner, SampledToken, StepRow
 
@@ -57,7 +58,7 @@ class EngineCore:
         self._kv_events = kv_events
         self._metrics = metrics
         self._loop: asyncio.Task[None] | None = None
-        self._mailboxes: dict[str, Mailbox] = {}  # of requests that the scheduler still works on
+        self._mailboxes: dict[str, SamplingMailbox] = {}  # of requests that the scheduler still works on
         self._num_consumers = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -89,11 +90,11 @@ class EngineCore:
 
     # -- requests
 
-    def add(self, request: GenerateRequest) -> Mailbox:
+    def add(self, request: GenerateRequest) -> SamplingMailbox:
         """Queue a request. Whoever calls this calls ``leave`` once, at the end."""
         if self.scheduler.load(0.0).num_waiting >= self._max_num_waiting:
             raise Overloaded(f"{self._max_num_waiting} requests are already waiting")
-        mailbox = Mailbox(request, arrival_s=time.monotonic(), eos_token_ids=self._eos_token_ids)
+        mailbox = SamplingMailbox(request, arrival_s=time.monotonic(), eos_token_ids=self._eos_token_ids)
         try:
             self.scheduler.add(request)
         except ValueError as error:
@@ -104,7 +105,7 @@ class EngineCore:
         self._wake.set()
         return mailbox
 
-    async def leave(self, mailbox: Mailbox) -> None:
+    async def leave(self, mailbox: SamplingMailbox) -> None:
         """The consumer is gone. Whatever the request still holds is free when this returns."""
         self._num_consumers -= 1
         if not self._num_consumers:

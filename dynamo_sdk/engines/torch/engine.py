@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest
 from dynamo_sdk.interfaces import (
     BlockMemory,
@@ -38,7 +39,7 @@ from .admission import check_prompt, check_request
 from .cache import PagedKVCache
 from .config import TorchConfig
 from .core import EngineCore
-from .feeds import Feed, KVEventFeed
+from .feeds import KVEventFeed
 from .loader import LoadedModel, load_model
 from .memory import choose_num_blocks
 from .runner import ModelRunner
