@@ -11,13 +11,12 @@ import pytest
 from pydantic import BaseModel
 
 from dynamo_sdk import __version__
-from dynamo_sdk.engines.echo import EchoConfig
-from dynamo_sdk.engines.torch.config import TorchConfig
 from dynamo_sdk.flow.request_flow import FlowState
 from dynamo_sdk.graph import deploy
 from dynamo_sdk.interfaces import LaunchOptions
 from dynamo_sdk.launch.restarts import RestartPolicy
 from dynamo_sdk.metrics import ALL_METRICS
+from dynamo_sdk.plugins import Registry
 from dynamo_sdk.runtime import wire
 from dynamo_sdk.services.openai import protocol, validation
 from dynamo_sdk.services.openai.app import OpenAIApp
@@ -136,9 +135,20 @@ def test_every_origin_is_described() -> None:
 # -- engines.md
 
 
-@pytest.mark.parametrize(("engine", "config"), [("torch", TorchConfig), ("echo", EchoConfig)])
-def test_engine_arguments_are_complete(engine: str, config: type[BaseModel]) -> None:
-    shown = {row[0].strip("`"): row[1].strip("`") for row in table_rows(section(page("engines.md"), engine))}
+BUILTINS = Registry.of()
+
+
+def test_every_engine_is_described() -> None:
+    headings = re.findall(r"^## (.+)$", page("engines.md"), re.MULTILINE)
+    assert sorted(headings) == sorted([*BUILTINS.engines, "Others"])
+
+
+@pytest.mark.parametrize("engine", BUILTINS.engines)
+def test_engine_arguments_are_complete(engine: str) -> None:
+    config = BUILTINS.load_config(BUILTINS.engines[engine])
+    assert config is not None
+    rows = table_rows(section(page("engines.md"), engine))
+    shown = {row[0].strip("`"): row[1].strip("`") for row in rows}
     real = {
         name: "none" if field.default is None else str(field.default).replace("True", "true")
         for name, field in config.model_fields.items()
