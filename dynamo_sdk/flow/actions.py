@@ -13,8 +13,8 @@ from dynamo_sdk.types import GenerateChunk, GenerateRequest, Role, WorkerId, Wor
 class Route:
     """Choose a worker of ``pool``; answer with ``routed`` or ``not_routed``.
 
-    ``excluded`` failed this request before. ``can_wait``: a worker of this pool was there before, so it
-    is worth waiting a while for one to come back.
+    ``excluded`` failed this request before. ``can_wait``: the request has begun, so it is worth waiting
+    a while for a worker to come back.
     """
 
     pool: Role

@@ -203,8 +203,10 @@ class RequestFlow:
 
     @property
     def _is_worth_waiting(self) -> bool:
-        """A worker died and may come back; one that is full says so to be believed."""
-        return self.num_attempts > 1 and not isinstance(self._last_error, Overloaded)
+        """A worker died and may come back, before this request or under it; one that is full says so to be
+        believed. With a ticket, work is done and tokens may be out: that is not thrown away at once."""
+        has_begun = self.num_attempts > 1 or self._ticket is not None
+        return has_begun and not isinstance(self._last_error, Overloaded)
 
     def _leg_request(self, role: Role, ticket: KVTransferParams | None) -> GenerateRequest:
         """Ids differ between attempts: an old leg may still be dying on the worker that gets the new one."""

@@ -317,6 +317,20 @@ def test_an_expired_ticket_means_prefill_again_on_the_same_worker() -> None:
     assert driver.output == expected(5)
 
 
+def test_only_a_request_that_has_begun_waits_for_a_worker() -> None:
+    flow = RequestFlow(request(), FlowConfig(connector=PassOn()))
+    (first,) = flow.start()
+    assert isinstance(first, Route)
+    assert not first.can_wait
+    flow.routed(Role.PREFILL, worker("p0"), 0.0)
+    sent = msgspec.structs.replace(request(), role=Role.PREFILL)
+    actions = [
+        action for chunk in leg_chunks(sent, PassOn()) for action in flow.received(Role.PREFILL, chunk, 0.0)
+    ]
+    (second,) = [action for action in actions if isinstance(action, Route)]
+    assert (second.pool, second.can_wait) == (Role.DECODE, True)
+
+
 def test_a_ticket_that_waited_too_long_is_not_sent() -> None:
     driver = started(PassOn(), prefill=["p"], decode=["d"])
     driver.step(Role.PREFILL)
