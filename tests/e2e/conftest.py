@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from .running import GRAPHS
 from .serving import Served, serve
 
-QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.py"
+QUICKSTART = "examples/quickstart.py"
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="package")
 def disaggregated() -> Iterator[Served]:
     """The quickstart: one prefill worker, one decode worker, the demo model."""
-    with serve(str(QUICKSTART)) as served:
+    with serve(QUICKSTART) as served:
         yield served
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import httpx
@@ -24,6 +25,7 @@ from dynamo_sdk.types import WorkerRecord
 
 from .running import COMMAND, RunningGraph
 
+REPOSITORY = Path(__file__).parents[2]
 SETTLE_S = 30.0
 
 
@@ -38,13 +40,14 @@ class Served:
 
 @contextmanager
 def serve(target: str, *words: str) -> Iterator[Served]:
-    """``dynamo-sdk run target``, from ready to its end."""
+    """``dynamo-sdk run target`` in the folder of the repository, from ready to its end."""
     process = subprocess.Popen(
         [*COMMAND, "run", target, "--port", "0", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        cwd=REPOSITORY,
     )
     graph = RunningGraph(process)
     try:

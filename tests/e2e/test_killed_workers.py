@@ -37,7 +37,7 @@ INFLIGHT = "dynamo_component_inflight_requests"
 def pairs() -> Iterator[Served]:
     """Two prefill and two decode workers."""
     words = ("--set", "services.Prefill.replicas=2", "--set", "services.Decode.replicas=2")
-    with serve(str(QUICKSTART), *words) as served:
+    with serve(QUICKSTART, *words) as served:
         yield served
 
 

@@ -23,7 +23,7 @@ from .serving import Metrics, Served, Watch, scrape, wait_at_rest
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 NUM_CLIENTS = 64
-STORM_S = float(os.environ.get("DYNAMO_SDK_STORM_S", "10"))
+STORM_S = float(os.environ.get("DYNAMO_SDK_STORM_S", "8"))
 REQUESTS = "dynamo_frontend_requests_total"
 
 

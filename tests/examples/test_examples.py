@@ -5,21 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.serving import serve
+from tests.e2e.serving import REPOSITORY, serve
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = REPOSITORY / "examples"
 MAX_LINES = 80
 
 
 def run(*command: str) -> str:
     done = subprocess.run(
         [sys.executable, *command],
-        cwd=EXAMPLES.parent,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=60,
@@ -37,9 +36,8 @@ def commands(name: str) -> list[list[str]]:
 
 
 def words_of_run(name: str) -> tuple[str, ...]:
-    """What stands after ``dynamo-sdk run`` in an example's comment, with the target as a full path."""
-    words = next(words for words in commands(name) if words[:2] == ["dynamo-sdk", "run"])[2:]
-    return tuple(str(EXAMPLES.parent / word) if word.startswith("examples/") else word for word in words)
+    """What stands after ``dynamo-sdk run`` in an example's comment."""
+    return next(tuple(words[2:]) for words in commands(name) if words[:2] == ["dynamo-sdk", "run"])
 
 
 def chat(url: str, model: str, text: str) -> str:
