@@ -13,10 +13,12 @@ from dynamo_sdk.errors import ConnectionLost, WireError
 
 from .clock import Clock
 from .network import Channel
-from .session import NONCE_BYTES, Event, Session, Side
+from .session import NONCE_BYTES, Event, Ready, Session, Side
 from .wire import FrameSplitter
 
 HANDSHAKE_TIMEOUT_S = 10.0
+HANDSHAKE_FRAME_BYTES = 256
+"""A peer that has not proved anything yet must not make us hold more than this."""
 
 
 class Link(ABC):
@@ -26,7 +28,7 @@ class Link(ABC):
         self.session = Session(side, os.urandom(NONCE_BYTES), secret)
         self.clock = clock
         self.channel: Channel | None = None
-        self._splitter = FrameSplitter(max_bytes=self.session.max_frame_bytes)
+        self._splitter = FrameSplitter(max_bytes=HANDSHAKE_FRAME_BYTES)
         self._is_flush_scheduled = False
 
     def start(self, channel: Channel) -> None:
@@ -47,6 +49,8 @@ class Link(ABC):
         try:
             for body in self._splitter.feed(data):
                 event = self.session.receive(body)
+                if isinstance(event, Ready):
+                    self._splitter.max_bytes = self.session.max_frame_bytes
                 if event is not None:
                     self.handle(event)
         except WireError as error:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from dynamo_sdk.errors import (
     ConnectionLost,
@@ -30,7 +29,7 @@ class ServerStream:
 
     def __init__(self, connection: ServerConnection, opened: Opened) -> None:
         self._connection = connection
-        self._number = opened.stream
+        self.number = opened.stream
         self._credited: asyncio.Future[None] | None = None
         self.method = opened.method
         self.payload = opened.payload
@@ -39,10 +38,10 @@ class ServerStream:
     async def send(self, item: bytes) -> None:
         """Send one encoded item; waits for the client's credit and while the socket is full."""
         connection, session = self._connection, self._connection.session
-        while session.credit(self._number) == 0 and session.is_open(self._number):
+        while session.credit(self.number) == 0 and session.is_open(self.number):
             self._credited = asyncio.get_running_loop().create_future()
             await self._credited
-        session.send_item(self._number, item)
+        session.send_item(self.number, item)
         connection.flush_soon()
         channel = connection.channel
         if channel is not None and not channel.is_writable():
@@ -57,6 +56,26 @@ class ServerStream:
 Handler = Callable[[ServerStream], Awaitable[None]]
 
 
+class _Call:
+    """A handler at work. It is cancelled once at most, whoever asks (client, deadline, lost connection):
+    a second time would interrupt it while it gives back what it holds."""
+
+    def __init__(self, stream: ServerStream, run: Callable[[_Call], Coroutine[None, None, None]]) -> None:
+        self.stream = stream
+        self.has_expired = False
+        self._is_cancelled = False
+        self.task = asyncio.get_running_loop().create_task(run(self))
+
+    def cancel(self) -> None:
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            self.task.cancel()
+
+    def expire(self) -> None:
+        self.has_expired = not self._is_cancelled
+        self.cancel()
+
+
 class ServerConnection(Link):
     """One accepted connection: runs ``handler`` as a task per stream."""
 
@@ -66,7 +85,7 @@ class ServerConnection(Link):
         super().__init__(Side.SERVER, secret, clock)
         self._handler = handler
         self._on_over = on_over
-        self._calls: dict[int, tuple[ServerStream, asyncio.Task[None]]] = {}
+        self._calls: dict[int, _Call] = {}
         self._is_draining = False
         self._handshake_timer = clock.call_later(
             HANDSHAKE_TIMEOUT_S, lambda: self.break_off(HandshakeError("no answer to our greeting"))
@@ -78,7 +97,7 @@ class ServerConnection(Link):
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        return [task for _, task in self._calls.values() if not task.done()]
+        return [call.task for call in self._calls.values() if not call.task.done()]
 
     def drain(self) -> None:
         """Tell the client, and refuse new streams."""
@@ -90,51 +109,50 @@ class ServerConnection(Link):
     def handle(self, event: Event) -> None:
         match event:
             case Opened():
-                stream = ServerStream(self, event)
                 if self._is_draining:
                     self.session.fail(event.stream, Unavailable("this worker is draining"))
                     self.flush_soon()
                     return
-                task = asyncio.get_running_loop().create_task(self._run(stream, event.stream))
-                self._calls[event.stream] = (stream, task)
+                call = self._calls[event.stream] = _Call(ServerStream(self, event), self._run)
                 # Not in `_run`: a task that is cancelled before its first turn never enters it.
-                task.add_done_callback(lambda _task: self._calls.pop(event.stream, None))
+                call.task.add_done_callback(lambda _task: self._forget(event.stream))
             case Credited(number):
                 if (credited := self._calls.get(number)) is not None:
-                    credited[0].wake()
+                    credited.stream.wake()
             case Cancelled(number):
                 if (cancelled := self._calls.get(number)) is not None:
-                    cancelled[1].cancel()
+                    cancelled.cancel()
             case Ready():
                 self._handshake_timer.cancel()
 
     def lost(self, error: WireError) -> None:
         self._handshake_timer.cancel()
         self.session.close()
-        for _, task in self._calls.values():
-            task.cancel()
-        self._on_over()
+        for call in self._calls.values():
+            call.cancel()
+        self._end_if_over()
 
-    async def _run(self, stream: ServerStream, number: int) -> None:
+    def _forget(self, number: int) -> None:
+        self._calls.pop(number, None)
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        """Over is a connection that is lost and whose handlers have ended: ``close`` waits for those, too."""
+        if self.session.state is State.CLOSED and not self._calls:
+            self._on_over()
+
+    async def _run(self, call: _Call) -> None:
+        stream, number = call.stream, call.stream.number
         timer: TimerHandle | None = None
-        is_expired = False
         if stream.deadline_s is not None:
-            task = asyncio.current_task()
-
-            def expire() -> None:
-                nonlocal is_expired
-                is_expired = True
-                if task is not None:
-                    task.cancel()
-
-            timer = self.clock.call_at(stream.deadline_s, expire)
+            timer = self.clock.call_at(stream.deadline_s, call.expire)
         try:
             await self._handler(stream)
             self.session.end(number)
         except DynamoError as error:
             self.session.fail(number, error)
         except asyncio.CancelledError:
-            if is_expired:
+            if call.has_expired:
                 self.session.fail(number, DeadlineExceeded(f"{stream.method} ran into its deadline"))
         except Exception as error:  # a bug in a service reaches its caller and leaves the connection alone
             logger.exception("%s failed", stream.method)
@@ -164,6 +182,7 @@ class Server:
         self._clock = clock or SystemClock()
         self._connections: set[ServerConnection] = set()
         self._listener: Listener | None = None
+        self._is_draining = False
         self.address = ""
 
     async def start(self, address: str) -> None:
@@ -176,6 +195,8 @@ class Server:
             self._handler, self._secret, self._clock, lambda: self._connections.discard(connection)
         )
         self._connections.add(connection)
+        if self._is_draining:
+            connection.drain()
         channel.on_data, channel.on_close = connection.on_data, connection.on_close
         connection.start(channel)
 
@@ -184,7 +205,8 @@ class Server:
         return sum(connection.num_calls for connection in self._connections)
 
     async def drain(self) -> None:
-        """Refuse new calls and return when none is left."""
+        """Refuse new calls, also on new connections, and return when none is left."""
+        self._is_draining = True
         for connection in list(self._connections):
             connection.drain()
         while tasks := [task for connection in self._connections for task in connection.tasks]:
@@ -200,5 +222,4 @@ class Server:
         for connection in list(self._connections):
             connection.break_off(ConnectionLost("the server is closing"))
         if tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait(tasks)
+            await asyncio.wait(tasks)

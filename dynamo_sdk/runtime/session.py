@@ -43,6 +43,7 @@ from .wire import (
 
 NONCE_BYTES = 16
 ENTRY_OVERHEAD_BYTES = 16  # array header, stream number and end mark of one entry, rounded up
+MAX_MESSAGE_CHARS = 4096
 FRAME_MARGIN_BYTES = 128  # what a frame needs beside its entries
 
 
@@ -205,7 +206,8 @@ class Session:
 
     def fail(self, stream: int, error: DynamoError) -> None:
         if self._credit.pop(stream, None) is not None:
-            self._send(Failed(stream, error.code, error.message[:4096], error.param))
+            param = None if error.param is None else _sendable(error.param)
+            self._send(Failed(stream, error.code, _sendable(error.message), param))
 
     def say_goodbye(self) -> None:
         self._send(Goodbye())
@@ -275,3 +277,8 @@ class Session:
             self._credit[frame.stream] += frame.num_items
             return Credited(frame.stream)
         raise ProtocolError(f"a client must not send {type(frame).__name__}")
+
+
+def _sendable(text: str) -> str:
+    """Short enough, and in UTF-8 even where it quotes what is not: a client must learn that it failed."""
+    return text[:MAX_MESSAGE_CHARS].encode(errors="backslashreplace").decode()

@@ -102,10 +102,11 @@ def decode_frame(body: bytes | memoryview) -> Frame:
 
 
 class FrameSplitter:
-    """Cuts a byte stream into frame bodies. Feed it whatever the socket gave."""
+    """Cuts a byte stream into frame bodies. Feed it whatever the socket gave. ``max_bytes`` may be changed
+    between frames."""
 
     def __init__(self, *, max_bytes: int = MAX_FRAME_BYTES) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._pending = bytearray()
 
     def feed(self, received: bytes) -> Iterator[bytes]:
@@ -116,8 +117,8 @@ class FrameSplitter:
         try:
             while len(pending) - start >= LENGTH_BYTES:
                 length = int.from_bytes(pending[start : start + LENGTH_BYTES], "little")
-                if length > self._max_bytes:
-                    raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {self._max_bytes}")
+                if length > self.max_bytes:
+                    raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {self.max_bytes}")
                 end = start + LENGTH_BYTES + length
                 if len(pending) < end:
                     break

@@ -1,0 +1,162 @@
+"""The server's end of a connection, below endpoints: how calls end, and what strangers may do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from dynamo_sdk.errors import DeadlineExceeded, EngineFailed, Unavailable
+from dynamo_sdk.runtime.client import connect
+from dynamo_sdk.runtime.clock import ManualClock, settle
+from dynamo_sdk.runtime.link import HANDSHAKE_FRAME_BYTES
+from dynamo_sdk.runtime.memory import MemoryNetwork
+from dynamo_sdk.runtime.server import Server, ServerStream
+from dynamo_sdk.runtime.wire import LENGTH_BYTES
+
+pytestmark = pytest.mark.anyio
+
+ADDRESS = "memory:server"
+NOTHING = b"\xc0"
+
+
+class Tidy:
+    """A handler that needs a while to clean up after it was cancelled."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+        self.num_cleaned = 0
+
+    async def handle(self, stream: ServerStream) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.may_end.wait()
+            self.num_cleaned += 1
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.network = MemoryNetwork(clock=self.clock)
+        self.tidy = Tidy()
+        self.server = Server(self.network, self.tidy.handle, clock=self.clock)
+
+
+@asynccontextmanager
+async def rig() -> AsyncIterator[Rig]:
+    ready = Rig()
+    await ready.server.start(ADDRESS)
+    try:
+        yield ready
+    finally:
+        ready.tidy.may_end.set()
+        await ready.server.close()
+
+
+async def test_a_deadline_on_both_sides_interrupts_the_handler_once() -> None:
+    """Client and server see the same moment; the client's Cancel must not cut the clean-up short."""
+    async with rig() as ready:
+        client = await connect(ready.network, ADDRESS, clock=ready.clock)
+        stream = client.open("work", NOTHING, timeout_s=5.0)
+        await ready.clock.advance(5.0)
+        with pytest.raises(DeadlineExceeded):
+            await anext(stream)
+        await settle()
+        ready.tidy.may_end.set()
+        await settle()
+        assert ready.tidy.num_cleaned == 1
+
+
+async def test_a_connection_lost_after_a_cancel_interrupts_the_handler_once() -> None:
+    async with rig() as ready:
+        client = await connect(ready.network, ADDRESS, clock=ready.clock)
+        stream = client.open("work", NOTHING)
+        await settle()
+        await stream.aclose()
+        await settle()
+        client.close_soon()
+        await settle()
+        ready.tidy.may_end.set()
+        await settle()
+        assert ready.tidy.num_cleaned == 1
+
+
+async def test_closing_waits_for_handlers_whose_connection_is_gone_already() -> None:
+    async with rig() as ready:
+        client = await connect(ready.network, ADDRESS, clock=ready.clock)
+        client.open("work", NOTHING)
+        await settle()
+        client.close_soon()
+        await settle()
+        closing = asyncio.create_task(ready.server.close())
+        await settle()
+        assert not closing.done()
+        ready.tidy.may_end.set()
+        await closing
+        assert ready.tidy.num_cleaned == 1
+
+
+async def test_a_cancelled_close_says_so() -> None:
+    async with rig() as ready:
+        client = await connect(ready.network, ADDRESS, clock=ready.clock)
+        client.open("work", NOTHING)
+        await settle()
+        closing = asyncio.create_task(ready.server.close())
+        await settle()
+        closing.cancel()
+        await settle()
+        assert closing.cancelled()
+
+
+async def test_a_draining_server_refuses_on_new_connections_too() -> None:
+    async with rig() as ready:
+        old = await connect(ready.network, ADDRESS, clock=ready.clock)
+        running = old.open("work", NOTHING)
+        await settle()
+        draining = asyncio.create_task(ready.server.drain())
+        await settle()
+        new = await connect(ready.network, ADDRESS, clock=ready.clock)
+        with pytest.raises(Unavailable, match="draining"):
+            await anext(new.open("work", NOTHING))
+        ready.tidy.may_end.set()
+        await running.aclose()
+        await draining
+
+
+async def test_an_error_that_quotes_no_text_still_reaches_the_caller() -> None:
+    async def fail(_: ServerStream) -> None:
+        raise EngineFailed("no file /models/\udcff", param="\udcff")
+
+    network = MemoryNetwork()
+    server = Server(network, fail)
+    await server.start(ADDRESS)
+    client = await connect(network, ADDRESS)
+    with pytest.raises(EngineFailed, match=r"no file /models/\\udcff"):
+        await anext(client.open("work", NOTHING))
+    client.close_soon()
+    await server.close()
+
+
+async def test_a_stranger_cannot_make_the_server_hold_a_large_frame() -> None:
+    async with rig() as ready:
+        closed = asyncio.Event()
+        channel = await ready.network.connect(ADDRESS, lambda _: None, closed.set)
+        channel.write((HANDSHAKE_FRAME_BYTES + 1).to_bytes(LENGTH_BYTES, "little"))
+        await closed.wait()
+
+
+async def test_frames_may_be_large_once_the_handshake_is_over() -> None:
+    async def echo(stream: ServerStream) -> None:
+        await stream.send(bytes(stream.payload))
+
+    network = MemoryNetwork()
+    server = Server(network, echo, secret="s")
+    await server.start(ADDRESS)
+    client = await connect(network, ADDRESS, secret="s")
+    payload = b"\xc5" + (60_000).to_bytes(2, "big") + bytes(60_000)
+    assert bytes(await anext(client.open("echo", payload))) == payload
+    client.close_soon()
+    await server.close()
