@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
@@ -31,10 +30,16 @@ class FleetView:
         self._task = asyncio.get_running_loop().create_task(self._follow(first))
         await first
 
-    def subscribe(self, listener: Callable[[Fleet], None]) -> None:
-        """Call ``listener`` now and after each change; it must not block."""
+    def subscribe(self, listener: Callable[[Fleet], None]) -> Callable[[], None]:
+        """Call ``listener`` now and after each change; it must not block. What this returns ends it."""
         self._listeners.append(listener)
         listener(self.workers)
+
+        def unsubscribe() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return unsubscribe
 
     def of_service(self, service: str) -> list[WorkerRecord]:
         return [record for record in self.workers.values() if record.service == service]
@@ -53,17 +58,18 @@ class FleetView:
             async with aclosing(self._discovery.watch()) as fleets:
                 async for fleet in fleets:
                     self.workers = fleet
-                    for listener in self._listeners:
+                    for listener in list(self._listeners):
                         listener(fleet)
                     self._changed.set()
                     self._changed = asyncio.Event()
                     if not first.done():
                         first.set_result(None)
-        except DynamoError as error:
-            if first.done():
-                logger.error("discovery ended: %s", error)
-            else:
+        except Exception as error:
+            if not first.done():
                 first.set_exception(error)
+            elif isinstance(error, DynamoError):
+                logger.error("discovery ended, the last view stays: %s", error)
+            else:  # a bug in a listener or a discovery plugin; nobody awaits this task
+                logger.exception("the view of the fleet broke, its last state stays")
         finally:
-            with contextlib.suppress(asyncio.InvalidStateError):
-                first.cancel()
+            first.cancel()

@@ -120,7 +120,12 @@ class Dispatcher:
         match action:
             case Observe(pool, fact):
                 self._pools.observe(fact)
-                route.routers[pool].observe(fact)
+                try:
+                    route.routers[pool].observe(fact)
+                except (
+                    Exception
+                ):  # a router is somebody's plugin; the request does not depend on what it learns
+                    logger.exception("router of model %s failed to learn", route.name)
             case CancelLeg(leg):
                 await legs.cancel(leg)
             case ReleaseBlocks(worker_id, request_id):

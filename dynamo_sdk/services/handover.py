@@ -72,13 +72,17 @@ class BlockHandover:
         report: TransferReport | None = None
         if request.role is Role.DECODE and request.kv_transfer is not None:
             report = await self._fetch(request)
-        async with aclosing(self._engine.generate(request)) as chunks:
-            async for chunk in chunks:
-                if chunk.finish_reason is FinishReason.HANDOVER:
-                    chunk = self._with_ticket(request, chunk)
-                elif chunk.finish_reason is not None and report is not None:
-                    chunk = _with_report(chunk, report)
-                yield chunk
+        try:
+            async with aclosing(self._engine.generate(request)) as chunks:
+                async for chunk in chunks:
+                    if chunk.finish_reason is FinishReason.HANDOVER:
+                        chunk = self._with_ticket(request, chunk)
+                    elif chunk.finish_reason is not None and report is not None:
+                        chunk = _with_report(chunk, report)
+                    yield chunk
+        finally:
+            if report is not None:  # an engine that refuses the request has not taken the blocks over
+                self._blocks.release_blocks(request.request_id)
 
     def _with_ticket(self, request: GenerateRequest, chunk: GenerateChunk) -> GenerateChunk:
         blocks, request_id = self._blocks, request.request_id

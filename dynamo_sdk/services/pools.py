@@ -22,6 +22,8 @@ from dynamo_sdk.types import LoadSnapshot, Role, WorkerId, WorkerRecord
 
 logger = logging.getLogger(__name__)
 
+FEED_RETRY_S = 1.0
+
 
 class Pools:
     """The workers behind a frontend's engine edges. ``clients``: service name -> client."""
@@ -33,7 +35,7 @@ class Pools:
         self._num_active: defaultdict[WorkerId, int] = defaultdict(int)
         self._loads: dict[WorkerId, tuple[LoadSnapshot, float]] = {}
         self._feeds: dict[WorkerId, asyncio.Task[None]] = {}
-        fleet.subscribe(self._follow_feeds)
+        self._unsubscribe = fleet.subscribe(self._follow_feeds)
 
     def workers(self, model: str, role: Role) -> list[WorkerRecord]:
         """Ready workers of this model and role, in a stable order."""
@@ -59,7 +61,7 @@ class Pools:
                 Candidate(
                     worker_id=record.worker_id,
                     dp_rank=rank,
-                    num_active_requests=self._num_active[record.worker_id],
+                    num_active_requests=self._num_active.get(record.worker_id, 0),
                     load=load,
                     load_age_s=None if load is None else now_s - at_s,
                 )
@@ -95,6 +97,7 @@ class Pools:
         return not waiting.cancelled()
 
     async def close(self) -> None:
+        self._unsubscribe()
         feeds, self._feeds = list(self._feeds.values()), {}
         for feed in feeds:
             feed.cancel()
@@ -112,12 +115,15 @@ class Pools:
                 )
 
     async def _read_loads(self, record: WorkerRecord) -> None:
+        """Until the worker is gone; one without news, for a while, is routed to without them."""
         client = self._clients[record.service]
-        with contextlib.suppress(DynamoError):  # a worker without news is routed to without them
-            async with aclosing(client.stream(record.worker_id, "loads", timeout_s=None)) as loads:
-                async for load in loads:
-                    self._loads[record.worker_id] = (load, self._clock.now_s())
-        self._loads.pop(record.worker_id, None)
+        while True:
+            with contextlib.suppress(DynamoError):
+                async with aclosing(client.stream(record.worker_id, "loads", timeout_s=None)) as loads:
+                    async for load in loads:
+                        self._loads[record.worker_id] = (load, self._clock.now_s())
+            self._loads.pop(record.worker_id, None)
+            await self._clock.sleep(FEED_RETRY_S)
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -76,6 +76,11 @@ class Broken(Rotating):
         raise ZeroDivisionError("a bug")
 
 
+class Forgetful(Rotating):
+    def observe(self, fact: RouterFact) -> None:
+        raise ZeroDivisionError("a bug")
+
+
 @pytest.fixture
 async def fleet() -> AsyncIterator[Fleet]:
     async with Fleet() as ready:
@@ -280,3 +285,16 @@ async def test_load_feeds_reach_the_candidates(fleet: Fleet) -> None:
     await fleet.clock.advance(3.0)
     [candidate] = fleet.pools.candidates(fleet.pools.workers("m", Role.AGGREGATED))
     assert candidate.load_age_s == 3.0
+
+
+async def test_a_router_that_cannot_learn_costs_nothing_but_its_learning(fleet: Fleet) -> None:
+    worker = await fleet.add("w", Role.AGGREGATED)
+    assert await collect(fleet, route(router=Forgetful())) == EXPECTED
+    worker.hang_after = 2
+    dispatcher = Dispatcher(fleet.pools, fleet.clock, LIMITS)
+    chunks = dispatcher.run(request(), route(router=Forgetful()), 1000.0)
+    await anext(chunks)
+    await chunks.aclose()
+    await settle()
+    assert worker.num_open == 0
+    await dispatcher.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dynamo_sdk.errors import TicketExpired, TicketUnknown, TransferError
+from dynamo_sdk.errors import Overloaded, TicketExpired, TicketUnknown, TransferError
 from dynamo_sdk.interfaces import BlockReservation
 from dynamo_sdk.runtime.clock import SystemClock, settle
 from dynamo_sdk.services.handover import BlockHandover
@@ -164,6 +164,24 @@ async def test_a_dead_prefill_worker_is_a_transfer_error(sides: tuple[Side, Side
     await prefill.handover.close()
     before = num_busy_blocks(decode)
     with pytest.raises(TransferError):
+        await run(decode, request(Role.DECODE, generated=pack_tokens(first), kv_transfer=ticket))
+    assert num_busy_blocks(decode) == before
+
+
+async def test_an_engine_that_refuses_after_the_fetch_keeps_no_blocks(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = sides
+    first, ticket = await prefilled(prefill)
+    before = num_busy_blocks(decode)
+
+    async def refuse(asked: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        if num_busy_blocks(decode) > before:
+            raise Overloaded("full")
+        yield GenerateChunk()
+
+    monkeypatch.setattr(decode.engine, "generate", refuse)
+    with pytest.raises(Overloaded):
         await run(decode, request(Role.DECODE, generated=pack_tokens(first), kv_transfer=ticket))
     assert num_busy_blocks(decode) == before
 
