@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import AsyncGenerator, Callable
 
 import anyio
@@ -11,11 +12,9 @@ from anyio.lowlevel import checkpoint
 from dynamo_sdk.engines import stateless
 from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.errors import (
-    ConfigError,
     EngineFailed,
     EngineStartError,
     InvalidRequest,
-    PluginError,
     TicketUnknown,
 )
 from dynamo_sdk.interfaces import (
@@ -25,9 +24,7 @@ from dynamo_sdk.interfaces import (
     PublishesKVEvents,
     PublishesMetrics,
 )
-from dynamo_sdk.plugins.importing import import_object
 from dynamo_sdk.runtime.clock import Clock, SystemClock
-from dynamo_sdk.scheduling import SchedulerConfig
 from dynamo_sdk.types import (
     ForwardPassMetrics,
     GenerateChunk,
@@ -36,19 +33,14 @@ from dynamo_sdk.types import (
     LoadSnapshot,
 )
 
+from .build import build_cores
 from .config import MockerConfig
-from .core import MockerCore
-from .model import MockedModel, read_model
+from .precise_clock import PreciseClock
 from .rank import Rank
-from .timing import TimingModel
-from .tokens import TokenSource
-from .transfers import TransferCost
-
-_BYTES_PER_GB = 1e9
 
 
 class MockerEngine(Engine, PublishesKVEvents, PublishesMetrics):
-    """Serves without a model. ``config`` None = all defaults; ``clock`` is the live one unless given."""
+    """Serves without a model. ``config`` None = all defaults; ``clock`` None = live time."""
 
     def __init__(
         self, setup: EngineSetup, config: MockerConfig | None = None, *, clock: Clock | None = None
@@ -56,6 +48,8 @@ class MockerEngine(Engine, PublishesKVEvents, PublishesMetrics):
         self._setup = setup
         self._config = config or MockerConfig()
         self._clock = clock or SystemClock()
+        self._own_clock: PreciseClock | None = None
+        self._wants_own_clock = clock is None and sys.platform == "linux"
         self._kv_events: Feed[KVEventBatch] = Feed()
         self._metrics: Feed[ForwardPassMetrics] = Feed()
         self._ranks: tuple[Rank, ...] = ()
@@ -73,6 +67,8 @@ class MockerEngine(Engine, PublishesKVEvents, PublishesMetrics):
         await self._clock.sleep(self._config.startup_time_s)
         if self._is_closed:
             raise EngineStartError("the engine was closed while it started")
+        if self._wants_own_clock:
+            self._clock = self._own_clock = _precise_clock()
         self._ranks = tuple(
             Rank(
                 core,
@@ -101,6 +97,8 @@ class MockerEngine(Engine, PublishesKVEvents, PublishesMetrics):
         self._is_closed = True
         for rank in self._ranks:
             rank.stop("the engine is closed")
+        if self._own_clock is not None:
+            self._own_clock.close()
         await checkpoint()
 
     def _on_empty(self) -> None:
@@ -167,60 +165,8 @@ class MockerEngine(Engine, PublishesKVEvents, PublishesMetrics):
         self._metrics.subscribe(listener)
 
 
-def build_cores(model_path: str, config: MockerConfig) -> tuple[MockerCore, ...]:
-    """One core per data-parallel rank, for an engine or a simulation. Raises ``EngineStartError``."""
-    model = read_model(model_path, config)
-    timing = _timing(config)
+def _precise_clock() -> PreciseClock:
     try:
-        tokens = _tokens(model, config)
-        scheduling = SchedulerConfig(
-            block_size=config.block_size,
-            num_blocks=config.num_blocks,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            context_length=model.context_length or config.num_blocks * config.block_size,
-            eos_token_ids=frozenset(model.eos_token_ids),
-            enable_prefix_caching=config.enable_prefix_caching,
-        )
-    except (ValueError, ConfigError) as error:
-        raise EngineStartError(f"the mocker engine cannot run like this: {error}") from error
-    transfer_cost = TransferCost(
-        bytes_per_token=model.kv_bytes_per_token,
-        bytes_per_s=config.kv_transfer_gb_per_s * _BYTES_PER_GB,
-        is_cached_free=config.kv_transfer_timing == "destination_missing",
-    )
-    return tuple(
-        MockerCore(
-            scheduling,
-            tokens,
-            timing,
-            transfer_cost,
-            speedup_ratio=config.speedup_ratio,
-            dp_rank=dp_rank,
-        )
-        for dp_rank in range(config.dp_size)
-    )
-
-
-def _tokens(model: MockedModel, config: MockerConfig) -> TokenSource:
-    quarter = model.vocab_size // 4
-    first_id, end_id = config.output_ids or (quarter, max(model.vocab_size - quarter, quarter + 1))
-    return TokenSource(
-        first_id,
-        min(end_id, model.vocab_size),
-        eos_token_ids=model.eos_token_ids,
-        eos_after_tokens=config.eos_after_tokens,
-    )
-
-
-def _timing(config: MockerConfig) -> TimingModel:
-    try:
-        factory = import_object(config.timing, what="the mocker's timing model")
-        timing = factory(**config.timing_args) if callable(factory) else None
-    except PluginError as error:
-        raise EngineStartError(str(error)) from error
-    except (TypeError, ValueError) as error:
-        raise EngineStartError(f"timing model {config.timing}: {error}") from error
-    if not isinstance(timing, TimingModel):
-        raise EngineStartError(f"timing model {config.timing} does not make a TimingModel")
-    return timing
+        return PreciseClock()
+    except OSError as error:
+        raise EngineStartError(f"no timer for the mocker engine: {error}") from error

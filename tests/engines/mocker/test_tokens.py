@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from dynamo_sdk.engines.mocker import MockerConfig, TokenSource
-from dynamo_sdk.engines.mocker.engine import build_cores
+from dynamo_sdk.engines.mocker import MockerConfig, TokenSource, build_cores
 from dynamo_sdk.runtime.model_path import resolve_model_path
 from dynamo_sdk.types import FinishReason, SamplingParams
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dynamo_sdk.engines.mocker import MockerConfig, MockerCore, StepResult
-from dynamo_sdk.engines.mocker.engine import build_cores
+from dynamo_sdk.engines.mocker import MockerConfig, MockerCore, StepResult, build_cores
 from dynamo_sdk.engines.stateless import TICKET
 from dynamo_sdk.types import FinishReason, GenerateRequest, Role, SamplingParams, pack_tokens
 
