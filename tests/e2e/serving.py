@@ -26,7 +26,7 @@ from dynamo_sdk.types import WorkerRecord
 from .running import COMMAND, RunningGraph
 
 REPOSITORY = Path(__file__).parents[2]
-SETTLE_S = 30.0
+SETTLE_S = 15.0  # less than a ticket lives: blocks must come free at once, not by expiry
 
 
 @dataclass(frozen=True, slots=True)
