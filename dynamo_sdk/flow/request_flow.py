@@ -300,11 +300,13 @@ class RequestFlow:
             chunk = _with_logprobs_of(chunk, self._set_aside)
             self._set_aside = None
         self.output.extend(chunk.token_ids)
-        usage = None
-        if chunk.finish_reason is not None:
-            usage = Usage(self.request.num_prompt_tokens, len(self.output), self._num_cached_tokens or 0)
-        elif not chunk.token_ids:
-            return []
+        if chunk.finish_reason is None:
+            if not chunk.token_ids:
+                return []
+            if chunk.usage is None and chunk.kv_transfer is None:
+                return [Emit(chunk)]  # nearly every chunk: nothing to put right
+            return [Emit(msgspec.structs.replace(chunk, usage=None, kv_transfer=None))]
+        usage = Usage(self.request.num_prompt_tokens, len(self.output), self._num_cached_tokens or 0)
         return [Emit(msgspec.structs.replace(chunk, usage=usage, kv_transfer=None))]
 
     def _note_usage(self, chunk: GenerateChunk) -> None:
