@@ -320,8 +320,9 @@ class Scheduler:
         prefilling.sort(key=attrgetter("order"))
 
     def _allocate(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for a newcomer, if that leaves each running request its next block."""
-        return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=len(self._running))
+        """Blocks for a newcomer, if that leaves each running request its next block (where configured)."""
+        num_spare_blocks = len(self._running) if self.config.enable_growth_reserve else 0
+        return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=num_spare_blocks)
 
     def _has_place(self, sequence: Sequence, preempted: list[str]) -> bool:
         """A block for its last token, if need be taken from the running requests behind it."""

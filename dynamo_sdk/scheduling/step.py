@@ -15,6 +15,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``context_length``: the model's longest sequence, prompt and output together, in tokens.
     ``max_num_batched_tokens``: tokens computed in one step, over all sequences.
     ``eos_token_ids``: the model's own end tokens.
+    ``enable_growth_reserve``: admit nobody unless each running request could still get its next block. With
+    it there are fewer preemptions; without it first tokens come sooner when memory is short.
     ``cache_namespace``: names model, dtype and block layout; equal namespaces may share KV.
     Raises ``ConfigError`` for a limit that cannot work.
     """
@@ -26,6 +28,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int
     eos_token_ids: frozenset[int] = frozenset()
     enable_prefix_caching: bool = True
+    enable_growth_reserve: bool = True
     cache_namespace: bytes = b""
 
     @property

@@ -40,6 +40,7 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         more_tokens=st.integers(0, 6),
         context_length=st.integers(5, 30),
         enable_prefix_caching=st.booleans(),
+        enable_growth_reserve=st.booleans(),
     )
     def start(self, more_tokens, max_num_seqs, **limits):
         self.config = SchedulerConfig(

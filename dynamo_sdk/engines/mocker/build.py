@@ -30,6 +30,7 @@ def build_cores(model_path: str, config: MockerConfig) -> tuple[MockerCore, ...]
             context_length=model.context_length or config.num_blocks * config.block_size,
             eos_token_ids=frozenset(model.eos_token_ids),
             enable_prefix_caching=config.enable_prefix_caching,
+            enable_growth_reserve=config.enable_growth_reserve,
         )
     except (ValueError, ConfigError) as error:
         raise EngineStartError(f"the mocker engine cannot run like this: {error}") from error

@@ -36,6 +36,11 @@ class MockerConfig(PluginConfig):
         default=4096, ge=1, description="requests of one rank beyond this are refused as overload"
     )
     enable_prefix_caching: bool = True
+    enable_growth_reserve: bool = Field(
+        default=False,
+        description="admit nobody unless each running request could still get its next block; the torch "
+        "engine does, NVIDIA Dynamo's mocker does not",
+    )
     dp_size: int = Field(default=1, ge=1, description="data-parallel ranks, each with blocks of its own")
 
     kv_transfer_gb_per_s: float = Field(

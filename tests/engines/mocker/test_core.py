@@ -226,3 +226,16 @@ def test_decode_slows_down_as_the_blocks_fill() -> None:
     arrivals = [(0.0, ask(f"r{number}", prompt(1000, first=number), 3)) for number in range(8)]
     life = run(new_core(num_blocks=256, max_num_batched_tokens=8192), arrivals)["r7"]
     assert life.gaps_ms[0] == pytest.approx(decode_ms(8 * 1001, 256 * 64))
+
+
+@pytest.mark.parametrize(("enable_growth_reserve", "num_preempted"), [(True, 0), (False, 1)])
+def test_a_reserve_for_growth_trades_preemptions_for_first_tokens(
+    enable_growth_reserve: bool, num_preempted: int
+) -> None:
+    """Two prompts fill all blocks; with the reserve the second waits for the first one's end."""
+    steps: list[StepResult] = []
+    arrivals = [(0.0, ask("a", prompt(500), 40)), (1.0, ask("b", prompt(500, first=1), 40))]
+    core = new_core(num_blocks=16, enable_growth_reserve=enable_growth_reserve)
+    lives = run(core, arrivals, steps=steps)
+    assert sum(step.metrics.num_preempted for step in steps) == num_preempted
+    assert (lives["b"].token_ms[0] > lives["a"].token_ms[-1]) == enable_growth_reserve

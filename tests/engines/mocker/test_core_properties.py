@@ -25,6 +25,7 @@ class CoreMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         max_num_batched_tokens=st.integers(6, 40),
         enable_prefix_caching=st.booleans(),
+        enable_growth_reserve=st.booleans(),
         kv_bytes_per_token=st.sampled_from([0, 10**6]),
     )
     def begin(self, **config: object) -> None:
