@@ -30,6 +30,8 @@ def replica_environment(
             environment[name] = str(service.cpus_per_replica)
         else:
             environment.setdefault(name, str(even_share if service.engine is not None else 1))
+    # Threads that spin while they wait take the cores from the other replicas of this host.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     has_threads = environment["RAYON_NUM_THREADS"] != "1"
     environment.setdefault("TOKENIZERS_PARALLELISM", "true" if has_threads else "false")
     environment["PYTHONUNBUFFERED"] = "1"  # a log line must not wait for the next one

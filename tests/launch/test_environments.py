@@ -36,6 +36,7 @@ def test_a_replica_sees_its_own_devices_and_threads() -> None:
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert environment["TOKENIZERS_PARALLELISM"] == "true"
     assert environment["PATH"] == "/bin"
 
