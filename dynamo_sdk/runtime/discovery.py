@@ -36,58 +36,62 @@ class _HeldRecord(Lease):
         self._discovery = discovery
         self._ttl_s = ttl_s
         self.record = record
-        self._number: int | None = None
-        self._connection: ClientConnection | None = None
+        self._retry_s = FIRST_RETRY_S
+        self._held: tuple[ClientConnection, int] | None = None  # where, and the lease's number there
         self.registered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task = asyncio.get_running_loop().create_task(self._keep())
 
     async def update(self, record: WorkerRecord) -> None:
-        self.record = record
-        if self._connection is not None and self._number is not None:
-            await self._discovery.call(self._connection, "update", self._number, record)
+        self.record = record  # without a lease just now, the next one is taken for this record
+        if self._held is not None:
+            connection, number = self._held
+            await self._discovery.call(connection, "update", number, record)
 
     async def revoke(self) -> None:
+        held, self._held = self._held, None
         if not self.task.done():
             self.task.cancel()
             await asyncio.wait([self.task])
-        if self._connection is not None and self._number is not None:
+        if held is not None:
+            connection, number = held
             with contextlib.suppress(DynamoError):
-                await self._discovery.call(self._connection, "revoke", self._number)
+                await self._discovery.call(connection, "revoke", number)
 
     async def _keep(self) -> None:
-        retry_s = FIRST_RETRY_S
         while True:
             try:
                 await self._hold()
-                retry_s = FIRST_RETRY_S
-            except HandshakeError as error:
-                self._give_up(error)
-                return
-            except DynamoError as error:
+            except Exception as error:
+                is_hopeless = isinstance(error, HandshakeError) or not isinstance(error, DynamoError)
                 if not self.registered.done():
-                    self._give_up(error)
+                    self.registered.set_exception(error)
                     return
-                logger.warning("the registry is out of reach, trying again in %.1f s: %s", retry_s, error)
-            await self._discovery.clock.sleep(retry_s)
-            retry_s = min(2 * retry_s, LAST_RETRY_S)
-
-    def _give_up(self, error: DynamoError) -> None:
-        if not self.registered.done():
-            self.registered.set_exception(error)
+                if is_hopeless:
+                    logger.exception("%s is announced no more", self.record.worker_id)
+                    return
+                logger.warning(
+                    "the registry is out of reach, trying again in %.1f s: %s", self._retry_s, error
+                )
+            await self._discovery.clock.sleep(self._retry_s)
+            self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
 
     async def _hold(self) -> None:
-        connection = self._connection = await self._discovery.connection()
+        connection = await self._discovery.connection()
         codec = REGISTRY_CODECS["hold"]
-        payload = codec.encode_arguments((self.record, self._ttl_s), {})
+        sent = self.record
+        payload = codec.encode_arguments((sent, self._ttl_s), {})
         renewals: asyncio.Task[None] | None = None
         try:
             async with aclosing(call_streaming(connection, codec, payload, timeout_s=None)) as stream:
                 async for number in stream:
-                    self._number = number
+                    self._held, self._retry_s = (connection, number), FIRST_RETRY_S
+                    if self.record is not sent:
+                        await self.update(self.record)
                     if not self.registered.done():
                         self.registered.set_result(None)
                     renewals = asyncio.get_running_loop().create_task(self._renew(connection, number))
         finally:
+            self._held = None
             if renewals is not None:
                 renewals.cancel()
 

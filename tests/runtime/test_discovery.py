@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from dynamo_sdk.errors import ConnectionLost, HandshakeError, NotFound
 from dynamo_sdk.interfaces import Discovery
 from dynamo_sdk.runtime.clock import ManualClock, settle
-from dynamo_sdk.runtime.discovery import EmbeddedDiscovery, MemoryDiscovery
+from dynamo_sdk.runtime.discovery import FIRST_RETRY_S, EmbeddedDiscovery, MemoryDiscovery
 from dynamo_sdk.runtime.fleet import FleetView
 from dynamo_sdk.runtime.memory import Delivery, Fate, Fault, MemoryNetwork
 from dynamo_sdk.runtime.registry import RegistryServer, RegistryService, RegistryState
@@ -141,6 +141,58 @@ async def test_leases_and_watchers_survive_a_restart_of_the_registry() -> None:
             assert set(fleet.workers) == {"a"}
             await fleet.close()
             await discovery.close()
+
+
+async def test_what_changes_while_the_registry_is_away_is_announced_when_it_is_back() -> None:
+    clock = ManualClock()
+    is_held_back = False
+
+    def faults(_address: str, _data: bytes) -> Fate:
+        return Delivery(delay_s=1.0) if is_held_back else Delivery()
+
+    network = MemoryNetwork(clock=clock, faults=faults)
+    async with RegistryServer("memory:registry", network=network, clock=clock) as registry:
+        async with embedded(clock, network) as discovery:
+            lease = await discovery.register(record("a"))
+            is_held_back = True
+            (await discovery.connection()).close_soon()
+            await clock.advance(2.5)  # the greetings are exchanged, the record is on its way
+            await lease.update(record("a", is_ready=True))
+            await clock.advance(10.0)
+            assert registry.service.fleet() == {"a": record("a", is_ready=True)}
+            is_held_back = False
+
+
+async def test_a_lease_number_of_an_earlier_registry_means_nothing_to_the_next() -> None:
+    """Numbers start anew: an update or a revoke in between must not hit another worker's lease."""
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock)
+    async with embedded(clock, network) as discovery:
+        async with RegistryServer("memory:registry", network=network, clock=clock):
+            lease = await discovery.register(record("a"))
+        await settle()
+        async with RegistryServer("memory:registry", network=network, clock=clock) as registry:
+            async with embedded(clock, network) as other:
+                await other.register(record("b"))
+                await discovery.connection()
+                await lease.update(record("a", is_ready=True))
+                assert registry.service.fleet()[WorkerId("b")] == record("b")
+                await lease.revoke()
+                assert set(registry.service.fleet()) == {"b"}
+
+
+async def test_each_loss_of_the_registry_is_retried_as_fast_as_the_first() -> None:
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock)
+    async with RegistryServer("memory:registry", network=network, clock=clock) as registry:
+        async with embedded(clock, network) as discovery:
+            await discovery.register(record("a"))
+            for _ in range(8):
+                (await discovery.connection()).close_soon()
+                await settle()
+                assert registry.service.fleet() == {}
+                await clock.advance(FIRST_RETRY_S)
+                assert set(registry.service.fleet()) == {"a"}
 
 
 async def test_nobody_at_the_address_is_said_at_once() -> None:
