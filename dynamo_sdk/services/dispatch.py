@@ -165,6 +165,7 @@ class Dispatcher:
                     model=request.model,
                     role=ask.pool,
                     num_tokens=ask.num_tokens,
+                    block_size=_block_size(workers[0], route.name),
                     priority=request.priority,
                 ),
                 self._pools.candidates(workers),
@@ -190,4 +191,12 @@ class Dispatcher:
                 try:
                     await client.call(record.worker_id, "release", request_id, timeout_s=RELEASE_TIMEOUT_S)
                 except DynamoError as error:
-                    logger.info("%s keeps blocks of %s until they expire: %s", worker_id, request_id, error)
+                    logger.info(
+                        "%s was not told to release %s; its ticket will expire: %s",
+                        worker_id, request_id, error,
+                    )  # fmt: skip
+
+
+def _block_size(worker: WorkerRecord, model: str) -> int | None:
+    """Of the pool: workers of one model and role share it."""
+    return next((served.block_size for served in worker.models if served.name == model), None)

@@ -56,4 +56,4 @@ def graph_target() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
