@@ -110,12 +110,13 @@ class RemoteStream:
     The call starts with the first read. ``aclose`` (or leaving ``aclosing``) cancels it over there.
     """
 
-    __slots__ = ("_codec", "_open", "_stream")
+    __slots__ = ("_codec", "_error", "_open", "_stream")
 
     def __init__(self, codec: EndpointCodec, opening: Callable[[], Awaitable[ClientStream]]) -> None:
         self._codec = codec
         self._open: Callable[[], Awaitable[ClientStream]] | None = opening
         self._stream: ClientStream | None = None
+        self._error: DynamoError | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -125,10 +126,14 @@ class RemoteStream:
             if self._open is None:
                 raise StopAsyncIteration
             self._stream = await self._open()
+            if self._error is not None:
+                self._stream.fail(self._error)
         return self._codec.decode_result(await anext(self._stream))
 
     def fail(self, error: DynamoError) -> None:
-        """End the call from this side: its reader gets ``error``, the server a cancel."""
+        """End the call from this side: its reader gets ``error``, the server a cancel. While the call is
+        still connecting, as soon as that is over."""
+        self._error = error
         if self._stream is not None:
             self._stream.fail(error)
 

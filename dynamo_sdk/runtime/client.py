@@ -199,8 +199,9 @@ async def connect(
     timer: TimerHandle | None = None
     try:
         connection.start(channel)
+        # Whoever accepts and says nothing is stuck, not a stranger: another worker may do better.
         timer = connection.clock.call_later(
-            HANDSHAKE_TIMEOUT_S, lambda: connection.break_off(HandshakeError("no answer to our greeting"))
+            HANDSHAKE_TIMEOUT_S, lambda: connection.break_off(ConnectionLost("no answer to our greeting"))
         )
         await connection.wait_ready()
     except WireError as error:

@@ -169,7 +169,7 @@ class SocketNetwork(Network):
                 else:
                     _, channel = await loop.create_connection(build, host, port)
         except (OSError, TimeoutError) as error:
-            raise ConnectionLost(f"nobody answers at {address}: {error or 'timed out'}") from error
+            raise ConnectionLost(f"nobody answers at {address}: {str(error) or 'timed out'}") from error
         return channel
 
 

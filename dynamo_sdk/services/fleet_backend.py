@@ -43,6 +43,7 @@ class FleetBackend(Backend):
 
     def __init__(self, context: ServiceContext, limits: DispatchLimits, metrics: FrontendMetrics) -> None:
         self._clock: Clock = context.clock
+        self._worker_id = context.record.worker_id
         clients = {client.service: client for client in context.edges.values()}
         self._pools = Pools(context.fleet, clients, context.clock)
         self._dispatcher = Dispatcher(self._pools, context.clock, limits)
@@ -136,7 +137,7 @@ class FleetBackend(Backend):
         if not await self._pools.wait_for_worker(partial(self._has_all_roles, name), CANARY_DEADLINE_S):
             return False
         request = GenerateRequest(
-            request_id=f"canary-{name}",
+            request_id=f"canary-{self._worker_id}-{name}",  # other frontends try the same workers out
             model=name,
             prompt=pack_tokens([1, 1]),
             sampling=SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True),

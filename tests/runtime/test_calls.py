@@ -24,7 +24,8 @@ from dynamo_sdk.runtime.calls import codecs_of
 from dynamo_sdk.runtime.client import STREAM_CREDIT, connect
 from dynamo_sdk.runtime.clock import ManualClock, settle
 from dynamo_sdk.runtime.deadline import current_deadline_s, deadline_scope
-from dynamo_sdk.runtime.memory import MemoryNetwork
+from dynamo_sdk.runtime.link import HANDSHAKE_TIMEOUT_S
+from dynamo_sdk.runtime.memory import Delivery, Fault, MemoryNetwork
 from dynamo_sdk.runtime.network import Network, SocketNetwork
 from dynamo_sdk.types import WorkerId
 
@@ -162,6 +163,31 @@ async def test_a_server_killed_before_its_greeting_is_a_lost_one(tmp_path: Path)
     async with await asyncio.start_unix_server(hang_up, path):
         with pytest.raises(ConnectionLost, match="closed by the peer"):
             await connect(SocketNetwork(), f"unix:{path}", secret="s")
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_a_lost_one() -> None:
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock, faults=lambda _address, _data: Fault.DROP)
+    async with rig(network, "memory:w", clock=clock) as ready:
+        call = asyncio.create_task(ready.client.ping(WorkerId("w0")))
+        await clock.advance(HANDSHAKE_TIMEOUT_S)
+        with pytest.raises(ConnectionLost, match="memory:w: no answer to our greeting"):
+            await call
+
+
+async def test_a_stream_given_up_while_it_connects_fails_once_it_is_open() -> None:
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock, faults=lambda _address, _data: Delivery(delay_s=1.0))
+    async with rig(network, "memory:w", clock=clock) as ready:
+        async with aclosing(ready.client.stream(WorkerId("w0"), "count", 3)) as stream:
+            first = asyncio.create_task(anext(stream))
+            await settle()
+            stream.fail(EngineFailed("it stalled"))
+            await clock.advance(5.0)
+            with pytest.raises(EngineFailed, match="it stalled"):
+                await first
+        await clock.advance(5.0)
+        assert ready.server.num_calls == 0
 
 
 async def test_a_deadline_ends_a_call_on_both_sides() -> None:
