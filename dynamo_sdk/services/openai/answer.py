@@ -12,7 +12,7 @@ import msgspec
 from .choice import Delta, ScoredToken
 from .exchange import Exchange
 from .generation import Generation
-from .sse import DONE
+from .sse import DONE, ChunkTemplate, encode_json, envelope
 
 Events = AsyncGenerator[tuple[int, Delta], None]
 
@@ -52,18 +52,53 @@ class Finished:
 
 
 class Format(ABC):
-    """How one kind of answer looks."""
+    """How one kind of answer looks. ``lead`` and ``close`` stand around a chunk's text."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        object: str,
+        lead: bytes,
+        close: bytes,
+        is_streamed: bool,
+        has_logprobs: bool,
+        has_token_ids: bool,
+        shows_usage: bool,
+    ) -> None:
+        self._generation = generation
+        self._has_logprobs = has_logprobs
+        self._has_token_ids = has_token_ids
+        self._head = envelope(
+            id=generation.id, object=object, created_s=generation.created_s, model=generation.model
+        )
+        self._chunks = [
+            ChunkTemplate(self._head, index=choice.index, lead=lead, close=close, shows_usage=shows_usage)
+            for choice in (generation.choices if is_streamed else ())
+        ]
 
     @abstractmethod
     def opening(self) -> bytes:
         """Events that come before the first delta."""
 
-    @abstractmethod
     def event(self, index: int, delta: Delta) -> bytes:
-        """The event of one delta."""
+        """The event of one delta; nothing when it has nothing to say."""
+        chunk = self._chunks[index]
+        if delta.finish_reason is None and not self._has_logprobs and not self._has_token_ids:
+            return chunk.text(delta.text) if delta.text else b""
+        return chunk.full(
+            delta.text,
+            logprobs=encode_json(self.logprobs(delta, index) if self._has_logprobs else None),
+            finish_reason=delta.finish_reason,
+            token_ids=delta.token_ids if self._has_token_ids else None,
+        )
+
+    def usage_event(self, usage: UsageBody) -> bytes:
+        return self._head + b'"choices":[],"usage":' + encode_json(usage) + b"}\n\n"
 
     @abstractmethod
-    def usage_event(self, usage: UsageBody) -> bytes: ...
+    def logprobs(self, part: Delta | Finished, index: int) -> msgspec.Struct:
+        """Of the tokens of ``part``, which belongs to choice ``index``."""
 
     @abstractmethod
     def whole(self, choices: Sequence[Finished], usage: UsageBody) -> bytes:

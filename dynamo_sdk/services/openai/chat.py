@@ -16,9 +16,8 @@ from .errors import NotSupportedYet
 from .generation import Generation
 from .logprobs import ChatLogprobs, chat_logprobs
 from .protocol import ChatMessage, ChatRequest, TextPart
-from .sse import ChunkTemplate, encode_json, envelope
+from .sse import encode_json
 
-_OBJECT = "chat.completion.chunk"
 _TEMPLATE_NAMES = frozenset({"messages", "add_generation_prompt", "range", "raise_exception", "strftime_now"})
 
 
@@ -49,53 +48,25 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 class ChatFormat(Format):
     def __init__(self, request: ChatRequest, generation: Generation, *, shows_usage: bool) -> None:
-        self._generation = generation
-        self._has_logprobs = bool(request.logprobs)
-        self._has_token_ids = bool(request.return_token_ids)
-        self._chunks = [
-            ChunkTemplate(
-                id=generation.id,
-                object=_OBJECT,
-                created_s=generation.created_s,
-                model=generation.model,
-                index=choice.index,
-                lead=b'"delta":{"content":',
-                close=b"}",
-                shows_usage=shows_usage,
-            )
-            for choice in (generation.choices if request.stream else ())
-        ]
+        super().__init__(
+            generation,
+            object="chat.completion.chunk",
+            lead=b'"delta":{"content":',
+            close=b"}",
+            is_streamed=bool(request.stream),
+            has_logprobs=bool(request.logprobs),
+            has_token_ids=bool(request.return_token_ids),
+            shows_usage=shows_usage,
+        )
         self._shows_usage = shows_usage
 
     def opening(self) -> bytes:
-        generation = self._generation
-        head = envelope(
-            id=generation.id, object=_OBJECT, created_s=generation.created_s, model=generation.model
-        )
         usage = b',"usage":null' if self._shows_usage else b""
         return b"".join(
-            head + b'"choices":[{"index":%d,"delta":{"role":"assistant","content":"","refusal":null},'
+            self._head + b'"choices":[{"index":%d,"delta":{"role":"assistant","content":"","refusal":null},'
             b'"logprobs":null,"finish_reason":null}]%b}\n\n' % (choice.index, usage)
-            for choice in generation.choices
+            for choice in self._generation.choices
         )
-
-    def event(self, index: int, delta: Delta) -> bytes:
-        chunk = self._chunks[index]
-        if delta.finish_reason is None and not self._has_logprobs and not self._has_token_ids:
-            return chunk.text(delta.text) if delta.text else b""
-        return chunk.full(
-            delta.text,
-            logprobs=encode_json(self._logprobs(delta)),
-            finish_reason=delta.finish_reason,
-            token_ids=delta.token_ids if self._has_token_ids else None,
-        )
-
-    def usage_event(self, usage: UsageBody) -> bytes:
-        generation = self._generation
-        head = envelope(
-            id=generation.id, object=_OBJECT, created_s=generation.created_s, model=generation.model
-        )
-        return head + b'"choices":[],"usage":' + encode_json(usage) + b"}\n\n"
 
     def whole(self, choices: Sequence[Finished], usage: UsageBody) -> bytes:
         generation = self._generation
@@ -107,7 +78,7 @@ class ChatFormat(Format):
                 ChatChoice(
                     index=index,
                     message=AssistantMessage(choice.text),
-                    logprobs=self._logprobs(choice),
+                    logprobs=self.logprobs(choice, index) if self._has_logprobs else None,
                     finish_reason=choice.finish_reason,
                     token_ids=choice.token_ids if self._has_token_ids else msgspec.UNSET,
                 )
@@ -118,9 +89,7 @@ class ChatFormat(Format):
         )
         return encode_json(answer)
 
-    def _logprobs(self, part: Delta | Finished) -> ChatLogprobs | None:
-        if not self._has_logprobs:
-            return None
+    def logprobs(self, part: Delta | Finished, index: int) -> ChatLogprobs:
         return ChatLogprobs(chat_logprobs(self._generation.pipeline.tokenizer, part.scored))
 
 

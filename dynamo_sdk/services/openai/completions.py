@@ -14,7 +14,7 @@ from .choice import Delta
 from .generation import Generation
 from .logprobs import CompletionLogprobs, completion_logprobs
 from .protocol import CompletionRequest
-from .sse import ChunkTemplate, encode_json, envelope
+from .sse import encode_json
 from .validation import token_ids_in_vocabulary
 
 _OBJECT = "text_completion"
@@ -47,48 +47,24 @@ class CompletionFormat(Format):
     def __init__(
         self, request: CompletionRequest, generation: Generation, echoes: Sequence[str], *, shows_usage: bool
     ) -> None:
-        self._generation = generation
-        self._has_logprobs = request.logprobs is not None
-        self._has_token_ids = bool(request.return_token_ids)
+        super().__init__(
+            generation,
+            object=_OBJECT,
+            lead=b'"text":',
+            close=b"",
+            is_streamed=bool(request.stream),
+            has_logprobs=request.logprobs is not None,
+            has_token_ids=bool(request.return_token_ids),
+            shows_usage=shows_usage,
+        )
         per_prompt = len(generation.choices) // len(generation.prompts)
         self._echoes = [echoes[choice.index // per_prompt] if echoes else "" for choice in generation.choices]
         self._per_prompt = per_prompt
-        self._chunks = [
-            ChunkTemplate(
-                id=generation.id,
-                object=_OBJECT,
-                created_s=generation.created_s,
-                model=generation.model,
-                index=choice.index,
-                lead=b'"text":',
-                close=b"",
-                shows_usage=shows_usage,
-            )
-            for choice in (generation.choices if request.stream else ())
-        ]
 
     def opening(self) -> bytes:
         return b"".join(
             chunk.text(echo) for chunk, echo in zip(self._chunks, self._echoes, strict=True) if echo
         )
-
-    def event(self, index: int, delta: Delta) -> bytes:
-        chunk = self._chunks[index]
-        if delta.finish_reason is None and not self._has_logprobs and not self._has_token_ids:
-            return chunk.text(delta.text) if delta.text else b""
-        return chunk.full(
-            delta.text,
-            logprobs=encode_json(self._logprobs(delta, index)),
-            finish_reason=delta.finish_reason,
-            token_ids=delta.token_ids if self._has_token_ids else None,
-        )
-
-    def usage_event(self, usage: UsageBody) -> bytes:
-        generation = self._generation
-        head = envelope(
-            id=generation.id, object=_OBJECT, created_s=generation.created_s, model=generation.model
-        )
-        return head + b'"choices":[],"usage":' + encode_json(usage) + b"}\n\n"
 
     def whole(self, choices: Sequence[Finished], usage: UsageBody) -> bytes:
         generation = self._generation
@@ -100,7 +76,7 @@ class CompletionFormat(Format):
                 CompletionChoice(
                     index=index,
                     text=self._echoes[index] + choice.text,
-                    logprobs=self._logprobs(choice, index),
+                    logprobs=self.logprobs(choice, index) if self._has_logprobs else None,
                     finish_reason=choice.finish_reason,
                     token_ids=choice.token_ids if self._has_token_ids else msgspec.UNSET,
                     prompt_token_ids=(
@@ -115,9 +91,7 @@ class CompletionFormat(Format):
         )
         return encode_json(answer)
 
-    def _logprobs(self, part: Delta | Finished, index: int) -> CompletionLogprobs | None:
-        if not self._has_logprobs:
-            return None
+    def logprobs(self, part: Delta | Finished, index: int) -> CompletionLogprobs:
         tokenizer = self._generation.pipeline.tokenizer
         return completion_logprobs(tokenizer, part.scored, offset=len(self._echoes[index]))
 

@@ -16,26 +16,21 @@ DONE = b"data: [DONE]\n\n"
 
 
 class ChunkTemplate:
-    """The chunks of one choice. ``lead`` and ``close`` are what stands around the text: for chat
-    ``"delta":{"content":`` and ``}``, for completions ``"text":`` and nothing."""
+    """The chunks of one choice, which all start with ``envelope``. ``lead`` and ``close`` are what stands
+    around the text: for chat ``"delta":{"content":`` and ``}``, for completions ``"text":`` and nothing."""
 
     __slots__ = ("_after", "_close", "_head", "_tail")
 
     def __init__(
         self,
+        envelope: bytes,
         *,
-        id: str,
-        object: str,
-        created_s: int,
-        model: str,
         index: int,
         lead: bytes,
         close: bytes,
         shows_usage: bool,
     ) -> None:
-        self._head = envelope(id=id, object=object, created_s=created_s, model=model) + (
-            b'"choices":[{"index":%d,' % index + lead
-        )
+        self._head = envelope + b'"choices":[{"index":%d,' % index + lead
         self._close = close
         # With `include_usage` every chunk has the key, and all but the last have null.
         self._after = b'}],"usage":null}\n\n' if shows_usage else b"}]}\n\n"
