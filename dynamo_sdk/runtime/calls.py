@@ -152,7 +152,7 @@ def call_streaming(
     return RemoteStream(codec, opening)
 
 
-async def ping(connection: ClientConnection, *, timeout_s: float) -> None:
+async def ping(connection: ClientConnection, *, timeout_s: float | None) -> None:
     """Return when the server has answered; raises ``WireError``."""
     stream = connection.open(PING, _encoder.encode(()), timeout_s=timeout_s)
     async with aclosing(stream):

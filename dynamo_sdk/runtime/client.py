@@ -10,7 +10,7 @@ import msgspec
 from dynamo_sdk.errors import ConnectionLost, DeadlineExceeded, DynamoError, HandshakeError, WireError
 
 from .clock import Clock, SystemClock, TimerHandle
-from .deadline import current_deadline_s
+from .deadline import earliest_deadline_s
 from .link import HANDSHAKE_TIMEOUT_S, Link
 from .network import Network
 from .session import Draining, Event, Ready, Received, Side, State, StreamFailed
@@ -98,7 +98,9 @@ class ClientConnection(Link):
         self._streams: dict[int, ClientStream] = {}
         self._error: WireError | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closes_when_idle = False
         self.is_draining = False
+        """The server has said that new calls belong elsewhere."""
 
     async def wait_ready(self) -> None:
         await self._ready
@@ -117,11 +119,8 @@ class ClientConnection(Link):
         if self._error is not None:
             raise self._error
         now_s = self.clock.now_s()
-        outer_s = current_deadline_s()
-        limit_s = min(
-            (t for t in (timeout_s, None if outer_s is None else outer_s - now_s) if t is not None),
-            default=None,
-        )
+        deadline_s = earliest_deadline_s(timeout_s, now_s)
+        limit_s = None if deadline_s is None else deadline_s - now_s
         if limit_s is not None and limit_s <= 0:
             raise DeadlineExceeded(f"no time is left for {method}")
         number = self.session.open(method, msgspec.Raw(payload), credit=STREAM_CREDIT, deadline_s=limit_s)
@@ -132,7 +131,7 @@ class ClientConnection(Link):
         return stream
 
     def cancel(self, number: int) -> None:
-        if self._streams.pop(number, None) is not None and self._error is None:
+        if self._forget(number) is not None and self._error is None:
             self.session.cancel(number)
             self.flush_soon()
 
@@ -141,12 +140,25 @@ class ClientConnection(Link):
             self.session.grant(number, num_items)
             self.flush_soon()
 
+    def close_when_idle(self) -> None:
+        """Close as soon as no stream is open; for a peer that is leaving."""
+        self._closes_when_idle = True
+        if not self._streams:
+            self.close_soon()
+
     def close_soon(self) -> None:
         """Close; every open stream fails with ``ConnectionLost``. Idempotent."""
         self.break_off(ConnectionLost("the connection was closed"))
 
     async def aclose(self) -> None:
         self.close_soon()
+
+    def _forget(self, number: int) -> ClientStream | None:
+        """Take a stream that is over off the books."""
+        stream = self._streams.pop(number, None)
+        if self._closes_when_idle and not self._streams:
+            asyncio.get_running_loop().call_soon(self.close_soon)
+        return stream
 
     def _expire(self, number: int, method: str, limit_s: float) -> None:
         stream = self._streams.get(number)
@@ -161,10 +173,10 @@ class ClientConnection(Link):
                     if (stream := streams.get(number)) is not None:
                         stream.put(payload)
                 for number in ended:
-                    if (finished := streams.pop(number, None)) is not None:
+                    if (finished := self._forget(number)) is not None:
                         finished.finish(None)
             case StreamFailed(number, error):
-                if (failed := self._streams.pop(number, None)) is not None:
+                if (failed := self._forget(number)) is not None:
                     failed.finish(error)
             case Ready():
                 if not self._ready.done():

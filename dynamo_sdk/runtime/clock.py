@@ -11,7 +11,7 @@ import heapq
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class TimerHandle(Protocol):
@@ -32,6 +32,16 @@ class Clock(ABC):
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> TimerHandle:
         return self.call_at(self.now_s() + delay_s, callback)
+
+    async def wait(self, awaited: asyncio.Future[Any], until_s: float | None) -> None:
+        """Return when ``awaited`` is done, however, or it is ``until_s``; never cancels it."""
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = None if until_s is None else self.call_at(until_s, lambda: _cancel(over))
+        try:
+            await asyncio.wait([awaited, over], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def sleep(self, delay_s: float) -> None:
         """Return ``delay_s`` from now; zero or less still lets other tasks run once."""
@@ -54,6 +64,10 @@ class SystemClock(Clock):
 
     def call_at(self, when_s: float, callback: Callable[[], None]) -> TimerHandle:
         return asyncio.get_running_loop().call_at(when_s, callback)
+
+
+def _cancel(future: asyncio.Future[None]) -> None:
+    future.cancel()
 
 
 class _ManualTimer:

@@ -14,6 +14,12 @@ def current_deadline_s() -> float | None:
     return _deadline_s.get()
 
 
+def earliest_deadline_s(timeout_s: float | None, now_s: float) -> float | None:
+    """The moment at which a call must end that may take ``timeout_s`` from now and is part of another."""
+    limits_s = [None if timeout_s is None else now_s + timeout_s, current_deadline_s()]
+    return min((limit_s for limit_s in limits_s if limit_s is not None), default=None)
+
+
 @contextmanager
 def deadline_scope(deadline_s: float | None) -> Iterator[None]:
     """Calls made inside must end by ``deadline_s``, or by an earlier outer deadline."""

@@ -37,6 +37,7 @@ class Workshop:
     """Everything an endpoint may be."""
 
     def __init__(self) -> None:
+        self.num_mirrored = 0
         self.num_produced = 0
         self.num_closed = 0
         self.started = asyncio.Event()
@@ -44,6 +45,7 @@ class Workshop:
 
     @endpoint
     async def mirrored(self, point: Point, *, factor: int = 1) -> Point:
+        self.num_mirrored += 1
         return Point(point.y * factor, point.x * factor)
 
     @endpoint

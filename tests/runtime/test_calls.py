@@ -24,12 +24,15 @@ from dynamo_sdk.runtime.calls import codecs_of
 from dynamo_sdk.runtime.client import STREAM_CREDIT, connect
 from dynamo_sdk.runtime.clock import ManualClock, settle
 from dynamo_sdk.runtime.deadline import current_deadline_s, deadline_scope
+from dynamo_sdk.runtime.discovery import MemoryDiscovery
+from dynamo_sdk.runtime.edges import ServiceClient
+from dynamo_sdk.runtime.fleet import FleetView
 from dynamo_sdk.runtime.link import HANDSHAKE_TIMEOUT_S
 from dynamo_sdk.runtime.memory import Delivery, Fault, MemoryNetwork
 from dynamo_sdk.runtime.network import Network, SocketNetwork
 from dynamo_sdk.types import WorkerId
 
-from .services import Order, Point, Rig, rig
+from .services import Order, Point, Rig, Workshop, record_of, rig
 
 pytestmark = pytest.mark.anyio
 
@@ -133,7 +136,7 @@ async def test_a_draining_server_finishes_and_refuses(workshop: Rig) -> None:
 
 async def test_a_call_cancelled_before_it_began_leaves_nothing(workshop: Rig) -> None:
     """Its Open and its Cancel arrive together, so its task ends before its first turn."""
-    connection = await workshop.client.connection(WorkerId("w0"))
+    connection = await workshop.client.connections.to(WorkerId("w0"), None)
     await connection.open("never", msgspec.msgpack.encode([])).aclose()
     await workshop.client.ping(WorkerId("w0"))
     assert workshop.server.num_calls == 0
@@ -227,3 +230,49 @@ def test_types_that_cannot_travel_are_refused_before_anything_runs() -> None:
 
     with pytest.raises(GraphError, match="cannot cross processes"):
         codecs_of(endpoints_of(Socketry), "Socketry")
+
+
+async def test_connecting_counts_against_the_deadline() -> None:
+    """The server accepts and never greets."""
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock, faults=lambda _address, _data: Fault.DROP)
+    async with rig(network, "memory:w", clock=clock) as ready:
+        call = asyncio.create_task(ready.client.call(WorkerId("w0"), "never", timeout_s=3.0))
+        await clock.advance(2.9)
+        assert not call.done()
+        await clock.advance(0.2)
+        with pytest.raises(DeadlineExceeded, match="w0 did not answer in time"):
+            await call
+
+
+async def test_calls_go_to_replicas_that_are_ready_and_not_leaving() -> None:
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock)
+    async with rig(network, "memory:w", clock=clock) as ready, rig(network, "memory:v", clock=clock) as other:
+        discovery = MemoryDiscovery(clock=clock)
+        for name, server, is_ready in (("a", ready.server, False), ("b", other.server, True)):
+            record = msgspec.structs.replace(record_of(server, name), is_ready=is_ready)
+            await discovery.register(record)
+        fleet = FleetView(discovery)
+        await fleet.start()
+        client = ServiceClient("Workshop", Workshop, fleet, network, clock, None)
+        mirrored = client.bound(client.codecs["mirrored"])
+        for _ in range(4):
+            await mirrored(Point(1, 2))
+        assert (ready.workshop.num_mirrored, other.workshop.num_mirrored) == (0, 4)
+        await other.server.drain()
+        await settle()
+        await mirrored(Point(1, 2))
+        assert (ready.workshop.num_mirrored, other.workshop.num_mirrored) == (1, 4)
+        await client.close()
+        await fleet.close()
+
+
+async def test_a_connection_to_a_leaving_replica_ends_with_its_last_stream(workshop: Rig) -> None:
+    connection = await workshop.client.connections.to(WorkerId("w0"), None)
+    stream = connection.open("count", msgspec.msgpack.encode([3]))
+    connection.close_when_idle()
+    assert connection.is_usable
+    assert len([item async for item in stream]) == 3
+    await settle()
+    assert not connection.is_usable

@@ -26,7 +26,9 @@ async def test_a_broken_feed_comes_back() -> None:
     async with Fleet() as fleet:
         await fleet.add("w", Role.AGGREGATED)
         assert (await candidate(fleet)).load is not None
-        (await fleet.pools.client_of(fleet.pools.all_workers()[0]).connection(WorkerId("w"))).close_soon()
+        (
+            await fleet.pools.client_of(fleet.pools.all_workers()[0]).connections.to(WorkerId("w"), None)
+        ).close_soon()
         assert (await candidate(fleet)).load is None, "old news is worse than none"
         await fleet.clock.advance(FEED_RETRY_S)
         assert (await candidate(fleet)).load is not None
