@@ -109,6 +109,7 @@ class RequestFlow:
     output: list[int] = field(default_factory=list)
     _legs: dict[Role, _Leg] = field(default_factory=dict)
     _workers: dict[Role, WorkerRecord] = field(default_factory=dict)
+    _dp_ranks: dict[Role, int | None] = field(default_factory=dict)
     _excluded: set[WorkerId] = field(default_factory=set)
     _ticket: _Ticket | None = None
     _last_error: DynamoError | None = None
@@ -121,10 +122,13 @@ class RequestFlow:
         """Begin. Returns the first ``Route``."""
         return [self._route(Role.AGGREGATED if self.config.connector is None else Role.PREFILL)]
 
-    def routed(self, pool: Role, worker: WorkerRecord, now_s: float) -> list[Action]:
-        """A worker was chosen."""
+    def routed(
+        self, pool: Role, worker: WorkerRecord, now_s: float, dp_rank: int | None = None
+    ) -> list[Action]:
+        """A worker was chosen, and one of its data-parallel ranks if it has several."""
         if self.state in OVER:
             return []
+        self._dp_ranks[pool] = dp_rank
         connector = self.config.connector
         if connector is None or (
             pool is Role.DECODE and self._ticket is None and Role.PREFILL not in self._workers
@@ -220,6 +224,7 @@ class RequestFlow:
         )
 
     def _send(self, leg: Role, pool: Role, worker: WorkerRecord, request: GenerateRequest) -> list[Action]:
+        request = msgspec.structs.replace(request, dp_rank=self._dp_ranks.get(pool))
         self._legs[leg] = _Leg(worker, pool, request)
         self.state = FlowState.PREFILLING if leg is Role.PREFILL else FlowState.DECODING
         if leg is Role.DECODE and not self._is_rendezvous:

@@ -7,6 +7,7 @@ msgpack array in the order of the parameters; pydantic models travel as their fi
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -110,13 +111,20 @@ class RemoteStream:
     The call starts with the first read. ``aclose`` (or leaving ``aclosing``) cancels it over there.
     """
 
-    __slots__ = ("_codec", "_error", "_open", "_stream")
+    __slots__ = ("_codec", "_error", "_loop", "_open", "_stream")
 
     def __init__(self, codec: EndpointCodec, opening: Callable[[], Awaitable[ClientStream]]) -> None:
         self._codec = codec
         self._open: Callable[[], Awaitable[ClientStream]] | None = opening
         self._stream: ClientStream | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._error: DynamoError | None = None
+
+    def __del__(self) -> None:
+        """``async for ... break`` closes nothing: a stream that was dropped must not run on over there."""
+        stream, loop = self._stream, self._loop
+        if stream is not None and loop is not None and not stream.is_over and not loop.is_closed():
+            loop.call_soon_threadsafe(stream.fail, None)
 
     def __aiter__(self) -> Self:
         return self
@@ -126,6 +134,7 @@ class RemoteStream:
             if self._open is None:
                 raise StopAsyncIteration
             self._stream = await self._open()
+            self._loop = asyncio.get_running_loop()
             if self._error is not None:
                 self._stream.fail(self._error)
         return self._codec.decode_result(await anext(self._stream))

@@ -58,6 +58,11 @@ class ClientStream:
         return item
 
     @property
+    def is_over(self) -> bool:
+        """Nothing more will arrive."""
+        return self._is_over
+
+    @property
     def num_ready(self) -> int:
         """Items that can be read without waiting."""
         return len(self._items)

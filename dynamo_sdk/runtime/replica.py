@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
@@ -100,15 +100,20 @@ async def run_replica(
             drain_timeout_s=spec.drain_timeout_s,
         )
         handler = serve_endpoints(instance, codecs_of(endpoints_of(cls), spec.service))
-        server = Server(network, handler, secret=spec.secret, clock=clock)
+        while_draining = (
+            instance.endpoints_while_draining if isinstance(instance, ManagedService) else frozenset()
+        )
+        server = Server(network, handler, secret=spec.secret, clock=clock, while_draining=while_draining)
         stack.push_async_callback(server.close)
         async with _life(instance, context) as record:
             await server.start(spec.listen)
             record = msgspec.structs.replace(record, address=server.address)
             lease = await discovery.register(record)
             try:
-                if await _is_ready_before(stop, instance, context):
+                if await _ends_before(stop, lambda: _check_edges(instance, context)):
                     await lease.update(msgspec.structs.replace(record, is_ready=True))
+                    if isinstance(instance, ManagedService):
+                        await _ends_before(stop, instance.wait_failed)
                     await stop.wait()
             finally:
                 with anyio.CancelScope(shield=True):
@@ -166,27 +171,32 @@ async def _life(instance: object, context: ServiceContext) -> AsyncIterator[Work
                 await on_stop()
 
 
-async def _is_ready_before(stop: anyio.Event, instance: object, context: ServiceContext) -> bool:
-    """Wait until every edge has answered. False when ``stop`` came first."""
-    is_ready = False
+async def _check_edges(instance: object, context: ServiceContext) -> None:
+    """Return when every edge has answered."""
+    for client in context.edges.values():
+        await _wait_for_answer(client, context.clock)
+    if isinstance(instance, ManagedService):
+        await instance.check_edges()
 
-    async def check(scope: anyio.CancelScope) -> None:
-        nonlocal is_ready
-        for client in context.edges.values():
-            await _wait_for_answer(client, context.clock)
-        if isinstance(instance, ManagedService):
-            await instance.check_edges()
-        is_ready = True
+
+async def _ends_before(stop: anyio.Event, work: Callable[[], Awaitable[None]]) -> bool:
+    """Run ``work`` until ``stop`` is set; whether it came to its end. Raises what it raises."""
+    has_ended = False
+
+    async def run(scope: anyio.CancelScope) -> None:
+        nonlocal has_ended
+        await work()
+        has_ended = True
         scope.cancel()
 
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(check, tasks.cancel_scope)
+            tasks.start_soon(run, tasks.cancel_scope)
             await stop.wait()
             tasks.cancel_scope.cancel()
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
-    return is_ready and not stop.is_set()
+    return has_ended and not stop.is_set()
 
 
 async def _wait_for_answer(client: ServiceClient, clock: Clock) -> None:

@@ -80,10 +80,16 @@ class ServerConnection(Link):
     """One accepted connection: runs ``handler`` as a task per stream."""
 
     def __init__(
-        self, handler: Handler, secret: str | None, clock: Clock, on_over: Callable[[], None]
+        self,
+        handler: Handler,
+        secret: str | None,
+        clock: Clock,
+        while_draining: frozenset[str],
+        on_over: Callable[[], None],
     ) -> None:
         super().__init__(Side.SERVER, secret, clock)
         self._handler = handler
+        self._while_draining = while_draining
         self._on_over = on_over
         self._calls: dict[int, _Call] = {}
         self._is_draining = False
@@ -109,7 +115,7 @@ class ServerConnection(Link):
     def handle(self, event: Event) -> None:
         match event:
             case Opened():
-                if self._is_draining:
+                if self._is_draining and event.method not in self._while_draining:
                     self.session.fail(event.stream, Unavailable("this worker is draining"))
                     self.flush_soon()
                     return
@@ -166,7 +172,8 @@ class ServerConnection(Link):
 
 
 class Server:
-    """Listens at one address and serves every connection with one handler."""
+    """Listens at one address and serves every connection with one handler. ``while_draining``: methods
+    that are answered even then."""
 
     def __init__(
         self,
@@ -175,8 +182,10 @@ class Server:
         *,
         secret: str | None = None,
         clock: Clock | None = None,
+        while_draining: frozenset[str] = frozenset(),
     ) -> None:
         self._network = network
+        self._while_draining = while_draining
         self._handler = handler
         self._secret = secret
         self._clock = clock or SystemClock()
@@ -192,7 +201,11 @@ class Server:
 
     def _accept(self, channel: Channel) -> None:
         connection = ServerConnection(
-            self._handler, self._secret, self._clock, lambda: self._connections.discard(connection)
+            self._handler,
+            self._secret,
+            self._clock,
+            self._while_draining,
+            lambda: self._connections.discard(connection),
         )
         self._connections.add(connection)
         if self._is_draining:

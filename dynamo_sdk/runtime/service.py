@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+import anyio
 
 from dynamo_sdk.plugins.registry import Registry
 from dynamo_sdk.types import WorkerRecord
@@ -41,12 +44,19 @@ class ServiceContext:
 class ManagedService(ABC):
     """A service that needs its context: ``start`` -> ``check_edges`` -> ... -> ``drain`` -> ``close``."""
 
+    endpoints_while_draining: ClassVar[frozenset[str]] = frozenset()
+    """Calls that are still answered while the replica drains, because they help it to end."""
+
     @abstractmethod
     async def start(self, context: ServiceContext) -> WorkerRecord:
         """Get ready to answer calls; returns what to announce. Raises ``DynamoError``."""
 
     async def check_edges(self) -> None:
         """Return when every edge has answered; the replica is then ready. Raises what stands in the way."""
+
+    async def wait_failed(self) -> None:
+        """Never return while the service can go on; raise ``DynamoError`` when it is beyond repair."""
+        await anyio.sleep_forever()
 
     async def drain(self) -> None:
         """Stop admitting and return when nothing runs. Cut off after ``context.drain_timeout_s``."""

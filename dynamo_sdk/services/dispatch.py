@@ -182,7 +182,8 @@ class Dispatcher:
         if chosen is None:
             stray = EngineFailed(f"the router chose {decision.worker_id!r}, which was not a candidate")
             return flow.not_routed(ask.pool, stray)
-        return flow.routed(ask.pool, chosen, self._clock.now_s())
+        dp_rank = decision.dp_rank if chosen.dp_size > 1 else None
+        return flow.routed(ask.pool, chosen, self._clock.now_s(), dp_rank)
 
     async def _release(self, worker_id: str, request_id: str) -> None:
         for record in self._pools.all_workers():

@@ -16,9 +16,10 @@ import asyncio
 import contextlib
 import socket
 
+import anyio
 import msgspec
 
-from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.errors import ConfigError, EngineFailed
 from dynamo_sdk.graph import FrontendService
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.runtime.service import ManagedService, ServiceContext
@@ -65,6 +66,14 @@ class Frontend(FrontendService, ManagedService):
     async def check_edges(self) -> None:
         assert self._backend is not None
         await self._backend.try_out()
+
+    async def wait_failed(self) -> None:
+        assert self._serving is not None
+        await asyncio.wait([self._serving])
+        if not self._shutdown.is_set():
+            error = None if self._serving.cancelled() else self._serving.exception()
+            raise EngineFailed(f"the HTTP server has ended: {error!r}")
+        await anyio.sleep_forever()
 
     async def drain(self) -> None:
         if self._serving is not None:

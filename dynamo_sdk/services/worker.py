@@ -47,6 +47,8 @@ class Worker(EngineService, ManagedService):
 
     role: ClassVar[Role] = Role.AGGREGATED
 
+    endpoints_while_draining = frozenset({"release"})
+
     _engine: Engine
     _context: ServiceContext
     _metrics: WorkerMetrics

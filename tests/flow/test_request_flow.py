@@ -424,3 +424,11 @@ def test_whatever_happens_tokens_are_right_and_nothing_leaks(
         assert driver.emitted[-1].finish_reason is FinishReason.LENGTH
     else:
         assert (driver.error is not None) == (driver.flow.state is FlowState.FAILED)
+
+
+def test_a_leg_goes_to_the_rank_that_was_chosen() -> None:
+    flow = RequestFlow(request(), FlowConfig())
+    flow.start()
+    *_, send = flow.routed(Role.AGGREGATED, worker("a"), 0.0, dp_rank=3)
+    assert isinstance(send, Send)
+    assert send.request.dp_rank == 3

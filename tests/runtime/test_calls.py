@@ -276,3 +276,12 @@ async def test_a_connection_to_a_leaving_replica_ends_with_its_last_stream(works
     assert len([item async for item in stream]) == 3
     await settle()
     assert not connection.is_usable
+
+
+async def test_a_stream_that_is_dropped_ends_over_there(workshop: Rig) -> None:
+    async for number in workshop.edge.count(10**9):
+        if number == 3:
+            break
+    await workshop.workshop.closed.wait()
+    await settle()
+    assert workshop.server.num_calls == 0

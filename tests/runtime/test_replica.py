@@ -17,7 +17,8 @@ from dynamo_sdk.runtime.fleet import FleetView
 from dynamo_sdk.runtime.memory import MemoryNetwork
 from dynamo_sdk.runtime.registry import RegistryService
 from dynamo_sdk.runtime.replica import ReplicaSpec, run_replica
-from dynamo_sdk.types import WorkerId
+from dynamo_sdk.runtime.service import ManagedService, ServiceContext
+from dynamo_sdk.types import WorkerId, WorkerRecord
 from dynamo_sdk.types.plan import DeploymentPlan, EdgePlan, Json, ServicePlan
 
 pytestmark = pytest.mark.anyio
@@ -163,3 +164,46 @@ async def test_cancelling_leaves_nothing_behind(host: Host) -> None:
 def test_only_wired_edges_have_a_client() -> None:
     with pytest.raises(TypeError, match="no edge of a running graph"):
         edge_client(object())
+
+
+class Fuse(ManagedService):
+    """Breaks when told to, after it was ready."""
+
+    broken = anyio.Event()
+
+    async def start(self, context: ServiceContext) -> WorkerRecord:
+        return context.record
+
+    async def wait_failed(self) -> None:
+        await self.broken.wait()
+        raise EngineStartError("the fuse has blown")
+
+    async def close(self) -> None:
+        LIVES.append("closed")
+
+
+@service
+class Lamp(Fuse): ...
+
+
+async def test_a_service_that_breaks_ends_its_replica(host: Host) -> None:
+    stop = anyio.Event()
+    spec = ReplicaSpec(
+        plan=DeploymentPlan(target="", models=(), services=(ServicePlan(name="Lamp", factory="x:Lamp"),)),
+        service="Lamp",
+        replica=0,
+        worker_id="Lamp.0",
+        registry="memory",
+        listen="memory:Lamp",
+    )
+    running = asyncio.create_task(
+        run_replica(
+            spec, stop, graph=Graph(Lamp), network=host.network, discovery=MemoryDiscovery(host.registry)
+        )
+    )
+    await host.view.wait_until(lambda fleet: is_ready("Lamp", fleet))
+    Fuse.broken.set()
+    with pytest.raises(EngineStartError, match="the fuse has blown"):
+        await running
+    await host.view.wait_until(lambda fleet: not fleet)
+    assert LIVES == ["closed"]

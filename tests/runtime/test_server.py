@@ -160,3 +160,24 @@ async def test_frames_may_be_large_once_the_handshake_is_over() -> None:
     assert bytes(await anext(client.open("echo", payload))) == payload
     client.close_soon()
     await server.close()
+
+
+async def test_a_draining_server_still_answers_what_helps_it_to_end() -> None:
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock)
+    answered: list[str] = []
+
+    async def handle(stream: ServerStream) -> None:
+        answered.append(stream.method)
+
+    server = Server(network, handle, clock=clock, while_draining=frozenset({"release"}))
+    await server.start(ADDRESS)
+    client = await connect(network, ADDRESS, clock=clock)
+    await server.drain()
+    for method in ("generate", "release"):
+        stream = client.open(method, NOTHING)
+        with pytest.raises((StopAsyncIteration, Unavailable)):
+            await anext(stream)
+    assert answered == ["release"]
+    await client.aclose()
+    await server.close()
