@@ -182,7 +182,10 @@ class RequestFlow:
             return []
         if (culprit := self._culprit(current, error)) is not None:
             self._excluded.add(culprit)
-        return self._free(leg, is_failure=True) + self._start_again(error)
+        actions = self._free(leg, is_failure=True)
+        if leg is Role.DECODE and self._ticket is not None and isinstance(error, Overloaded):
+            return actions + self._ask_another_decode(error)
+        return actions + self._start_again(error)
 
     def cancel(self) -> list[Action]:
         """The client has left, or time is up."""
@@ -366,6 +369,14 @@ class RequestFlow:
         self.state = FlowState.ADMITTED
         self._last_error, self._set_aside = error, None
         return [*actions, Migrated(error, len(self.output)), *self.start()]
+
+    def _ask_another_decode(self, error: Overloaded) -> list[Action]:
+        """A full decode worker has not fetched anything: what prefill did is still there for another."""
+        if self.num_attempts >= self.config.max_attempts:
+            return self._fail(error)
+        self.num_attempts += 1
+        self._last_error = error
+        return [self._route(Role.DECODE)]
 
     def _fail(self, error: DynamoError) -> list[Action]:
         actions = self._abandon()

@@ -35,12 +35,14 @@ class EngineSetup:
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is known once the engine has started. ``block_size`` in tokens; None = no paged KV cache."""
+    """What is known once the engine has started. ``block_size`` in tokens; None = no paged KV cache.
+    ``model_digest`` names config and weights, so that workers of different ones are told apart."""
 
     context_length: int
     block_size: int | None = None
     num_blocks: int | None = None
     dp_size: int = 1
+    model_digest: str | None = None
 
 
 class Engine(ABC):

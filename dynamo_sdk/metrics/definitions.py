@@ -112,7 +112,9 @@ COMPONENT_PREFILL_TOKENS = _counter(
     _WORKER,
 )
 COMPONENT_DECODE_TOKENS = _counter(
-    "dynamo_component_decode_tokens_total", "Tokens this worker generated.", _WORKER
+    "dynamo_component_decode_tokens_total",
+    "Tokens of this worker's decode and whole legs; a prefill leg's one token is not among them.",
+    _WORKER,
 )
 COMPONENT_CACHED_TOKENS = _counter(
     "dynamo_component_cached_prompt_tokens_total",

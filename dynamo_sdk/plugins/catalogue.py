@@ -79,4 +79,4 @@ class Catalogue(Mapping[str, D], Generic[D]):
         close = get_close_matches(name, self, n=1)
         if close:
             raise ConfigError(f"{message}; did you mean {close[0]!r}?")
-        raise ConfigError(f"{message}; try: pip install dynamo-sdk-{name}")
+        raise ConfigError(f"{message}; install the plugin that offers it, or write one (docs/plugins.md)")

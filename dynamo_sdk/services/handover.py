@@ -15,13 +15,15 @@ from functools import partial
 
 import msgspec
 
-from dynamo_sdk.errors import TicketExpired
+from dynamo_sdk.errors import Overloaded, TicketExpired
 from dynamo_sdk.interfaces import Engine, ExposesBlocks
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.transfer import BlockFetcher, BlockServer, TransferReport
 from dynamo_sdk.types import FinishReason, GenerateChunk, GenerateRequest, LegTiming, Role
 
-TICKET_TTL_S = 30.0
+TICKET_TTL_S = 120.0
+"""How long a prefill worker holds blocks for a decode worker that is busy; a decode worker that dies gives
+them back much sooner, through the request flow."""
 
 
 class BlockHandover:
@@ -108,20 +110,22 @@ class BlockHandover:
     async def _fetch(self, request: GenerateRequest) -> TransferReport:
         ticket, blocks = request.kv_transfer, self._blocks
         assert ticket is not None
-        received_s = self._clock.now_s()
-        reservation = await blocks.reserve_blocks(request)
+        ttl_s = self._ttl_s if ticket.ttl_s is None else ticket.ttl_s
+        end_s = self._clock.now_s() + ttl_s
+        if ttl_s <= 0:
+            raise TicketExpired("the ticket's time was over when it arrived")
         try:
-            left_s = self._ttl_s
-            if ticket.ttl_s is not None:
-                left_s = ticket.ttl_s - (self._clock.now_s() - received_s)
-            if left_s <= 0:
-                raise TicketExpired("no memory came free before the ticket's end")
+            async with asyncio.timeout(ttl_s):
+                reservation = await blocks.reserve_blocks(request)
+        except TimeoutError:
+            raise Overloaded(f"no place came free for a hand-over in {ttl_s:.0f} s") from None
+        try:
             first, ids = reservation.num_cached_blocks, reservation.block_ids
             return await self.fetcher.fetch(
                 ticket,
                 list(enumerate(ids))[first:],
                 blocks.block_memory,
-                timeout_s=left_s,
+                timeout_s=end_s - self._clock.now_s(),
             )
         except BaseException:
             blocks.release_blocks(request.request_id)

@@ -35,6 +35,7 @@ from dynamo_sdk.types import (
     pack_tokens,
 )
 
+from .agreement import check_agreement
 from .handover import BlockHandover
 from .leg_meter import metered_leg, observe_load
 
@@ -173,8 +174,9 @@ class Worker(EngineService, ManagedService):
             path=spec.path,
             context_length=facts.context_length,
             block_size=facts.block_size,
+            digest=facts.model_digest,
         )
-        return msgspec.structs.replace(
+        announced = msgspec.structs.replace(
             record,
             role=self.role,
             engine=service.engine.name if service.engine is not None else None,
@@ -183,6 +185,8 @@ class Worker(EngineService, ManagedService):
             dp_size=facts.dp_size,
             num_blocks=facts.num_blocks,
         )
+        check_agreement(announced, self._context.fleet.workers)
+        return announced
 
 
 def _block_address(address: str) -> str:

@@ -15,7 +15,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker announces, and all a frontend needs to build the model's pipeline.
 
-    ``parent``: the base model's name when this is a LoRA adapter.
+    ``parent``: the base model's name when this is a LoRA adapter. ``digest`` names config and weights,
+    where the engine can tell: workers of one model must have the same.
     """
 
     name: str
@@ -23,3 +24,4 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     context_length: int
     block_size: int | None = None
     parent: str | None = None
+    digest: str | None = None

@@ -72,6 +72,19 @@ def test_help_is_quick() -> None:
     assert min(times_s) < 0.4, times_s
 
 
+@pytest.fixture
+def a_terminal() -> Iterator[None]:
+    """As if started from one: under nohup or in the background, children inherit that signals are ignored."""
+    numbers = (signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_drains_and_leaves_nothing(number: signal.Signals) -> None:
     with running(f"{GRAPH}:counters", "--set", "services.Counter.replicas=2") as process:

@@ -182,8 +182,8 @@ class Driver:
         is_sequential = isinstance(self.flow.config.connector, PassOn)
         if is_sequential and chunk.finish_reason is FinishReason.HANDOVER:
             self.held.add(self.running[leg])
-        if leg is Role.DECODE:  # it has fetched what was held under this id
-            self.held = {h for h in self.held if h[1] != self.running[leg][1]}
+        if leg is Role.DECODE:  # it has fetched what was held
+            self.held.clear()
         self.act(self.flow.received(leg, chunk, self.now_s))
 
     def fail(self, leg: Role, error: DynamoError) -> None:
@@ -351,6 +351,26 @@ def test_the_ticket_carries_the_time_that_is_left() -> None:
     ticket = driver.sent[-1].request.kv_transfer
     assert ticket is not None
     assert ticket.ttl_s == TTL_S - 10.0
+
+
+def test_a_full_decode_worker_does_not_cost_the_prefill() -> None:
+    driver = started(PassOn(), prefill=["p"], decode=["d1", "d2"])
+    driver.step(Role.PREFILL)
+    driver.step(Role.PREFILL)
+    driver.fail(Role.DECODE, Overloaded("full"))
+    assert [leg.split("@")[0] for leg in legs_of(driver)] == ["prefill", "decode", "decode"]
+    driver.run()
+    assert driver.output == expected(5)
+    driver.check_over()
+
+
+def test_when_every_decode_worker_is_full_the_client_hears_it() -> None:
+    driver = started(PassOn(), prefill=["p"], decode=["d"])
+    driver.step(Role.PREFILL)
+    driver.step(Role.PREFILL)
+    driver.fail(Role.DECODE, Overloaded("full"))
+    assert isinstance(driver.error, Overloaded)
+    driver.check_over()
 
 
 def test_what_a_client_did_wrong_is_not_retried() -> None:

@@ -17,11 +17,13 @@ import time
 from concurrent.futures import Executor
 
 import anyio
+import msgspec
 
 from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.errors import EngineFailed, InvalidRequest, Overloaded
-from dynamo_sdk.scheduling import ScheduledSequence, Scheduler, Step
-from dynamo_sdk.types import FinishReason, ForwardPassMetrics, GenerateRequest
+from dynamo_sdk.interfaces import BlockReservation
+from dynamo_sdk.scheduling import ScheduledSequence, Scheduler, SequenceState, Step
+from dynamo_sdk.types import FinishReason, ForwardPassMetrics, GenerateRequest, LoadSnapshot
 
 from .feeds import KVEventFeed
 from .mailbox import SamplingMailbox
@@ -92,8 +94,9 @@ class EngineCore:
 
     def add(self, request: GenerateRequest) -> SamplingMailbox:
         """Queue a request. Whoever calls this calls ``leave`` once, at the end."""
-        if self.scheduler.load(0.0).num_waiting >= self._max_num_waiting:
-            raise Overloaded(f"{self._max_num_waiting} requests are already waiting")
+        is_reserved = self.scheduler.state_of(request.request_id) is SequenceState.RESERVED
+        if not is_reserved:  # else it has its place already
+            self._check_room()
         mailbox = SamplingMailbox(request, arrival_s=time.monotonic(), eos_token_ids=self._eos_token_ids)
         try:
             self.scheduler.add(request)
@@ -104,6 +107,20 @@ class EngineCore:
         self._idle.clear()
         self._wake.set()
         return mailbox
+
+    async def reserve(self, request: GenerateRequest) -> BlockReservation:
+        """Blocks for a hand-over, in turn. Raises ``Overloaded`` when too many wait already."""
+        self._check_room()
+        return await self.reservations.wait(request)
+
+    def load(self, at_s: float) -> LoadSnapshot:
+        """Who waits for blocks to be handed over waits as well."""
+        load = self.scheduler.load(at_s)
+        return msgspec.structs.replace(load, num_waiting=load.num_waiting + len(self.reservations))
+
+    def _check_room(self) -> None:
+        if self.scheduler.num_waiting + len(self.reservations) >= self._max_num_waiting:
+            raise Overloaded(f"{self._max_num_waiting} requests are waiting already (max_num_waiting)")
 
     async def leave(self, mailbox: SamplingMailbox) -> None:
         """The consumer is gone. Whatever the request still holds is free when this returns."""
@@ -215,7 +232,7 @@ class EngineCore:
 
     def _step_metrics(self, step: Step, started_s: float) -> ForwardPassMetrics:
         now_s = time.monotonic()
-        load = self.scheduler.load(now_s)
+        load = self.load(now_s)
         return ForwardPassMetrics(
             step=step.number,
             at_s=now_s,

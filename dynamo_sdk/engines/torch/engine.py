@@ -84,6 +84,7 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
             context_length=started.core.scheduler.config.max_length,
             block_size=self._config.block_size,
             num_blocks=started.cache.num_blocks,
+            model_digest=started.model.digest,
         )
 
     def _load(self) -> _Started:
@@ -191,7 +192,7 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
     async def reserve_blocks(self, request: GenerateRequest) -> BlockReservation:
         running = self._running()
         check_request(request, vocab_size=running.model.vocab_size)
-        return await running.core.reservations.wait(request)
+        return await running.core.reserve(request)
 
     def release_blocks(self, request_id: str) -> None:
         if self._started is not None:
@@ -200,7 +201,7 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
     # -- facts
 
     def load(self) -> LoadSnapshot | None:
-        return self._started.core.scheduler.load(time.monotonic()) if self._started is not None else None
+        return self._started.core.load(time.monotonic()) if self._started is not None else None
 
     def check_integrity(self) -> None:
         if self._started is not None:

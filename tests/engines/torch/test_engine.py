@@ -187,3 +187,20 @@ async def test_cancelled_start(llama: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     await engine.close()
+
+
+async def test_hand_overs_wait_in_a_bounded_queue_that_shows(llama: Path) -> None:
+    async with running_engine(llama, max_num_seqs=1, max_num_waiting=1) as engine:
+        asked = [a_request([1, 2, 3], request_id=f"r{i}") for i in range(3)]
+        await engine.reserve_blocks(asked[0])
+        waiting = asyncio.create_task(engine.reserve_blocks(asked[1]))
+        await asyncio.sleep(0)
+        load = engine.load()
+        assert load is not None
+        assert load.num_waiting == 1
+        with pytest.raises(Overloaded, match="max_num_waiting"):
+            await engine.reserve_blocks(asked[2])
+        engine.release_blocks("r0")
+        assert (await waiting).num_cached_blocks == 0
+        engine.release_blocks("r1")
+        engine.check_integrity()
