@@ -91,11 +91,6 @@ def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     if debug:
+        from dynamo_sdk.launch.exits import turn_debug_on
+
         turn_debug_on()
-
-
-def turn_debug_on() -> None:
-    """Tracebacks from now on, here and in every process that we start."""
-    from dynamo_sdk.launch.exits import DEBUG_VARIABLE
-
-    os.environ[DEBUG_VARIABLE] = "1"

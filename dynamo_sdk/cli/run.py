@@ -44,7 +44,7 @@ def run(
     from .plan import load_plan
 
     if debug:
-        from .main import turn_debug_on
+        from dynamo_sdk.launch.exits import turn_debug_on
 
         turn_debug_on()
     registry = Registry.discover()

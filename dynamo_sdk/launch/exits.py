@@ -14,6 +14,11 @@ DEBUG_VARIABLE = "DYNAMO_SDK_DEBUG"
 """Set to ``1`` by ``--debug``: full tracebacks, also in every replica."""
 
 
+def turn_debug_on() -> None:
+    """Tracebacks from now on, here and in every process that we start."""
+    os.environ[DEBUG_VARIABLE] = "1"
+
+
 def is_debug() -> bool:
     return os.environ.get(DEBUG_VARIABLE) == "1"
 
