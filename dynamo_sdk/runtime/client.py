@@ -7,13 +7,13 @@ from collections import deque
 
 import msgspec
 
-from dynamo_sdk.errors import ConnectionLost, DeadlineExceeded, DynamoError, HandshakeError, WireError
+from dynamo_sdk.errors import ConnectionLost, DeadlineExceeded, DynamoError, WireError
 
 from .clock import Clock, SystemClock, TimerHandle
 from .deadline import earliest_deadline_s
 from .link import HANDSHAKE_TIMEOUT_S, Link
 from .network import Network
-from .session import Draining, Event, Ready, Received, Side, State, StreamFailed
+from .session import Draining, Event, Ready, Received, Side, StreamFailed
 
 STREAM_CREDIT = 64
 """Items a server may have under way per stream before the client must have read some."""
@@ -192,12 +192,8 @@ class ClientConnection(Link):
     def lost(self, error: WireError) -> None:
         if self._error is not None:
             return
-        # A server that rejects our proof can only close: then the handshake is what failed. One that has
-        # not greeted has rejected nothing: it was killed, and another may do better.
-        if self.session.state is State.PROOF and isinstance(error, ConnectionLost):
-            error = HandshakeError(
-                f"{error} during the handshake; is the shared secret the same on both sides?"
-            )
+        # A link that breaks in the handshake is a peer that died. One with another secret needs no guess:
+        # both sides send their proof before they judge the other's, so we see the mismatch ourselves.
         self._error = error
         self.session.close()
         if not self._ready.done():

@@ -30,6 +30,7 @@ from dynamo_sdk.runtime.fleet import FleetView
 from dynamo_sdk.runtime.link import HANDSHAKE_TIMEOUT_S
 from dynamo_sdk.runtime.memory import Delivery, Fault, MemoryNetwork
 from dynamo_sdk.runtime.network import Network, SocketNetwork
+from dynamo_sdk.runtime.wire import WIRE_VERSION, Hello, encode_frame
 from dynamo_sdk.types import WorkerId
 
 from .services import Order, Point, Rig, Workshop, record_of, rig
@@ -156,10 +157,12 @@ async def test_another_secret_is_refused(tmp_path: Path) -> None:
             await ready.edge.mirrored(Point(1, 2))
 
 
-async def test_a_server_killed_before_its_greeting_is_a_lost_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last_words", [b"", encode_frame(Hello(WIRE_VERSION, b"s" * 16))])
+async def test_a_server_killed_in_the_handshake_is_a_lost_one(tmp_path: Path, last_words: bytes) -> None:
     """Retryable, so that a request which comes at that moment goes to another worker."""
 
     def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(last_words)
         writer.close()
 
     path = f"{tmp_path}/w.sock"
