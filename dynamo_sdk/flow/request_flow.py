@@ -46,6 +46,7 @@ from dynamo_sdk.types import (
 )
 
 from .actions import Action, CancelLeg, Emit, Fail, Migrated, Observe, ReleaseBlocks, Route, Send
+from .chunks import joined, with_logprobs_of
 
 TICKET_MARGIN_S = 0.5
 """A ticket with less time left is not worth sending: the fetch would race its end."""
@@ -163,7 +164,7 @@ class RequestFlow:
         if leg is Role.PREFILL and self._is_rendezvous:
             return actions + self._received_beside_decode(chunk)
         if leg is Role.PREFILL and self._first_token is Role.DECODE:
-            self._set_aside = chunk = _joined(self._set_aside, chunk)
+            self._set_aside = chunk = joined(self._set_aside, chunk)
             if chunk.finish_reason is None or is_handed_over:
                 chunk = msgspec.structs.replace(chunk, token_ids=(), logprobs=None)
         if is_handed_over:
@@ -299,13 +300,13 @@ class RequestFlow:
     def _received_beside_decode(self, chunk: GenerateChunk) -> list[Action]:
         """Rendezvous: the prefill leg only says that it is done; the tokens come from decode."""
         self._note_usage(chunk)
-        self._set_aside = _joined(self._set_aside, chunk)
+        self._set_aside = joined(self._set_aside, chunk)
         return self._free(Role.PREFILL) if chunk.finish_reason is not None else []
 
     def _emit(self, chunk: GenerateChunk) -> list[Action]:
         self._note_usage(chunk)
         if chunk.token_ids and self._set_aside is not None:
-            chunk = _with_logprobs_of(chunk, self._set_aside)
+            chunk = with_logprobs_of(chunk, self._set_aside)
             self._set_aside = None
         self.output.extend(chunk.token_ids)
         if chunk.finish_reason is None:
@@ -382,24 +383,3 @@ class RequestFlow:
         actions = self._abandon()
         self.state = FlowState.FAILED
         return [*actions, Fail(error)]
-
-
-def _joined(first: GenerateChunk | None, second: GenerateChunk) -> GenerateChunk:
-    """Two chunks of one leg as one."""
-    if first is None:
-        return second
-    logprobs = second.logprobs if first.logprobs is None else first.logprobs + (second.logprobs or ())
-    return msgspec.structs.replace(second, token_ids=first.token_ids + second.token_ids, logprobs=logprobs)
-
-
-def _with_logprobs_of(chunk: GenerateChunk, dropped: GenerateChunk) -> GenerateChunk:
-    """The dropped first token's logprob, where the other leg repeats the token without one."""
-    is_same_token = chunk.token_ids[:1] == dropped.token_ids[:1]
-    if (
-        chunk.logprobs is None
-        and dropped.logprobs is not None
-        and len(chunk.token_ids) == 1
-        and is_same_token
-    ):
-        return msgspec.structs.replace(chunk, logprobs=dropped.logprobs)
-    return chunk

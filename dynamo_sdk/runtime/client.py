@@ -46,10 +46,10 @@ class ClientStream:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self.take_nowait()
+        return self._take()
 
-    def take_nowait(self) -> msgspec.Raw:
-        """The next item; only when ``num_ready`` is positive. Reading grants the server new credit."""
+    def _take(self) -> msgspec.Raw:
+        """The next item, which must be there. Reading grants the server new credit."""
         item = self._items.popleft()
         self._num_taken += 1
         if self._num_taken >= STREAM_CREDIT // 2 and not self._is_over:
@@ -61,11 +61,6 @@ class ClientStream:
     def is_over(self) -> bool:
         """Nothing more will arrive."""
         return self._is_over
-
-    @property
-    def num_ready(self) -> int:
-        """Items that can be read without waiting."""
-        return len(self._items)
 
     async def aclose(self) -> None:
         self.fail(None)

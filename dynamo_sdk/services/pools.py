@@ -88,13 +88,11 @@ class Pools:
     async def wait_for_worker(self, is_met: Callable[[], bool], timeout_s: float) -> bool:
         """Whether ``is_met`` came true, judged after each change of the fleet."""
         waiting = asyncio.get_running_loop().create_task(self._fleet.wait_until(lambda _fleet: is_met()))
-        timer = self._clock.call_later(timeout_s, lambda: _cancel(waiting))
         try:
-            await asyncio.wait([waiting])
+            await self._clock.wait(waiting, self._clock.now_s() + timeout_s)
+            return waiting.done()
         finally:
-            timer.cancel()
             waiting.cancel()
-        return not waiting.cancelled()
 
     async def close(self) -> None:
         self._unsubscribe()
@@ -124,7 +122,3 @@ class Pools:
                         self._loads[record.worker_id] = (load, self._clock.now_s())
             self._loads.pop(record.worker_id, None)
             await self._clock.sleep(FEED_RETRY_S)
-
-
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
