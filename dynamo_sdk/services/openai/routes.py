@@ -12,14 +12,14 @@ from dynamo_sdk.metrics import CONTENT_TYPE, FrontendMetrics, merge_texts
 from dynamo_sdk.types import ModelRecord
 
 from . import validation
-from .answer import send_streamed, send_whole
+from .answer import Format, send_streamed, send_whole
 from .backend import Backend
 from .chat import ChatFormat, template_messages, template_variables
 from .completions import CompletionFormat, prompt_ids, split_prompts
 from .decoding import decode_body
 from .embeddings import MAX_INPUTS, embed_all, embedding_list
 from .exchange import Exchange
-from .generation import plan_generation
+from .generation import Generation, plan_generation
 from .limits import HttpLimits
 from .model_directory import ModelDirectory
 from .openapi import openapi_document
@@ -71,14 +71,8 @@ class Routes:
             at_start=True,
             max_choices=self.limits.max_choices,
         )
-        events = generation.run(
-            self.backend, self.metrics.model(record.name), deadline_s=self.limits.deadline_s
-        )
         format = ChatFormat(request, generation, shows_usage=shows_usage)
-        if request.stream:
-            await send_streamed(exchange, generation, events, format, shows_usage=shows_usage)
-        else:
-            await send_whole(exchange, generation, events, format)
+        await self._send(exchange, generation, format, request, shows_usage=shows_usage)
 
     async def completions(self, exchange: Exchange, received: Received) -> None:
         request = decode_body(received.body, CompletionRequest)
@@ -105,14 +99,25 @@ class Routes:
             at_start=False,
             max_choices=self.limits.max_choices,
         )
-        events = generation.run(
-            self.backend, self.metrics.model(record.name), deadline_s=self.limits.deadline_s
-        )
         echoes = [
             prompt if isinstance(prompt, str) else pipeline.tokenizer.decode(prompt)
             for prompt in (prompts if request.echo else ())
         ]
         format = CompletionFormat(request, generation, echoes, shows_usage=shows_usage)
+        await self._send(exchange, generation, format, request, shows_usage=shows_usage)
+
+    async def _send(
+        self,
+        exchange: Exchange,
+        generation: Generation,
+        format: Format,
+        request: ChatRequest | CompletionRequest,
+        *,
+        shows_usage: bool,
+    ) -> None:
+        """Generate, and answer as the request asked: streamed or whole."""
+        metrics = self.metrics.model(generation.model)
+        events = generation.run(self.backend, metrics, deadline_s=self.limits.deadline_s)
         if request.stream:
             await send_streamed(exchange, generation, events, format, shows_usage=shows_usage)
         else:
