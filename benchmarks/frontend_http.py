@@ -15,13 +15,22 @@ import json
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import uvloop
 
 import dynamo_sdk
-from dynamo_sdk.services.openai import Backend, GenerateOptions, Health, HttpLimits, OpenAIApp, serve
+from dynamo_sdk.services.openai import (
+    Backend,
+    BackendCall,
+    ChunkSink,
+    GenerateOptions,
+    Health,
+    HttpLimits,
+    OpenAIApp,
+    serve,
+)
 from dynamo_sdk.services.openai.exchange import Exchange
 from dynamo_sdk.services.openai.routes import Received
 from dynamo_sdk.types import (
@@ -48,7 +57,8 @@ class TickingBackend(Backend):
 
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
-        self._step: asyncio.Event | None = None
+        self._calls: list[TickingCall] = []
+        self._is_ticking = False
 
     def models(self) -> Mapping[str, ModelRecord]:
         return {MODEL.name: MODEL}
@@ -56,36 +66,64 @@ class TickingBackend(Backend):
     def health(self) -> Health:
         return Health(is_ready=True)
 
-    async def generate(
-        self, request: GenerateRequest, *, options: GenerateOptions
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        num_tokens = request.sampling.max_tokens
-        scores = None if request.sampling.logprobs is None else (TokenLogprobs(-1.0),)
-        for index in range(num_tokens - 1):
-            await self._next_step()
-            yield GenerateChunk(token_ids=(300 + index % 1000,), logprobs=scores)
-        yield GenerateChunk(
-            token_ids=(300,),
-            logprobs=scores,
-            finish_reason=FinishReason.LENGTH,
-            usage=Usage(request.num_prompt_tokens, num_tokens),
-        )
+    def generate(self, request: GenerateRequest, sink: ChunkSink, *, options: GenerateOptions) -> BackendCall:
+        call = TickingCall(request, sink)
+        self._calls.append(call)
+        if not self._is_ticking:
+            self._is_ticking = True
+            self._schedule()
+        return call
 
-    async def _next_step(self) -> None:
-        if not self._step_s:
-            await asyncio.sleep(0)
-            return
-        if self._step is None:
-            step = self._step = asyncio.Event()
-            asyncio.get_running_loop().call_later(self._step_s, self._end_step, step)
-        await self._step.wait()
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._step_s:
+            loop.call_later(self._step_s, self._tick)
+        else:
+            loop.call_soon(self._tick)
 
-    def _end_step(self, step: asyncio.Event) -> None:
-        self._step = None
-        step.set()
+    def _tick(self) -> None:
+        self._calls = [call for call in self._calls if call.step()]
+        self._is_ticking = bool(self._calls)
+        if self._is_ticking:
+            self._schedule()
 
     async def embed(self, request: EmbedRequest, *, options: GenerateOptions) -> EmbedOutput:
         raise NotImplementedError
+
+
+class TickingCall(BackendCall):
+    def __init__(self, request: GenerateRequest, sink: ChunkSink) -> None:
+        self._num_tokens = request.sampling.max_tokens
+        self._num_prompt_tokens = request.num_prompt_tokens
+        self._scores = None if request.sampling.logprobs is None else (TokenLogprobs(-1.0),)
+        self._sink = sink
+        self._index = 0
+        self._is_over = self._is_paused = False
+
+    def step(self) -> bool:
+        """Give one token; whether there is more."""
+        if self._is_over or self._is_paused:
+            return not self._is_over
+        self._index += 1
+        self._is_over = self._index == self._num_tokens
+        self._sink.on_chunk(
+            GenerateChunk(
+                token_ids=(300 + self._index % 1000,),
+                logprobs=self._scores,
+                finish_reason=FinishReason.LENGTH if self._is_over else None,
+                usage=Usage(self._num_prompt_tokens, self._num_tokens) if self._is_over else None,
+            )
+        )
+        return not self._is_over
+
+    def cancel(self) -> None:
+        self._is_over = True
+
+    def pause(self) -> None:
+        self._is_paused = True
+
+    def resume(self) -> None:
+        self._is_paused = False
 
 
 async def run_server(fd: int, step_s: float) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import msgspec
 from pydantic import BaseModel, ValidationError
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from dynamo_sdk.errors import DynamoError, GraphError, InvalidRequest, NotFound, ProtocolError
 from dynamo_sdk.graph.endpoints import EndpointSpec
 
-from .client import ClientConnection, ClientStream
+from .client import ClientConnection, PushedStream, QueuedStream
 from .deadline import deadline_scope
 from .server import Handler, ServerStream
 
@@ -113,10 +113,10 @@ class RemoteStream:
 
     __slots__ = ("_codec", "_error", "_loop", "_open", "_stream")
 
-    def __init__(self, codec: EndpointCodec, opening: Callable[[], Awaitable[ClientStream]]) -> None:
+    def __init__(self, codec: EndpointCodec, opening: Callable[[], Awaitable[QueuedStream]]) -> None:
         self._codec = codec
-        self._open: Callable[[], Awaitable[ClientStream]] | None = opening
-        self._stream: ClientStream | None = None
+        self._open: Callable[[], Awaitable[QueuedStream]] | None = opening
+        self._stream: QueuedStream | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: DynamoError | None = None
 
@@ -152,10 +152,98 @@ class RemoteStream:
             await self._stream.aclose()
 
 
+class CallListener(Protocol):
+    """Is given what a call answers, decoded, in the event-loop tick in which it arrives. Must not raise or
+    block."""
+
+    def on_item(self, item: Any) -> None: ...
+
+    def on_end(self, error: DynamoError | None) -> None:
+        """Nothing follows; ``error`` is why, unless the call has ended as it should."""
+
+
+class PushedCall:
+    """A streaming call that gives its items to a listener; it tells it nothing before ``start`` returns."""
+
+    __slots__ = ("_codec", "_is_paused", "_listener", "_opening", "_stream")
+
+    def __init__(self, codec: EndpointCodec, listener: CallListener) -> None:
+        self._codec = codec
+        self._listener: CallListener | None = listener
+        self._stream: PushedStream | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._is_paused = False
+
+    def start(self, connection: ClientConnection, payload: bytes, *, timeout_s: float | None) -> None:
+        """On a connection that is there."""
+        if self._listener is None:
+            return
+        try:
+            self._stream = connection.push(self._codec.spec.name, payload, self, timeout_s=timeout_s)
+        except DynamoError as error:
+            asyncio.get_running_loop().call_soon(self.on_end, error)
+            return
+        if self._is_paused:
+            self._stream.pause()
+
+    def start_later(self, opening: Callable[[], Awaitable[None]]) -> None:
+        """``opening`` connects and then calls ``start``."""
+
+        async def run() -> None:
+            try:
+                await opening()
+            except DynamoError as error:
+                self.on_end(error)
+
+        self._opening = asyncio.get_running_loop().create_task(run())
+
+    def pause(self) -> None:
+        """Items wait until ``resume``, and at some point the server, too."""
+        self._is_paused = True
+        if self._stream is not None:
+            self._stream.pause()
+
+    def resume(self) -> None:
+        self._is_paused = False
+        if self._stream is not None:
+            self._stream.resume()
+
+    def fail(self, error: DynamoError) -> None:
+        """End the call from this side: the listener gets ``error``, the server a cancel."""
+        listener = self._listener
+        self.cancel()
+        if listener is not None:
+            listener.on_end(error)
+
+    def cancel(self) -> None:
+        """End the call; the listener hears nothing more. Idempotent."""
+        self._listener = None
+        if self._stream is not None:
+            self._stream.cancel()
+        elif self._opening is not None:
+            self._opening.cancel()
+
+    # -- ItemListener
+
+    def on_item(self, item: msgspec.Raw) -> None:
+        try:
+            value = self._codec.decode_result(item)
+        except ProtocolError as error:
+            self.fail(error)
+            return
+        if self._listener is not None:
+            self._listener.on_item(value)
+
+    def on_end(self, error: DynamoError | None) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.on_end(error)
+
+
 def call_streaming(
     connection: ClientConnection, codec: EndpointCodec, payload: bytes, *, timeout_s: float | None
 ) -> RemoteStream:
-    async def opening() -> ClientStream:
+    async def opening() -> QueuedStream:
         return connection.open(codec.spec.name, payload, timeout_s=timeout_s)
 
     return RemoteStream(codec, opening)

@@ -1,9 +1,16 @@
-"""The client's end of a connection: many calls at once, each a stream of encoded items."""
+"""The client's end of a connection: many calls at once, each a stream of encoded items.
+
+A call is read in one of two ways: pulled, as an async iterator (``open``), or pushed, by plain calls to a
+listener (``push``). Tokens are pushed: a task that wakes up for each of them would cost more than they do.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -18,24 +25,71 @@ from .session import Draining, Event, Ready, Received, Side, StreamFailed
 STREAM_CREDIT = 64
 """Items a server may have under way per stream before the client must have read some."""
 
+StreamT = TypeVar("StreamT", bound="ClientStream")
 
-class ClientStream:
-    """One call under way, seen from the client: an async iterator of encoded items.
 
-    ``aclose`` cancels it at the server unless it is over. Not to be read by two tasks at once.
-    """
+class ItemListener(Protocol):
+    """Is given what a call answers, in the event-loop tick in which it arrives. Must not raise or block."""
+
+    def on_item(self, item: msgspec.Raw) -> None: ...
+
+    def on_end(self, error: DynamoError | None) -> None:
+        """Nothing follows; ``error`` is why, unless the call has ended as it should."""
+
+
+class ClientStream(ABC):
+    """One call under way, seen from the client."""
 
     def __init__(self, connection: ClientConnection, number: int) -> None:
         self._connection = connection
         self._number = number
         self._items: deque[msgspec.Raw] = deque()
-        self._waiter: asyncio.Future[None] | None = None
         self._is_over = False
         self._error: DynamoError | None = None
         self._num_taken = 0
         self.timer: TimerHandle | None = None
 
-    def __aiter__(self) -> ClientStream:
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will arrive."""
+        return self._is_over
+
+    def fail(self, error: DynamoError | None) -> None:
+        """Cancel the call at the server unless it is over; ``error`` is what its reader gets."""
+        if not self._is_over:
+            self._connection.cancel(self._number)
+            self.finish(error)
+
+    def finish(self, error: DynamoError | None) -> None:
+        """No more items; what has arrived can still be read, then comes ``error``."""
+        if not self._is_over:
+            self._is_over, self._error = True, error
+            if self.timer is not None:
+                self.timer.cancel()
+            self._on_over()
+
+    @abstractmethod
+    def put(self, item: msgspec.Raw) -> None:
+        """An item has arrived."""
+
+    @abstractmethod
+    def _on_over(self) -> None: ...
+
+    def _count_taken(self) -> None:
+        """An item was read, which makes room: grant the server new credit in time."""
+        self._num_taken += 1
+        if self._num_taken >= STREAM_CREDIT // 2 and not self._is_over:
+            self._connection.grant(self._number, self._num_taken)
+            self._num_taken = 0
+
+
+class QueuedStream(ClientStream):
+    """An async iterator of encoded items. ``aclose`` cancels the call at the server unless it is over.
+    Not to be read by two tasks at once."""
+
+    _waiter: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> QueuedStream:
         return self
 
     async def __anext__(self) -> msgspec.Raw:
@@ -46,48 +100,69 @@ class ClientStream:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        return self._take()
-
-    def _take(self) -> msgspec.Raw:
-        """The next item, which must be there. Reading grants the server new credit."""
         item = self._items.popleft()
-        self._num_taken += 1
-        if self._num_taken >= STREAM_CREDIT // 2 and not self._is_over:
-            self._connection.grant(self._number, self._num_taken)
-            self._num_taken = 0
+        self._count_taken()
         return item
-
-    @property
-    def is_over(self) -> bool:
-        """Nothing more will arrive."""
-        return self._is_over
 
     async def aclose(self) -> None:
         self.fail(None)
         self._items.clear()
 
-    def fail(self, error: DynamoError | None) -> None:
-        """Cancel the call at the server unless it is over; ``error`` is what its reader gets."""
-        if not self._is_over:
-            self._connection.cancel(self._number)
-            self.finish(error)
-
     def put(self, item: msgspec.Raw) -> None:
         self._items.append(item)
         self._wake()
 
-    def finish(self, error: DynamoError | None) -> None:
-        """No more items; what has arrived can still be read, then ``error`` is raised."""
-        if not self._is_over:
-            self._is_over, self._error = True, error
-            if self.timer is not None:
-                self.timer.cancel()
-            self._wake()
+    def _on_over(self) -> None:
+        self._wake()
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+class PushedStream(ClientStream):
+    """Gives its items to a listener. While it is paused they wait here, and the server once its credit is
+    used up."""
+
+    def __init__(self, connection: ClientConnection, number: int, listener: ItemListener) -> None:
+        super().__init__(connection, number)
+        self._listener: ItemListener | None = listener
+        self._is_paused = False
+
+    def put(self, item: msgspec.Raw) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        if self._is_paused:
+            self._items.append(item)
+        else:
+            self._count_taken()
+            listener.on_item(item)
+
+    def pause(self) -> None:
+        self._is_paused = True
+
+    def resume(self) -> None:
+        self._is_paused = False
+        items = self._items
+        while items and not self._is_paused and self._listener is not None:
+            self._count_taken()
+            self._listener.on_item(items.popleft())
+        if self._is_over:
+            self._on_over()
+
+    def cancel(self) -> None:
+        """End the call; the listener hears nothing more. Idempotent."""
+        self._listener = None
+        self._items.clear()
+        self.fail(None)
+
+    def _on_over(self) -> None:
+        listener = self._listener
+        if listener is not None and not self._items:
+            self._listener = None
+            listener.on_end(self._error)
 
 
 class ClientConnection(Link):
@@ -113,9 +188,20 @@ class ClientConnection(Link):
     def num_streams(self) -> int:
         return len(self._streams)
 
-    def open(self, method: str, payload: bytes, *, timeout_s: float | None = None) -> ClientStream:
+    def open(self, method: str, payload: bytes, *, timeout_s: float | None = None) -> QueuedStream:
         """Start a call. It fails with ``DeadlineExceeded`` after ``timeout_s``, or when the call that
         this one is part of runs out of time. Raises ``ConnectionLost``, ``FrameTooLarge``."""
+        return self._open(method, payload, timeout_s, lambda number: QueuedStream(self, number))
+
+    def push(
+        self, method: str, payload: bytes, listener: ItemListener, *, timeout_s: float | None = None
+    ) -> PushedStream:
+        """As ``open``, for a listener that is told everything; never before this returns."""
+        return self._open(method, payload, timeout_s, lambda number: PushedStream(self, number, listener))
+
+    def _open(
+        self, method: str, payload: bytes, timeout_s: float | None, build: Callable[[int], StreamT]
+    ) -> StreamT:
         if self._error is not None:
             raise self._error
         now_s = self.clock.now_s()
@@ -124,7 +210,8 @@ class ClientConnection(Link):
         if limit_s is not None and limit_s <= 0:
             raise DeadlineExceeded(f"no time is left for {method}")
         number = self.session.open(method, msgspec.Raw(payload), credit=STREAM_CREDIT, deadline_s=limit_s)
-        stream = self._streams[number] = ClientStream(self, number)
+        stream = build(number)
+        self._streams[number] = stream
         if limit_s is not None:
             stream.timer = self.clock.call_later(limit_s, lambda: self._expire(number, method, limit_s))
         self.flush_soon()

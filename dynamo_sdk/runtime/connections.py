@@ -50,6 +50,11 @@ class Connections:
             raise ConnectionLost(f"{self._service}: the connection to {worker_id} was given up")
         return current.result()
 
+    def ready(self, worker_id: WorkerId) -> ClientConnection | None:
+        """The connection to this replica, if it is there already."""
+        current = self._connecting.get(worker_id)
+        return current.result() if current is not None and current.done() and not _is_lost(current) else None
+
     async def to_any(self, deadline_s: float | None) -> ClientConnection:
         """A connection to the replica whose turn it is. Those that are ready come first, those that drain
         or have not started last. Raises ``Unavailable`` when none answers."""

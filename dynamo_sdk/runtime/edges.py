@@ -12,8 +12,8 @@ from typing import Any
 from dynamo_sdk.graph.endpoints import endpoints_of
 from dynamo_sdk.types import WorkerId, WorkerRecord
 
-from .calls import EndpointCodec, RemoteStream, call_unary, codecs_of, ping
-from .client import ClientConnection, ClientStream
+from .calls import CallListener, EndpointCodec, PushedCall, RemoteStream, call_unary, codecs_of, ping
+from .client import ClientConnection, QueuedStream
 from .clock import Clock
 from .connections import Connections
 from .deadline import earliest_deadline_s
@@ -55,6 +55,30 @@ class ServiceClient:
         codec = self.codecs[endpoint]
         return self._stream(codec, codec.encode_arguments(args, {}), worker_id, timeout_s)
 
+    def push(
+        self,
+        worker_id: WorkerId,
+        endpoint: str,
+        *args: object,
+        listener: CallListener,
+        timeout_s: float | None = STREAM_TIMEOUT_S,
+    ) -> PushedCall:
+        """One streaming call to one replica that tells ``listener`` everything, never before this returns."""
+        codec = self.codecs[endpoint]
+        payload = codec.encode_arguments(args, {})
+        call = PushedCall(codec, listener)
+        connection = self.connections.ready(worker_id)
+        if connection is not None:
+            call.start(connection, payload, timeout_s=timeout_s)
+            return call
+
+        async def opening() -> None:
+            connection, left_s = await self._connect(worker_id, timeout_s)
+            call.start(connection, payload, timeout_s=left_s)
+
+        call.start_later(opening)
+        return call
+
     async def ping(self, worker_id: WorkerId, *, timeout_s: float = 10.0) -> None:
         connection, left_s = await self._connect(worker_id, timeout_s)
         await ping(connection, timeout_s=left_s)
@@ -93,7 +117,7 @@ class ServiceClient:
     def _stream(
         self, codec: EndpointCodec, payload: bytes, worker_id: WorkerId | None, timeout_s: float | None
     ) -> RemoteStream:
-        async def opening() -> ClientStream:
+        async def opening() -> QueuedStream:
             connection, left_s = await self._connect(worker_id, timeout_s)
             return connection.open(codec.spec.name, payload, timeout_s=left_s)
 

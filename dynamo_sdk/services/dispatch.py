@@ -1,15 +1,17 @@
 """Drives request flows: carries out what each flow asks, with the real router, sockets and clock.
 
-The flow decides, this acts. One ``Dispatcher`` per frontend; a request is one async generator, so that
-closing it (disconnect, time-out, shutdown) is the one way in which everything ends early.
+The flow decides, this acts. One ``Dispatcher`` per frontend, one ``DispatchedCall`` per request; cancelling
+that (disconnect, time-out, shutdown) is the one way in which everything ends early.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from dynamo_sdk.errors import DynamoError, EngineFailed, Unavailable
@@ -28,11 +30,12 @@ from dynamo_sdk.flow import (
 )
 from dynamo_sdk.interfaces import Router, RoutingContext, RoutingRequest
 from dynamo_sdk.runtime.background import Background
-from dynamo_sdk.runtime.calls import RemoteStream
+from dynamo_sdk.runtime.calls import CallListener, PushedCall
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.types import GenerateChunk, GenerateRequest, Role, WorkerRecord
 
 from .legs import Legs
+from .openai.backend import BackendCall, ChunkSink
 from .pools import Pools
 
 logger = logging.getLogger(__name__)
@@ -69,89 +72,47 @@ class Dispatcher:
         self._rng = rng or Random()
         self._background = Background()
 
-    async def run(
-        self, request: GenerateRequest, route: ModelRoute, deadline_s: float
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        """The request's chunks, whatever it takes until ``deadline_s`` of the clock. Raises the
-        ``DynamoError`` that ends it."""
-        flow = RequestFlow(request, route.config)
-        legs = Legs(self._clock, self._limits.stall_timeout_s)
-        actions: deque[Action] = deque(flow.start())
-        try:
-            while True:
-                while actions:
-                    match actions.popleft():
-                        case Emit(chunk):
-                            yield chunk
-                            if chunk.finish_reason is not None:
-                                return
-                        case Route() as ask:
-                            actions.extend(await self._route(flow, route, ask, deadline_s))
-                        case Send(leg, worker, leg_request):
-                            legs.start(leg, self._open(worker, leg_request, deadline_s))
-                        case Migrated(error, num_kept_tokens):
-                            logger.warning(
-                                "request %s starts again, %d tokens kept: %s",
-                                request.request_id, num_kept_tokens, error,
-                            )  # fmt: skip
-                            route.on_migration(num_kept_tokens)
-                        case Fail(error):
-                            raise error
-                        case action:
-                            await self._act(action, legs, route)
-                leg, answer = await legs.next_fact()
-                if isinstance(answer, GenerateChunk):
-                    actions.extend(flow.received(leg, answer, self._clock.now_s()))
-                    if answer.finish_reason is not None:
-                        await legs.cancel(leg)
-                else:
-                    await legs.cancel(leg)
-                    actions.extend(flow.failed(leg, answer))
-        finally:
-            for action in [*actions, *flow.cancel()]:
-                if isinstance(action, Observe | CancelLeg | ReleaseBlocks):
-                    await self._act(action, legs, route)
-            await legs.close()
+    def start(
+        self, request: GenerateRequest, route: ModelRoute, deadline_s: float, sink: ChunkSink
+    ) -> DispatchedCall:
+        """Give ``sink`` the request's chunks, whatever it takes until ``deadline_s`` of the clock."""
+        call = DispatchedCall(self, request, route, deadline_s, sink, self._clock, self._limits)
+        call.start()
+        return call
 
     async def close(self) -> None:
         await self._background.close()
 
-    async def _act(self, action: Action, legs: Legs, route: ModelRoute) -> None:
-        match action:
-            case Observe(pool, fact):
-                self._pools.observe(fact)
-                try:
-                    route.routers[pool].observe(fact)
-                except (
-                    Exception
-                ):  # a router is somebody's plugin; the request does not depend on what it learns
-                    logger.exception("router of model %s failed to learn", route.name)
-            case CancelLeg(leg):
-                await legs.cancel(leg)
-            case ReleaseBlocks(worker_id, request_id):
-                self._background.start(self._release(worker_id, request_id))
-            case _:
-                raise AssertionError(f"unexpected {action}")
+    def in_background(self, work: Coroutine[object, object, None]) -> None:
+        self._background.start(work)
 
-    def _open(self, worker: WorkerRecord, request: GenerateRequest, deadline_s: float) -> RemoteStream:
-        client = self._pools.client_of(worker)
+    def observe(self, route: ModelRoute, seen: Observe) -> None:
+        """Let pools and router learn a fact."""
+        self._pools.observe(seen.fact)
+        try:
+            route.routers[seen.pool].observe(seen.fact)
+        except Exception:  # a router is somebody's plugin; the request does not depend on what it learns
+            logger.exception("router of model %s failed to learn", route.name)
+
+    def open(
+        self, worker: WorkerRecord, request: GenerateRequest, deadline_s: float, listener: CallListener
+    ) -> PushedCall:
         left_s = max(0.0, deadline_s - self._clock.now_s())
-        return client.stream(worker.worker_id, "generate", request, timeout_s=left_s)
+        client = self._pools.client_of(worker)
+        return client.push(worker.worker_id, "generate", request, listener=listener, timeout_s=left_s)
 
-    async def _route(
-        self, flow: RequestFlow, route: ModelRoute, ask: Route, deadline_s: float
-    ) -> list[Action]:
+    def eligible(self, route: ModelRoute, ask: Route) -> list[WorkerRecord]:
+        workers = self._pools.workers(route.name, ask.pool)
+        return [worker for worker in workers if worker.worker_id not in ask.excluded]
+
+    async def wait_for_worker(self, route: ModelRoute, ask: Route, deadline_s: float) -> None:
+        """Return when there is one, or when that has taken too long."""
+        wait_s = min(self._limits.wait_for_worker_s, deadline_s - self._clock.now_s())
+        await self._pools.wait_for_worker(lambda: bool(self.eligible(route, ask)), wait_s)
+
+    def choose(self, flow: RequestFlow, route: ModelRoute, ask: Route) -> list[Action]:
         """Ask the pool's router; report what came of it."""
-
-        def eligible() -> list[WorkerRecord]:
-            workers = self._pools.workers(route.name, ask.pool)
-            return [worker for worker in workers if worker.worker_id not in ask.excluded]
-
-        workers = eligible()
-        if not workers and ask.can_wait:
-            wait_s = min(self._limits.wait_for_worker_s, deadline_s - self._clock.now_s())
-            await self._pools.wait_for_worker(lambda: bool(eligible()), wait_s)
-            workers = eligible()
+        workers = self.eligible(route, ask)
         if not workers:
             return flow.not_routed(
                 ask.pool,
@@ -185,7 +146,8 @@ class Dispatcher:
         dp_rank = decision.dp_rank if chosen.dp_size > 1 else None
         return flow.routed(ask.pool, chosen, self._clock.now_s(), dp_rank)
 
-    async def _release(self, worker_id: str, request_id: str) -> None:
+    async def release(self, worker_id: str, request_id: str) -> None:
+        """Tell a prefill worker that nobody will fetch what it holds. Best effort."""
         for record in self._pools.all_workers():
             if record.worker_id == worker_id:
                 client = self._pools.client_of(record)
@@ -196,6 +158,124 @@ class Dispatcher:
                         "%s was not told to release %s; its ticket will expire: %s",
                         worker_id, request_id, error,
                     )  # fmt: skip
+
+
+class DispatchedCall(BackendCall):
+    """One request under way. Facts about its legs come in, the flow says what to do, and it is done at once:
+    between a worker's frame and the sink there is no task and no queue. Only waiting for a worker to
+    appear takes a task."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        request: GenerateRequest,
+        route: ModelRoute,
+        deadline_s: float,
+        sink: ChunkSink,
+        clock: Clock,
+        limits: DispatchLimits,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._route = route
+        self._deadline_s = deadline_s
+        self._sink = sink
+        self._clock = clock
+        self._flow = RequestFlow(request, route.config)
+        self._legs = Legs(clock, limits.stall_timeout_s, self._on_fact)
+        self._waiting: asyncio.Task[None] | None = None
+        self._is_over = False
+        self._is_wanted = True
+
+    def start(self) -> None:
+        self._carry_out(self._flow.start())
+
+    def cancel(self) -> None:
+        self._is_wanted = False
+        if not self._is_over:
+            self._end()
+
+    def pause(self) -> None:
+        self._legs.pause()
+
+    def resume(self) -> None:
+        self._legs.resume()
+
+    def _on_fact(self, leg: Role, answer: GenerateChunk | DynamoError) -> None:
+        try:
+            if isinstance(answer, GenerateChunk):
+                actions = self._flow.received(leg, answer, self._clock.now_s())
+                if answer.finish_reason is not None:
+                    self._legs.cancel(leg)
+            else:
+                self._legs.cancel(leg)
+                actions = self._flow.failed(leg, answer)
+            self._carry_out(actions)
+        except Exception as error:  # a bug ends this request, and not the connection it came through
+            self._fail(error)
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        """In order. Once the request is over, which the sink may decide in between, only what others must
+        learn is still done."""
+        todo = deque(actions)
+        while todo:
+            action = todo.popleft()
+            match action:
+                case Emit(chunk) if not self._is_over:
+                    self._sink.on_chunk(chunk)
+                    if chunk.finish_reason is not None:
+                        self._is_over = True
+                case Observe():
+                    self._dispatcher.observe(self._route, action)
+                case CancelLeg(leg):
+                    self._legs.cancel(leg)
+                case ReleaseBlocks(worker_id, request_id):
+                    self._dispatcher.in_background(self._dispatcher.release(worker_id, request_id))
+                case Send(leg, worker, leg_request) if not self._is_over:
+                    self._legs.start(leg, partial(self._open, worker, leg_request))
+                case Route() if not self._is_over:
+                    if action.can_wait and not self._dispatcher.eligible(self._route, action):
+                        self._waiting = asyncio.get_running_loop().create_task(self._wait(action))
+                    else:
+                        todo.extend(self._dispatcher.choose(self._flow, self._route, action))
+                case Migrated(error, num_kept_tokens):
+                    logger.warning(
+                        "request %s starts again, %d tokens kept: %s",
+                        self._flow.request.request_id, num_kept_tokens, error,
+                    )  # fmt: skip
+                    self._route.on_migration(num_kept_tokens)
+                case Fail(error) if not self._is_over:
+                    self._fail(error)
+                case _:
+                    assert self._is_over, f"unexpected {action}"
+
+    def _open(self, worker: WorkerRecord, request: GenerateRequest, listener: CallListener) -> PushedCall:
+        return self._dispatcher.open(worker, request, self._deadline_s, listener)
+
+    async def _wait(self, ask: Route) -> None:
+        await self._dispatcher.wait_for_worker(self._route, ask, self._deadline_s)
+        self._waiting = None
+        try:
+            self._carry_out(self._dispatcher.choose(self._flow, self._route, ask))
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._is_over:
+            self._end()
+            asyncio.get_running_loop().call_soon(self._report, error)  # never from inside `generate`
+
+    def _report(self, error: Exception) -> None:
+        if self._is_wanted:
+            self._sink.on_error(error)
+
+    def _end(self) -> None:
+        """Free everything."""
+        self._is_over = True
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.cancel()
+        self._carry_out(self._flow.cancel())
+        self._legs.close()
 
 
 def _block_size(worker: WorkerRecord, model: str) -> int | None:

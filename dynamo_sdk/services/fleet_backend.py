@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from functools import partial
 
 from dynamo_sdk.errors import DynamoError, NotFound, Unavailable
@@ -17,7 +16,6 @@ from dynamo_sdk.runtime.service import ServiceContext
 from dynamo_sdk.types import (
     EmbedOutput,
     EmbedRequest,
-    GenerateChunk,
     GenerateRequest,
     ModelRecord,
     Role,
@@ -28,7 +26,7 @@ from dynamo_sdk.types import (
 from dynamo_sdk.types.plan import DeploymentPlan
 
 from .dispatch import Dispatcher, DispatchLimits, ModelRoute
-from .openai.backend import Backend, GenerateOptions, Health
+from .openai.backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health, run_to_end
 from .pools import Pools
 
 logger = logging.getLogger(__name__)
@@ -96,14 +94,9 @@ class FleetBackend(Backend):
             )
         return Health(is_ready=True, details=details)
 
-    async def generate(
-        self, request: GenerateRequest, *, options: GenerateOptions
-    ) -> AsyncGenerator[GenerateChunk, None]:
+    def generate(self, request: GenerateRequest, sink: ChunkSink, *, options: GenerateOptions) -> BackendCall:
         route = self._route(request.model)
-        deadline_s = self._clock.now_s() + options.deadline_s
-        async with aclosing(self._dispatcher.run(request, route, deadline_s)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self._dispatcher.start(request, route, self._clock.now_s() + options.deadline_s, sink)
 
     async def embed(self, request: EmbedRequest, *, options: GenerateOptions) -> EmbedOutput:
         route = self._route(request.model)
@@ -144,9 +137,7 @@ class FleetBackend(Backend):
         )
         options = GenerateOptions(deadline_s=CANARY_DEADLINE_S)
         try:
-            async with aclosing(self.generate(request, options=options)) as chunks:
-                async for _ in chunks:
-                    pass
+            await run_to_end(self, request, options)
         except DynamoError as error:
             logger.warning("model %s does not answer yet: %s", name, error)
             return False

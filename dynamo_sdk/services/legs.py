@@ -1,102 +1,127 @@
 """The legs that a request has under way: usually one, two at a rendezvous.
 
-The one leg of the usual case is read in place, without a task or a queue between the socket and the
-client; only two legs at once need tasks. A leg that says nothing for ``stall_timeout_s`` is given up, so
-that a worker that hangs costs its requests a retry and not their life.
+What a leg answers goes up by plain calls, in the tick in which it arrives. A leg that says nothing for
+``stall_timeout_s`` is given up, so that a worker that hangs costs its requests a retry and not their life.
 """
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from dynamo_sdk.errors import ConnectionLost, DynamoError, EngineFailed
-from dynamo_sdk.runtime.calls import RemoteStream
+from dynamo_sdk.runtime.calls import CallListener, PushedCall
 from dynamo_sdk.runtime.clock import Clock, TimerHandle
 from dynamo_sdk.types import GenerateChunk, Role
 
-LegFact = tuple[Role, GenerateChunk | DynamoError]
-
-
-@dataclass(slots=True)
-class _Running:
-    stream: RemoteStream
-    last_s: float
-    pending: asyncio.Task[GenerateChunk | DynamoError] | None = None
-    watchdog: TimerHandle | None = None
+OnFact = Callable[[Role, GenerateChunk | DynamoError], None]
+"""Is told each chunk of a leg, or the error that ended it."""
 
 
 class Legs:
-    """Streams by role. ``next_fact`` gives a chunk, or the error that ended a leg."""
+    """Calls by role."""
 
-    def __init__(self, clock: Clock, stall_timeout_s: float) -> None:
+    def __init__(self, clock: Clock, stall_timeout_s: float, on_fact: OnFact) -> None:
         self._clock = clock
         self._stall_timeout_s = stall_timeout_s
-        self._running: dict[Role, _Running] = {}
+        self._on_fact = on_fact
+        self._running: dict[Role, _Leg] = {}
+        self._is_paused = False
 
-    def start(self, role: Role, stream: RemoteStream) -> None:
-        running = self._running[role] = _Running(stream, self._clock.now_s())
-        self._watch(role, running)
+    def start(self, role: Role, call: Callable[[CallListener], PushedCall]) -> None:
+        """Start a leg; ``call`` makes it tell the listener what it answers."""
+        leg = self._running[role] = _Leg(role, self._clock, self._stall_timeout_s, self._on_fact)
+        leg.start(call(leg))
+        if self._is_paused:
+            leg.pause()
 
-    async def next_fact(self) -> LegFact:
-        """Wait for the next answer of any leg; there must be one."""
-        if len(self._running) == 1:
-            [(role, running)] = self._running.items()
-            if running.pending is None:
-                return self._note(role, running, await _read(running.stream))
-        for running in self._running.values():
-            if running.pending is None:
-                running.pending = asyncio.get_running_loop().create_task(_read(running.stream))
-        pending = [running.pending for running in self._running.values() if running.pending is not None]
-        await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for role, running in self._running.items():
-            if running.pending is not None and running.pending.done():
-                task, running.pending = running.pending, None
-                return self._note(role, running, task.result())
-        raise AssertionError("a task was done and is not")
-
-    async def cancel(self, role: Role) -> None:
+    def cancel(self, role: Role) -> None:
         """Stop a leg; nothing happens if it is over."""
-        running = self._running.pop(role, None)
-        if running is None:
-            return
-        if running.watchdog is not None:
-            running.watchdog.cancel()
-        if running.pending is not None:
-            running.pending.cancel()
-            await asyncio.wait([running.pending])
-        await running.stream.aclose()
+        leg = self._running.pop(role, None)
+        if leg is not None:
+            leg.cancel()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         for role in list(self._running):
-            await self.cancel(role)
+            self.cancel(role)
 
-    def _note(self, role: Role, running: _Running, answer: GenerateChunk | DynamoError) -> LegFact:
-        running.last_s = self._clock.now_s()
-        return role, answer
+    def pause(self) -> None:
+        """Let what legs answer wait, with them and in the end with their workers, until ``resume``."""
+        self._is_paused = True
+        for leg in self._running.values():
+            leg.pause()
 
-    def _watch(self, role: Role, running: _Running) -> None:
-        """One timer per leg, moved only when it runs out: a chunk costs it nothing."""
-        running.watchdog = self._clock.call_at(
-            running.last_s + self._stall_timeout_s, lambda: self._on_watchdog(role, running)
-        )
+    def resume(self) -> None:
+        self._is_paused = False
+        for leg in list(self._running.values()):
+            leg.resume()
 
-    def _on_watchdog(self, role: Role, running: _Running) -> None:
-        if self._running.get(role) is not running:
-            return
-        silent_s = self._clock.now_s() - running.last_s
+
+class _Leg:
+    """One leg and its watchdog: one timer, moved only when it runs out, so that a chunk costs it nothing."""
+
+    __slots__ = (
+        "_call",
+        "_clock",
+        "_is_paused",
+        "_last_s",
+        "_on_fact",
+        "_role",
+        "_stall_timeout_s",
+        "_watchdog",
+    )
+
+    def __init__(self, role: Role, clock: Clock, stall_timeout_s: float, on_fact: OnFact) -> None:
+        self._role = role
+        self._clock = clock
+        self._stall_timeout_s = stall_timeout_s
+        self._on_fact = on_fact
+        self._call: PushedCall | None = None
+        self._last_s = clock.now_s()
+        self._is_paused = False
+        self._watchdog: TimerHandle | None = None
+
+    def start(self, call: PushedCall) -> None:
+        self._call = call
+        self._watch()
+
+    def pause(self) -> None:
+        self._is_paused = True
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        self._is_paused = False
+        self._last_s = self._clock.now_s()
+        if self._call is not None:
+            self._call.resume()
+
+    def cancel(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._call is not None:
+            self._call.cancel()
+
+    # -- CallListener
+
+    def on_item(self, item: GenerateChunk) -> None:
+        self._last_s = self._clock.now_s()
+        self._on_fact(self._role, item)
+
+    def on_end(self, error: DynamoError | None) -> None:
+        self._on_fact(self._role, error or EngineFailed("the worker ended the stream without a last chunk"))
+
+    # -- watchdog
+
+    def _watch(self) -> None:
+        self._watchdog = self._clock.call_at(self._last_s + self._stall_timeout_s, self._on_watchdog)
+
+    def _on_watchdog(self) -> None:
+        now_s = self._clock.now_s()
+        if self._is_paused:
+            self._last_s = now_s  # it is we who do not read
+        silent_s = now_s - self._last_s
         if silent_s < self._stall_timeout_s:
-            self._watch(role, running)
-        else:
-            running.stream.fail(ConnectionLost(f"the {role} worker said nothing for {silent_s:.0f} s"))
-
-
-async def _read(stream: RemoteStream) -> GenerateChunk | DynamoError:
-    try:
-        chunk = await anext(stream)
-    except StopAsyncIteration:
-        return EngineFailed("the worker ended the stream without a last chunk")
-    except DynamoError as error:
-        return error
-    assert isinstance(chunk, GenerateChunk)
-    return chunk
+            self._watch()
+        elif self._call is not None:
+            error = ConnectionLost(f"the {self._role} worker said nothing for {silent_s:.0f} s")
+            self._call.fail(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 
@@ -38,6 +39,7 @@ from dynamo_sdk.types import (
     unpack_tokens,
 )
 
+from .chunks import chunks_of
 from .fleet import Fleet, token_at
 
 pytestmark = pytest.mark.anyio
@@ -109,7 +111,7 @@ async def collect(fleet: Fleet, how: ModelRoute, *, deadline_s: float = 1000.0) 
     dispatcher = Dispatcher(fleet.pools, fleet.clock, LIMITS)
     tokens: list[int] = []
     try:
-        async with aclosing(dispatcher.run(request(), how, deadline_s)) as chunks:
+        async with aclosing(chunks_of(partial(dispatcher.start, request(), how, deadline_s))) as chunks:
             async for chunk in chunks:
                 tokens += chunk.token_ids
                 if chunk.finish_reason is not None:
@@ -166,7 +168,7 @@ async def test_a_slow_stream_is_not_a_hung_one(fleet: Fleet) -> None:
     worker = await fleet.add("a", Role.AGGREGATED)
     worker.hang_after = 2
     dispatcher = Dispatcher(fleet.pools, fleet.clock, LIMITS)
-    chunks = dispatcher.run(request(), route(), 1000.0)
+    chunks = chunks_of(partial(dispatcher.start, request(), route(), 1000.0))
     assert (await anext(chunks)).token_ids == (EXPECTED[0],)
     await fleet.clock.advance(LIMITS.stall_timeout_s - 1)
     assert (await anext(chunks)).token_ids == (EXPECTED[1],)
@@ -194,7 +196,7 @@ async def test_leaving_frees_both_sides(fleet: Fleet) -> None:
     prefill, decode = await fleet.add("p", Role.PREFILL), await fleet.add("d", Role.DECODE)
     decode.hang_after = 1
     dispatcher = Dispatcher(fleet.pools, fleet.clock, LIMITS)
-    chunks = dispatcher.run(request(), route(FakeKVConnector()), 1000.0)
+    chunks = chunks_of(partial(dispatcher.start, request(), route(FakeKVConnector()), 1000.0))
     assert (await anext(chunks)).token_ids == (EXPECTED[0],)
     waiting = asyncio.ensure_future(anext(chunks))
     await decode.hanging.wait()
@@ -292,7 +294,7 @@ async def test_a_router_that_cannot_learn_costs_nothing_but_its_learning(fleet: 
     assert await collect(fleet, route(router=Forgetful())) == EXPECTED
     worker.hang_after = 2
     dispatcher = Dispatcher(fleet.pools, fleet.clock, LIMITS)
-    chunks = dispatcher.run(request(), route(router=Forgetful()), 1000.0)
+    chunks = chunks_of(partial(dispatcher.start, request(), route(router=Forgetful()), 1000.0))
     await anext(chunks)
     await chunks.aclose()
     await settle()

@@ -1,8 +1,17 @@
 """The OpenAI-compatible HTTP API as an ASGI application over an abstract ``Backend``."""
 
 from .app import OpenAIApp
-from .backend import Backend, GenerateOptions, Health
+from .backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health
 from .limits import HttpLimits
 from .server import serve
 
-__all__ = ["Backend", "GenerateOptions", "Health", "HttpLimits", "OpenAIApp", "serve"]
+__all__ = [
+    "Backend",
+    "BackendCall",
+    "ChunkSink",
+    "GenerateOptions",
+    "Health",
+    "HttpLimits",
+    "OpenAIApp",
+    "serve",
+]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,9 +11,8 @@ import msgspec
 from .choice import Delta, ScoredToken
 from .exchange import Exchange
 from .generation import Generation
+from .inbox import DeltaInbox
 from .sse import DONE, ChunkTemplate, encode_json, envelope
-
-Events = AsyncGenerator[tuple[int, Delta], None]
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -106,30 +104,34 @@ class Format(ABC):
 
 
 async def send_streamed(
-    exchange: Exchange, generation: Generation, events: Events, format: Format, *, shows_usage: bool
+    exchange: Exchange, generation: Generation, inbox: DeltaInbox, format: Format, *, shows_usage: bool
 ) -> None:
-    """One event per delta; the first waits for a token, so that an early error is a plain HTTP error."""
+    """One event per delta, and one write for all that are there. The first waits for a token, so that an
+    early error is a plain HTTP error."""
     num_open = len(generation.choices)
-    out = format.opening()
-    async with aclosing(events):
-        async for index, delta in events:
-            out += format.event(index, delta)
-            if not exchange.is_streaming:
-                await exchange.start_stream()
+    events = [format.opening()]
+    while True:
+        for index, delta in await inbox.take():
+            events.append(format.event(index, delta))
             if delta.finish_reason is not None:
                 num_open -= 1
-            if num_open and out:
-                await exchange.send_events(out)
-                out = b""
+        if not exchange.is_streaming:
+            await exchange.start_stream()
+        if not num_open:
+            break
+        if content := b"".join(events):
+            await exchange.send_events(content)
+        events.clear()
     if shows_usage:
-        out += format.usage_event(usage_of(generation))
-    await exchange.end_stream(out + DONE)
+        events.append(format.usage_event(usage_of(generation)))
+    events.append(DONE)
+    await exchange.end_stream(b"".join(events))
 
 
-async def send_whole(exchange: Exchange, generation: Generation, events: Events, format: Format) -> None:
+async def send_whole(exchange: Exchange, generation: Generation, inbox: DeltaInbox, format: Format) -> None:
     finished = [Finished() for _ in generation.choices]
-    async with aclosing(events):
-        async for index, delta in events:
+    while not all(choice.finish_reason for choice in finished):
+        for index, delta in await inbox.take():
             finished[index].add(delta)
     await exchange.send_json(format.whole(finished, usage_of(generation)))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -25,6 +26,36 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
+class ChunkSink(ABC):
+    """Takes the chunks of one request as its client should see them, in the event-loop tick in which they
+    arrive. Must not block; may cancel the call from inside."""
+
+    @abstractmethod
+    def on_chunk(self, chunk: GenerateChunk) -> None:
+        """Retries, hand-over and migration are invisible. Exactly one and the last chunk has a
+        ``finish_reason``, never ``HANDOVER``. An earlier one may carry ``usage`` too, so that cached tokens
+        are known when a stop string ends the request."""
+
+    @abstractmethod
+    def on_error(self, error: Exception) -> None:
+        """The request has failed and holds nothing any more; nothing follows."""
+
+
+class BackendCall(ABC):
+    """A request under way."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Free everything the request holds; its sink hears nothing more. Idempotent, also after the end."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """The client is slow to read: ask for no more. What is on the way may still come."""
+
+    @abstractmethod
+    def resume(self) -> None: ...
+
+
 class Backend(ABC):
     """Serves requests. All methods are called on one event loop, from many tasks at once."""
 
@@ -42,16 +73,9 @@ class Backend(ABC):
         """Must not block."""
 
     @abstractmethod
-    def generate(
-        self, request: GenerateRequest, *, options: GenerateOptions
-    ) -> AsyncGenerator[GenerateChunk, None]:
-        """The chunks of one request as its client should see them: retries, hand-over and migration are
-        invisible, exactly one and last chunk has a ``finish_reason``, never ``HANDOVER``. An earlier chunk
-        may carry ``usage`` too, so that cached tokens are known when a stop string ends the request.
-
-        Closing the generator, before the first chunk or at any later moment, frees everything the request
-        holds before the close returns. Raises ``DynamoError``s only.
-        """
+    def generate(self, request: GenerateRequest, sink: ChunkSink, *, options: GenerateOptions) -> BackendCall:
+        """Start a request; ``sink`` hears nothing before this returns. ``on_error`` gets ``DynamoError``s,
+        anything else is a bug. Raises ``NotFound`` for a model that is not served."""
 
     @abstractmethod
     async def embed(self, request: EmbedRequest, *, options: GenerateOptions) -> EmbedOutput:
@@ -60,3 +84,26 @@ class Backend(ABC):
     async def worker_metrics(self) -> list[bytes]:
         """Prometheus text of each worker that answered; series of different workers differ in a label."""
         return []
+
+
+async def run_to_end(backend: Backend, request: GenerateRequest, options: GenerateOptions) -> None:
+    """Serve a request whose tokens nobody wants. Raises what ended it."""
+    waiter = _Waiter()
+    call = backend.generate(request, waiter, options=options)
+    try:
+        await waiter.done
+    finally:
+        call.cancel()
+
+
+class _Waiter(ChunkSink):
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_chunk(self, chunk: GenerateChunk) -> None:
+        if chunk.finish_reason is not None and not self.done.done():
+            self.done.set_result(None)
+
+    def on_error(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)

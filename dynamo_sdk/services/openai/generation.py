@@ -1,26 +1,27 @@
 """From a validated request to the deltas of its choices.
 
 ``plan_generation`` turns prompts and fields into one ``GenerateRequest`` per choice; ``Generation.run``
-drives them at once and yields what clients may see. Closing the run ends every engine leg.
+drives them at once and collects what clients may see. Closing its inbox ends every engine leg.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import getrandbits
+from typing import Self
 from uuid import uuid4
 
-from dynamo_sdk.errors import EngineFailed, InvalidRequest
-from dynamo_sdk.metrics import ModelMetrics
+from dynamo_sdk.errors import InvalidRequest
+from dynamo_sdk.metrics import ChoiceTimer, ModelMetrics
 from dynamo_sdk.preprocess import ModelPipeline
-from dynamo_sdk.types import GenerateRequest, ModelRecord, pack_tokens
+from dynamo_sdk.types import GenerateChunk, GenerateRequest, ModelRecord, pack_tokens
 
-from .backend import Backend, GenerateOptions
-from .choice import ChoiceStream, Delta
-from .merge import merge
+from .backend import Backend, BackendCall, ChunkSink, GenerateOptions
+from .choice import ChoiceStream
+from .inbox import DeltaInbox
 from .protocol import Extensions, SamplingFields
 from .validation import num_choices, sampling_params, stop_strings, with_seed_offset
 
@@ -47,43 +48,75 @@ class Generation:
     choices: list[Choice]
     pipeline: ModelPipeline
 
-    def run(
-        self, backend: Backend, metrics: ModelMetrics, *, deadline_s: float
-    ) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Yield ``(choice index, delta)`` in the order of arrival; the last of each has a finish reason.
-
-        Raises what the backend raises, which also learns ``deadline_s``.
-        """
+    def run(self, backend: Backend, metrics: ModelMetrics, *, deadline_s: float) -> DeltaInbox:
+        """Start every choice. The inbox gets what backend and engine give; close it, whatever happens."""
         for prompt in self.prompts:
             metrics.input_tokens.observe(len(prompt))
-        streams = [self._run_choice(backend, choice, metrics, deadline_s) for choice in self.choices]
-        return merge(streams)
-
-    async def _run_choice(
-        self, backend: Backend, choice: Choice, metrics: ModelMetrics, deadline_s: float
-    ) -> AsyncGenerator[tuple[int, Delta], None]:
-        index, stream = choice.index, choice.stream
-        timer = metrics.choice(received_s=self.received_s)
-        chunks = backend.generate(choice.request, options=GenerateOptions(deadline_s=deadline_s))
+        inbox = DeltaInbox()
+        options = GenerateOptions(deadline_s=deadline_s)
         try:
-            async for chunk in chunks:
-                timer.on_tokens(len(chunk.token_ids), time.monotonic())
-                if chunk.usage is not None:
-                    choice.num_cached_tokens = chunk.usage.num_cached_tokens
-                delta = stream.push(chunk)
-                if delta.finish_reason is not None:
-                    await chunks.aclose()  # a stop string ends the engine's work before the answer goes out
-                    yield index, delta
-                    return
-                if delta.text or delta.scored or delta.token_ids:
-                    yield index, delta
-        finally:
-            await chunks.aclose()
-            timer.close()
-            metrics.output_tokens.observe(stream.num_tokens)
-            if choice.num_cached_tokens is not None:
-                metrics.cached_tokens.observe(choice.num_cached_tokens)
-        raise EngineFailed(f"request {choice.request.request_id} ended without a finish reason")
+            for choice in self.choices:
+                timer = metrics.choice(received_s=self.received_s)
+                inbox.calls.append(_ChoiceRun(choice, inbox, timer, metrics).start(backend, options))
+        except BaseException:
+            inbox.close()
+            raise
+        return inbox
+
+
+class _ChoiceRun(ChunkSink):
+    """One choice under way: chunks come in, deltas go to the inbox."""
+
+    def __init__(self, choice: Choice, inbox: DeltaInbox, timer: ChoiceTimer, metrics: ModelMetrics) -> None:
+        self._choice = choice
+        self._inbox = inbox
+        self._timer = timer
+        self._metrics = metrics
+        self._call: BackendCall | None = None
+        self._is_closed = False
+
+    def start(self, backend: Backend, options: GenerateOptions) -> Self:
+        try:
+            self._call = backend.generate(self._choice.request, self, options=options)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def on_chunk(self, chunk: GenerateChunk) -> None:
+        self._timer.on_tokens(len(chunk.token_ids), time.monotonic())
+        if chunk.usage is not None:
+            self._choice.num_cached_tokens = chunk.usage.num_cached_tokens
+        delta = self._choice.stream.push(chunk)
+        if delta.finish_reason is not None:
+            self.close()  # a stop string ends the engine's work before the answer goes out
+        elif not (delta.text or delta.scored or delta.token_ids):
+            return
+        self._inbox.put(self._choice.index, delta)
+
+    def on_error(self, error: Exception) -> None:
+        self.close()
+        self._inbox.fail(error)
+
+    def pause(self) -> None:
+        if self._call is not None:
+            self._call.pause()
+
+    def resume(self) -> None:
+        if self._call is not None:
+            self._call.resume()
+
+    def close(self) -> None:
+        """Free what the choice holds and count it. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._call is not None:
+            self._call.cancel()
+        self._timer.close()
+        self._metrics.output_tokens.observe(self._choice.stream.num_tokens)
+        if self._choice.num_cached_tokens is not None:
+            self._metrics.cached_tokens.observe(self._choice.num_cached_tokens)
 
 
 async def plan_generation(

@@ -117,11 +117,11 @@ class Routes:
     ) -> None:
         """Generate, and answer as the request asked: streamed or whole."""
         metrics = self.metrics.model(generation.model)
-        events = generation.run(self.backend, metrics, deadline_s=self.limits.deadline_s)
-        if request.stream:
-            await send_streamed(exchange, generation, events, format, shows_usage=shows_usage)
-        else:
-            await send_whole(exchange, generation, events, format)
+        with generation.run(self.backend, metrics, deadline_s=self.limits.deadline_s) as inbox:
+            if request.stream:
+                await send_streamed(exchange, generation, inbox, format, shows_usage=shows_usage)
+            else:
+                await send_whole(exchange, generation, inbox, format)
 
     async def embeddings(self, exchange: Exchange, received: Received) -> None:
         request = decode_body(received.body, EmbeddingRequest)

@@ -13,7 +13,16 @@ from tokenizers import Tokenizer as HfTokenizer
 
 import dynamo_sdk
 from dynamo_sdk.errors import DynamoError
-from dynamo_sdk.services.openai import Backend, GenerateOptions, Health, HttpLimits, OpenAIApp, serve
+from dynamo_sdk.services.openai import (
+    Backend,
+    BackendCall,
+    ChunkSink,
+    GenerateOptions,
+    Health,
+    HttpLimits,
+    OpenAIApp,
+    serve,
+)
 from dynamo_sdk.types import (
     EmbedOutput,
     EmbedRequest,
@@ -25,6 +34,7 @@ from dynamo_sdk.types import (
     Usage,
     unpack_tokens,
 )
+from tests.services.chunks import PumpedCall
 
 FOLDER = Path(dynamo_sdk.__file__).parent / "demo_model"
 TOKENIZER = HfTokenizer.from_file(str(FOLDER / "tokenizer.json"))
@@ -77,22 +87,19 @@ class ScriptedBackend(Backend):
     def health(self) -> Health:
         return Health(is_ready=self.is_ready, reason=None if self.is_ready else "no decode worker is ready")
 
-    async def generate(
-        self, request: GenerateRequest, *, options: GenerateOptions
-    ) -> AsyncGenerator[GenerateChunk, None]:
+    def generate(self, request: GenerateRequest, sink: ChunkSink, *, options: GenerateOptions) -> BackendCall:
         self.requests.append(request)
         self.num_open += 1
         self.all_closed.clear()
         self.changed.set()
-        try:
-            async for chunk in self._chunks(request):
-                yield chunk
-        finally:
-            self.num_open -= 1
-            if self.num_open == 0:
-                self.all_closed.set()
+        return PumpedCall(self._chunks(request), sink, on_end=self._count_end)
 
-    async def _chunks(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    def _count_end(self) -> None:
+        self.num_open -= 1
+        if self.num_open == 0:
+            self.all_closed.set()
+
+    async def _chunks(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         script = self.per_choice(request) if self.per_choice else [*ids_of(self.text), END_ID]
         wanted = script[: request.sampling.max_tokens]
         reason = FinishReason.LENGTH if len(wanted) < len(script) else FinishReason.STOP
@@ -101,8 +108,7 @@ class ScriptedBackend(Backend):
                 raise self.fail
             if self.gate is not None and index >= self.free_tokens:
                 await self.gate.wait()
-            else:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
             self.num_tokens_sent += 1
             self.changed.set()
             is_last = index == len(wanted) - 1
