@@ -78,6 +78,8 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ConfigError(f"the model's chat template is not valid: {error}") from error
+        # Jinja copies these for every rendering; from its chain of dictionaries that takes half the time.
+        self._template.globals = dict(self._template.globals)
         self._special_tokens = dict(special_tokens)
         self._takes_parts = self._shows_probe([{"type": "text", "text": _PROBE}])
         self._takes_strings = not self._takes_parts or self._shows_probe(_PROBE)

@@ -77,12 +77,12 @@ class ModelPipeline:
 
         num_chars = sum(num_content_chars(message) for message in messages)
         is_long = len(messages) > OFF_LOOP_MESSAGES or num_chars >= OFF_LOOP_CHARS
-        return await _off_loop(encode) if is_long else encode()
+        return await run_off_loop(encode) if is_long else encode()
 
     async def encode_text(self, text: str, *, param: str, add_special_tokens: bool = True) -> list[int]:
         """Prompt ids of a text. Raises ``ContextLengthExceeded`` for ``param``."""
         encode = partial(self._encode, text, param, add_special_tokens=add_special_tokens)
-        return await _off_loop(encode) if len(text) >= OFF_LOOP_CHARS else encode()
+        return await run_off_loop(encode) if len(text) >= OFF_LOOP_CHARS else encode()
 
     def output_room(self, num_prompt_tokens: int, max_tokens: int | None, *, param: str) -> int:
         """How many tokens may be generated: ``max_tokens``, or all that the context has left.
@@ -130,5 +130,6 @@ def _threads() -> Executor:
     return ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="tokenize")
 
 
-async def _off_loop(function: Callable[[], _T]) -> _T:
+async def run_off_loop(function: Callable[[], _T]) -> _T:
+    """Run ``function`` on one of the tokenizing threads; its own errors come back."""
     return await asyncio.get_running_loop().run_in_executor(_threads(), function)

@@ -5,6 +5,7 @@ from datetime import datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dynamo_sdk.errors import ConfigError, InvalidRequest
 from dynamo_sdk.preprocess import ChatTemplate, Message
@@ -98,3 +99,24 @@ def test_a_template_of_both_forms_gets_what_the_client_sent() -> None:
 def test_contents_reach_the_prompt_unchanged(contents: list[str]) -> None:
     rendered = template(SIMPLE).render([message for text in contents for message in user(text)])
     assert rendered == "".join(f"<user>{text}" for text in contents) + "<assistant>"
+
+
+OWN_NAMES = (
+    "{%- macro turn(m) -%}<{{ m.role }}>{{ m.content }}{{ eos }}{%- endmacro -%}"
+    "{%- set state = namespace(num=0, seen=dict(first=true)) -%}{%- set eos = '</s>' -%}"
+    "{%- set colour = cycler('red', 'blue') -%}{%- set comma = joiner(', ') -%}"
+    "{%- for m in messages -%}{{ comma() }}{{ colour.next() }}{{ turn(m) }}"
+    "{%- set state.num = state.num + 1 -%}{%- endfor -%}"
+    "{{ state.num }}{{ state.seen.first }}{% for i in range(state.num) %}{{ i }}{% endfor %}{{ nothing }}"
+)
+
+
+@given(contents=st.lists(st.text(), max_size=5), shadow=st.sampled_from(["eos", "turn", "state", "nothing"]))
+def test_every_rendering_is_what_jinja_gives_a_new_template(contents: list[str], shadow: str) -> None:
+    messages = [message for text in contents for message in user(text)]
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(OWN_NAMES)
+    expected = plain.render(messages=messages, add_generation_prompt=True, **{shadow: "given"})
+    ours = template(OWN_NAMES)
+    for _ in range(2):
+        assert ours.render(messages, variables={shadow: "given"}) == expected
+    assert ours.render([]) == plain.render(messages=[]), "nothing stays from one rendering to the next"
