@@ -11,6 +11,7 @@ import typer
 
 from dynamo_sdk import __version__
 
+from .bench import bench
 from .plan import plan
 from .plugins import plugins
 from .run import run
@@ -18,7 +19,7 @@ from .run import run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMANDS: dict[str, Callable[..., None]] = {"run": run, "plan": plan, "plugins": plugins}
+COMMANDS: dict[str, Callable[..., None]] = {"run": run, "plan": plan, "plugins": plugins, "bench": bench}
 EXIT_INTERRUPTED = 130
 PLUGIN_GROUP = "dynamo_sdk"
 
