@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -57,10 +58,11 @@ class Clock(ABC):
 
 
 class SystemClock(Clock):
-    """The running event loop's clock."""
+    """The running event loop's clock: every loop counts by the monotonic one, though uvloop reads it once a
+    turn and in whole milliseconds."""
 
     def now_s(self) -> float:
-        return asyncio.get_running_loop().time()
+        return time.monotonic()
 
     def call_at(self, when_s: float, callback: Callable[[], None]) -> TimerHandle:
         return asyncio.get_running_loop().call_at(when_s, callback)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -179,7 +178,6 @@ class DispatchedCall(BackendCall):
         self._route = route
         self._deadline_s = deadline_s
         self._sink = sink
-        self._clock = clock
         self._flow = RequestFlow(request, route.config)
         self._legs = Legs(clock, limits.stall_timeout_s, self._on_fact)
         self._waiting: asyncio.Task[None] | None = None
@@ -200,10 +198,10 @@ class DispatchedCall(BackendCall):
     def resume(self) -> None:
         self._legs.resume()
 
-    def _on_fact(self, leg: Role, answer: GenerateChunk | DynamoError) -> None:
+    def _on_fact(self, leg: Role, answer: GenerateChunk | DynamoError, now_s: float) -> None:
         try:
             if isinstance(answer, GenerateChunk):
-                actions = self._flow.received(leg, answer, self._clock.now_s())
+                actions = self._flow.received(leg, answer, now_s)
                 if answer.finish_reason is not None:
                     self._legs.cancel(leg)
             else:
@@ -216,9 +214,7 @@ class DispatchedCall(BackendCall):
     def _carry_out(self, actions: Iterable[Action]) -> None:
         """In order. Once the request is over, which the sink may decide in between, only what others must
         learn is still done."""
-        todo = deque(actions)
-        while todo:
-            action = todo.popleft()
+        for action in actions:
             match action:
                 case Emit(chunk) if not self._is_over:
                     self._sink.on_chunk(chunk)
@@ -236,7 +232,7 @@ class DispatchedCall(BackendCall):
                     if action.can_wait and not self._dispatcher.eligible(self._route, action):
                         self._waiting = asyncio.get_running_loop().create_task(self._wait(action))
                     else:
-                        todo.extend(self._dispatcher.choose(self._flow, self._route, action))
+                        self._carry_out(self._dispatcher.choose(self._flow, self._route, action))
                 case Migrated(error, num_kept_tokens):
                     logger.warning(
                         "request %s starts again, %d tokens kept: %s",

@@ -13,8 +13,8 @@ from dynamo_sdk.runtime.calls import CallListener, PushedCall
 from dynamo_sdk.runtime.clock import Clock, TimerHandle
 from dynamo_sdk.types import GenerateChunk, Role
 
-OnFact = Callable[[Role, GenerateChunk | DynamoError], None]
-"""Is told each chunk of a leg, or the error that ended it."""
+OnFact = Callable[[Role, GenerateChunk | DynamoError, float], None]
+"""Is told each chunk of a leg, or the error that ended it, and the clock's time."""
 
 
 class Legs:
@@ -104,11 +104,12 @@ class _Leg:
     # -- CallListener
 
     def on_item(self, item: GenerateChunk) -> None:
-        self._last_s = self._clock.now_s()
-        self._on_fact(self._role, item)
+        self._last_s = now_s = self._clock.now_s()
+        self._on_fact(self._role, item, now_s)
 
     def on_end(self, error: DynamoError | None) -> None:
-        self._on_fact(self._role, error or EngineFailed("the worker ended the stream without a last chunk"))
+        reason = error or EngineFailed("the worker ended the stream without a last chunk")
+        self._on_fact(self._role, reason, self._clock.now_s())
 
     # -- watchdog
 

@@ -14,11 +14,20 @@ import msgspec
 
 from dynamo_sdk.errors import ConfigError, EngineStartError, InvalidRequest
 from dynamo_sdk.graph import EngineService, endpoint
-from dynamo_sdk.interfaces import Embeds, Engine, EngineFacts, EngineSetup, ExposesBlocks
+from dynamo_sdk.interfaces import (
+    Embeds,
+    Engine,
+    EngineFacts,
+    EngineSetup,
+    ExposesBlocks,
+    ItemSource,
+    OpensSources,
+)
 from dynamo_sdk.metrics import WorkerMetrics
 from dynamo_sdk.runtime.model_path import resolve_model_path
 from dynamo_sdk.runtime.network import parse_address
 from dynamo_sdk.runtime.service import ManagedService, ServiceContext
+from dynamo_sdk.runtime.sources import sourced_by
 from dynamo_sdk.transfer import DIRECT
 from dynamo_sdk.types import (
     EmbedOutput,
@@ -37,7 +46,7 @@ from dynamo_sdk.types import (
 
 from .agreement import check_agreement
 from .handover import BlockHandover
-from .leg_meter import metered_leg, observe_load
+from .leg_meter import metered_leg, observe_load, open_metered
 
 LOAD_INTERVAL_S = 0.1
 CANARY_TOKEN = 1
@@ -58,7 +67,13 @@ class Worker(EngineService, ManagedService):
 
     # -- endpoints
 
+    def _open_leg(self, request: GenerateRequest) -> ItemSource[GenerateChunk] | None:
+        if self._handover is not None or not isinstance(self._engine, OpensSources):
+            return None
+        return open_metered(self._engine, self._metrics, request, self._context.clock)
+
     @endpoint
+    @sourced_by(_open_leg)
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         """One leg. Ends early, with everything freed, when the caller closes the stream."""
         run = self._engine if self._handover is None else self._handover
