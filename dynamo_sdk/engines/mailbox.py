@@ -1,8 +1,9 @@
-"""``Mailbox``: one request's tokens, from an engine's loop to the generator that yields them."""
+"""``Mailbox``: one request's tokens, from an engine's loop to whoever passes them on."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from dynamo_sdk.errors import DynamoError
 from dynamo_sdk.types import (
@@ -17,8 +18,8 @@ from dynamo_sdk.types import (
 
 
 class Mailbox:
-    """Filled by ``put`` and ``fail``, which never wait; emptied by one consumer's ``take``, which merges
-    whatever has come since the last chunk.
+    """Filled by ``put`` and ``fail``, which never wait; emptied by one consumer's ``take`` or ``next``, which
+    merge whatever has come since the last chunk. ``is_over``: the last chunk has been taken.
 
     Times are seconds of the engine's clock. ``ticket`` goes out with a ``HANDOVER``.
     """
@@ -30,14 +31,14 @@ class Mailbox:
         "_logprobs",
         "_num_cached_tokens",
         "_num_tokens",
+        "_on_ready",
         "_scheduled_s",
         "_token_ids",
         "_transfer_bytes",
         "_transfer_s",
-        "_waiter",
         "arrival_s",
         "finish_reason",
-        "is_delivered",
+        "is_over",
         "request",
         "ticket",
         "wants_logprobs",
@@ -51,13 +52,13 @@ class Mailbox:
         self.ticket = ticket
         self.wants_logprobs = request.sampling.logprobs is not None
         self.finish_reason: FinishReason | None = None  # set with the last token
-        self.is_delivered = False  # the last chunk has been taken
+        self.is_over = False
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._num_tokens = 0
         self._num_cached_tokens = 0
         self._error: DynamoError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._on_ready: Callable[[], None] | None = None
         self._scheduled_s: float | None = None
         self._first_token_s = self._last_token_s = 0.0
         self._transfer_s, self._transfer_bytes = 0.0, 0
@@ -90,35 +91,43 @@ class Mailbox:
         self._last_token_s = now_s
         self._num_cached_tokens = num_cached_tokens
         self.finish_reason = finish_reason
-        self._wake()
+        if self._on_ready is not None:
+            self._on_ready()
 
     def fail(self, error: DynamoError) -> None:
         """Tokens that were not taken yet are lost with it."""
         self._error = error
-        self._wake()
+        if self._on_ready is not None:
+            self._on_ready()
 
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def listen(self, on_ready: Callable[[], None]) -> None:
+        """Call ``on_ready`` at each ``put`` and ``fail`` from now on."""
+        self._on_ready = on_ready
 
-    async def take(self) -> GenerateChunk:
-        """All tokens since the last call, waiting for the first. Raises what ``fail`` was given."""
-        if not self._token_ids and self._error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+    async def next(self) -> GenerateChunk:
+        """``take``, waiting for the first token."""
+        while (chunk := self.take()) is None:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._on_ready = lambda waiter=waiter: None if waiter.done() else waiter.set_result(None)
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
+                self._on_ready = None
+        return chunk
+
+    def take(self) -> GenerateChunk | None:
+        """All tokens since the last call; None = there are none. Raises what ``fail`` was given."""
         if self._error is not None:
             raise self._error
+        if not self._token_ids:
+            return None
         token_ids, self._token_ids = tuple(self._token_ids), []
         logprobs: tuple[TokenLogprobs, ...] | None = None
         if self.wants_logprobs:
             logprobs, self._logprobs = tuple(self._logprobs), []
         if self.finish_reason is None:
             return GenerateChunk(token_ids, logprobs)
-        self.is_delivered = True
+        self.is_over = True
         return GenerateChunk(
             token_ids=token_ids,
             logprobs=logprobs,

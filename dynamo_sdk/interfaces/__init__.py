@@ -2,7 +2,16 @@
 
 from .block_memory import BlockMemory, BlockReservation, ExposesBlocks, SharedRegion
 from .discovery import Discovery, Fleet, Lease
-from .engine import Embeds, Engine, EngineFacts, EngineSetup, PublishesKVEvents, PublishesMetrics
+from .engine import (
+    Embeds,
+    Engine,
+    EngineFacts,
+    EngineSetup,
+    OpensSources,
+    PublishesKVEvents,
+    PublishesMetrics,
+)
+from .item_source import ItemSource
 from .kv_connector import Handover, KVConnector
 from .kv_store import CacheKey, KVStore, KVStoreStatistics
 from .launcher import Launcher, LaunchOptions
@@ -38,12 +47,14 @@ __all__ = [
     "Fleet",
     "Freed",
     "Handover",
+    "ItemSource",
     "KVConnector",
     "KVStore",
     "KVStoreStatistics",
     "LaunchOptions",
     "Launcher",
     "Lease",
+    "OpensSources",
     "Overlap",
     "Planner",
     "PlannerEffects",

@@ -19,6 +19,8 @@ from dynamo_sdk.types.models import ModelSpec
 from dynamo_sdk.types.outputs import GenerateChunk
 from dynamo_sdk.types.requests import EmbedOutput, EmbedRequest, GenerateRequest, Role
 
+from .item_source import ItemSource
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
@@ -91,6 +93,14 @@ class Embeds(ABC):
     @abstractmethod
     async def embed(self, request: EmbedRequest) -> EmbedOutput:
         """One L2-normalised vector for one prompt. Cancellable. Raises ``InvalidRequest``."""
+
+
+class OpensSources(ABC):
+    """An engine whose chunks can also be had without a generator, which saves a task's turn per token."""
+
+    @abstractmethod
+    def open(self, request: GenerateRequest) -> ItemSource[GenerateChunk]:
+        """``generate`` by plain calls: the same chunks, the same errors, the invalid request's here."""
 
 
 class PublishesKVEvents(ABC):

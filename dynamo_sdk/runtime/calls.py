@@ -22,6 +22,7 @@ from dynamo_sdk.graph.endpoints import EndpointSpec
 from .client import ClientConnection, PushedStream, QueuedStream
 from .deadline import deadline_scope
 from .server import Handler, ServerStream
+from .sources import open_source
 
 UNREADABLE = (msgspec.MsgspecError, ValidationError, UnicodeDecodeError)
 """What decoding of a peer's bytes can raise."""
@@ -270,7 +271,9 @@ def serve_endpoints(instance: object, codecs: Mapping[str, EndpointCodec]) -> Ha
         arguments = codec.decode_arguments(stream.payload)
         method = getattr(instance, codec.spec.name)
         with deadline_scope(stream.deadline_s):
-            if codec.spec.is_streaming:
+            if (source := open_source(method, instance, **arguments)) is not None:
+                await stream.send_all(source, codec.encode_result)
+            elif codec.spec.is_streaming:
                 generator = cast(Callable[..., AsyncGenerator[object, None]], method)(**arguments)
                 async with aclosing(generator):
                     async for item in generator:

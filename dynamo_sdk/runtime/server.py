@@ -1,10 +1,15 @@
-"""The server's end: accepted connections, and a task per call."""
+"""The server's end: accepted connections, and a task per call.
+
+The task of a call that is answered from an ``ItemSource`` only waits for its end; the items go out by plain
+calls.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from dynamo_sdk.errors import (
     ConnectionLost,
@@ -15,6 +20,7 @@ from dynamo_sdk.errors import (
     Unavailable,
     WireError,
 )
+from dynamo_sdk.interfaces import ItemSource
 
 from .clock import Clock, SystemClock, TimerHandle
 from .link import HANDSHAKE_TIMEOUT_S, Link
@@ -31,6 +37,7 @@ class ServerStream:
         self._connection = connection
         self.number = opened.stream
         self._credited: asyncio.Future[None] | None = None
+        self._push: Callable[[], None] | None = None
         self.method = opened.method
         self.payload = opened.payload
         self.deadline_s = None if opened.deadline_s is None else connection.clock.now_s() + opened.deadline_s
@@ -43,14 +50,83 @@ class ServerStream:
             await self._credited
         session.send_item(self.number, item)
         connection.flush_soon()
-        channel = connection.channel
-        if channel is not None and not channel.is_writable():
-            await channel.wait_writable()
+        if not connection.is_writable:
+            await connection.wait_writable()
+
+    async def send_all(self, source: ItemSource[Any], encode: Callable[[Any], bytes]) -> None:
+        """Send what ``source`` gives to its end, each item in the tick in which it is there. What the client
+        has no credit for, or the socket no room, stays with the source. Closes the source."""
+        push = _Push(self._connection, self.number, source, encode)
+        self._push = push
+        try:
+            source.listen(push)
+            push()
+            await push.wait_over()
+        finally:
+            self._push = None
+            source.close()
 
     def wake(self) -> None:
+        if self._push is not None:
+            self._push()
         waiter, self._credited = self._credited, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+class _Push:
+    """Takes items and queues them for the client, whenever it is called and there is room."""
+
+    __slots__ = ("_connection", "_encode", "_error", "_number", "_pause", "_session", "_source")
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        number: int,
+        source: ItemSource[Any],
+        encode: Callable[[Any], bytes],
+    ) -> None:
+        self._connection, self._session, self._number = connection, connection.session, number
+        self._source, self._encode = source, encode
+        self._error: Exception | None = None
+        self._pause: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __call__(self) -> None:
+        connection, session, source, number = self._connection, self._session, self._source, self._number
+        try:
+            while session.credit(number):
+                if not connection.is_writable:
+                    self._end_pause()
+                    return
+                item = source.take()
+                if item is None:
+                    return
+                session.send_item(number, self._encode(item))
+                connection.flush_soon()
+                if source.is_over:  # the end goes out with the last item
+                    source.close()
+                    session.end(number)
+                    self._end_pause()
+                    return
+        except Exception as error:
+            self._error = error
+            self._end_pause()
+
+    def _end_pause(self) -> None:
+        if not self._pause.done():
+            self._pause.set_result(None)
+
+    async def wait_over(self) -> None:
+        """Return when the last item is queued; raises what the source raised."""
+        while True:
+            await self._pause
+            if self._error is not None:
+                raise self._error
+            if self._source.is_over:
+                return
+            await self._connection.wait_writable()
+            self._pause = asyncio.get_running_loop().create_future()
+            self()
 
 
 Handler = Callable[[ServerStream], Awaitable[None]]
@@ -96,6 +172,14 @@ class ServerConnection(Link):
         self._handshake_timer = clock.call_later(
             HANDSHAKE_TIMEOUT_S, lambda: self.break_off(HandshakeError("no answer to our greeting"))
         )
+
+    @property
+    def is_writable(self) -> bool:
+        return self.channel is None or self.channel.is_writable()
+
+    async def wait_writable(self) -> None:
+        if self.channel is not None:
+            await self.channel.wait_writable()
 
     @property
     def num_calls(self) -> int:

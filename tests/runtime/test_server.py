@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
+import msgspec
 import pytest
 
 from dynamo_sdk.errors import DeadlineExceeded, EngineFailed, Unavailable
-from dynamo_sdk.runtime.client import connect
+from dynamo_sdk.interfaces import ItemSource
+from dynamo_sdk.runtime.client import STREAM_CREDIT, connect
 from dynamo_sdk.runtime.clock import ManualClock, settle
 from dynamo_sdk.runtime.link import HANDSHAKE_FRAME_BYTES
 from dynamo_sdk.runtime.memory import MemoryNetwork
@@ -181,3 +184,139 @@ async def test_a_draining_server_still_answers_what_helps_it_to_end() -> None:
     assert answered == ["release"]
     await client.aclose()
     await server.close()
+
+
+class Numbers(ItemSource[int]):
+    """What ``put`` gave since the last ``take``, as one sum: a source that merges. It ends at ``last``."""
+
+    def __init__(self, last: int) -> None:
+        self.is_over = False
+        self.num_taken = self.num_closed = 0
+        self.error: Exception | None = None
+        self._last = last
+        self._numbers: list[int] = []
+        self._on_ready: Callable[[], None] | None = None
+
+    def put(self, number: int) -> None:
+        self._numbers.append(number)
+        if self._on_ready is not None:
+            self._on_ready()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        assert self._on_ready is not None
+        self._on_ready()
+
+    def listen(self, on_ready: Callable[[], None]) -> None:
+        self._on_ready = on_ready
+
+    def take(self) -> int | None:
+        if self.error is not None:
+            raise self.error
+        if not self._numbers:
+            return None
+        numbers, self._numbers = self._numbers, []
+        self.num_taken += 1
+        self.is_over = self._last in numbers
+        return sum(numbers)
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+
+LAST = 1_000_000
+
+
+@dataclass
+class PushRig:
+    network: MemoryNetwork
+    clock: ManualClock
+    source: Numbers
+    server: Server
+
+
+@asynccontextmanager
+async def push_rig() -> AsyncIterator[PushRig]:
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock)
+    source = Numbers(LAST)
+
+    async def handle(stream: ServerStream) -> None:
+        await stream.send_all(source, msgspec.msgpack.encode)
+
+    server = Server(network, handle, clock=clock)
+    await server.start(ADDRESS)
+    try:
+        yield PushRig(network, clock, source, server)
+    finally:
+        await server.close()
+
+
+def number(item: msgspec.Raw) -> int:
+    return msgspec.msgpack.decode(item, type=int)
+
+
+async def test_a_source_is_sent_item_by_item_to_its_end() -> None:
+    async with push_rig() as rig:
+        rig.source.put(1)  # before anybody listens
+        client = await connect(rig.network, ADDRESS, clock=rig.clock)
+        stream = client.open("count", NOTHING)
+        assert number(await anext(stream)) == 1
+        rig.source.put(2)
+        assert number(await anext(stream)) == 2
+        rig.source.put(LAST)
+        assert number(await anext(stream)) == LAST
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        assert rig.source.num_closed
+        await rig.server.drain()
+        client.close_soon()
+
+
+async def test_what_the_client_has_no_credit_for_stays_with_the_source_and_merges() -> None:
+    async with push_rig() as rig:
+        client = await connect(rig.network, ADDRESS, clock=rig.clock)
+        stream = client.open("count", NOTHING)
+        await settle()
+        for _ in range(10 * STREAM_CREDIT):
+            rig.source.put(1)
+            await settle(3)
+        assert rig.source.num_taken == STREAM_CREDIT
+        rig.source.put(LAST)
+        received = [number(item) async for item in stream]
+        assert received == [1] * STREAM_CREDIT + [9 * STREAM_CREDIT + LAST]
+        client.close_soon()
+
+
+async def test_a_source_that_fails_ends_its_stream_with_the_error_and_is_closed() -> None:
+    async with push_rig() as rig:
+        client = await connect(rig.network, ADDRESS, clock=rig.clock)
+        stream = client.open("count", NOTHING)
+        await settle()
+        rig.source.put(1)
+        rig.source.fail(Unavailable("gone fishing"))
+        assert number(await anext(stream)) == 1
+        with pytest.raises(Unavailable, match="fishing"):
+            await anext(stream)
+        assert rig.source.num_closed
+        client.close_soon()
+
+
+@pytest.mark.parametrize("ending", ["cancel", "deadline", "lost"])
+async def test_a_call_that_ends_early_closes_its_source(ending: str) -> None:
+    async with push_rig() as rig:
+        client = await connect(rig.network, ADDRESS, clock=rig.clock)
+        stream = client.open("count", NOTHING, timeout_s=5.0)
+        await settle()
+        assert not rig.source.num_closed
+        if ending == "cancel":
+            await stream.aclose()
+        elif ending == "deadline":
+            await rig.clock.advance(5.0)
+        else:
+            client.close_soon()
+        await settle()
+        assert rig.source.num_closed == 1
+        rig.source.put(1)  # nobody is there; nobody is disturbed
+        assert rig.source.num_taken == 0
+        client.close_soon()

@@ -21,6 +21,7 @@ from dynamo_sdk.interfaces import (
     Engine,
     EngineFacts,
     EngineSetup,
+    OpensSources,
     PublishesKVEvents,
     PublishesMetrics,
 )
@@ -36,10 +37,10 @@ from dynamo_sdk.types import (
 from .build import build_cores
 from .config import MockerConfig
 from .precise_clock import PreciseClock
-from .rank import Rank
+from .rank import Rank, RankSource
 
 
-class MockerEngine(Engine, PublishesKVEvents, PublishesMetrics):
+class MockerEngine(Engine, OpensSources, PublishesKVEvents, PublishesMetrics):
     """Serves without a model. ``config`` None = all defaults; ``clock`` None = live time."""
 
     def __init__(
@@ -110,6 +111,14 @@ class MockerEngine(Engine, PublishesKVEvents, PublishesMetrics):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """``lora`` and ``cache_salt`` only give blocks other names: every adapter is served."""
+        source = self.open(request)
+        try:
+            while not source.is_over:
+                yield await source.next()
+        finally:
+            source.close()
+
+    def open(self, request: GenerateRequest) -> RankSource:
         if self._is_closed or not self._ranks:
             raise EngineFailed("the engine is closed" if self._is_closed else "the engine was not started")
         for field in ("prompt", "generated"):
@@ -118,13 +127,7 @@ class MockerEngine(Engine, PublishesKVEvents, PublishesMetrics):
         ticket = request.kv_transfer
         if ticket is not None and ticket.connector != stateless.NAME:
             raise TicketUnknown(f"the mocker engine reads no tickets of {ticket.connector!r}")
-        rank = self._rank_of(request)
-        mailbox = rank.add(request)
-        try:
-            while not mailbox.is_delivered:
-                yield await mailbox.take()
-        finally:
-            rank.leave(mailbox)
+        return self._rank_of(request).add(request)
 
     def _rank_of(self, request: GenerateRequest) -> Rank:
         """The rank that the request names, or everybody in turn."""

@@ -17,15 +17,38 @@ from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.engines.mailbox import Mailbox
 from dynamo_sdk.engines.stateless import TICKET
 from dynamo_sdk.errors import EngineFailed, InvalidRequest, Overloaded
+from dynamo_sdk.interfaces import ItemSource
 from dynamo_sdk.runtime.clock import Clock, TimerHandle
 from dynamo_sdk.scheduling import SequenceUpdate
-from dynamo_sdk.types import ForwardPassMetrics, GenerateRequest, KVEventBatch, LoadSnapshot, TokenLogprobs
+from dynamo_sdk.types import (
+    ForwardPassMetrics,
+    GenerateChunk,
+    GenerateRequest,
+    KVEventBatch,
+    LoadSnapshot,
+    TokenLogprobs,
+)
 
 from .core import MockerCore, StepResult
 
 MAX_LAG_S = 0.1
 
 _log = logging.getLogger(__name__)
+
+
+class RankSource(Mailbox, ItemSource[GenerateChunk]):
+    """One request's tokens; ``close`` takes the request off the rank."""
+
+    __slots__ = ("_rank",)
+
+    def __init__(self, rank: Rank, request: GenerateRequest, arrival_s: float) -> None:
+        super().__init__(request, arrival_s=arrival_s, ticket=TICKET)
+        self._rank: Rank | None = rank
+
+    def close(self) -> None:
+        rank, self._rank = self._rank, None
+        if rank is not None:
+            rank.leave(self)
 
 
 class Rank:
@@ -47,13 +70,13 @@ class Rank:
         self._kv_events = kv_events
         self._metrics = metrics
         self._on_empty = on_empty
-        self._mailboxes: dict[str, Mailbox] = {}  # of requests that the core still works on
+        self._mailboxes: dict[str, RankSource] = {}  # of requests that the core still works on
         self._num_consumers = 0
         self._failure: str | None = None
         self._timer: TimerHandle | None = None
         self._due_s = 0.0  # when the timer should run
         self._result: StepResult | None = None  # the step under way,
-        self._letters: list[tuple[Mailbox, SequenceUpdate]] = []  # its tokens,
+        self._letters: list[tuple[RankSource, SequenceUpdate]] = []  # its tokens,
         self._events: list[KVEventBatch] = []  # and what the core has said but nobody was told yet
 
     @property
@@ -62,9 +85,9 @@ class Rank:
 
     # -- requests
 
-    def add(self, request: GenerateRequest) -> Mailbox:
-        """Queue a request. Whoever calls this calls ``leave`` once, at the end. Raises ``InvalidRequest``,
-        ``Overloaded``, ``EngineFailed``."""
+    def add(self, request: GenerateRequest) -> RankSource:
+        """Queue a request. Whoever calls this closes what it gets. Raises ``InvalidRequest``, ``Overloaded``,
+        ``EngineFailed``."""
         if self._failure is not None:
             raise EngineFailed(self._failure)
         if self.core.num_waiting >= self._max_num_waiting:
@@ -75,14 +98,15 @@ class Rank:
             )
         now_s = self._clock.now_s()
         self.core.add(request, now_s)
-        mailbox = self._mailboxes[request.request_id] = Mailbox(request, arrival_s=now_s, ticket=TICKET)
+        mailbox = self._mailboxes[request.request_id] = RankSource(self, request, now_s)
         self._num_consumers += 1
         if self._result is None:
             self._set_timer(now_s)  # the next tick: requests of this one make one batch
         return mailbox
 
-    def leave(self, mailbox: Mailbox) -> None:
-        """The consumer is gone. Whatever the request still held is free when this returns."""
+    def leave(self, mailbox: RankSource) -> None:
+        """For ``RankSource.close``: the consumer is gone. Whatever the request still held is free when this
+        returns."""
         request_id = mailbox.request.request_id
         if self._mailboxes.get(request_id) is mailbox:
             del self._mailboxes[request_id]
@@ -100,10 +124,10 @@ class Rank:
             self._timer.cancel()
         self._timer = self._result = None
         self._letters.clear()
-        for request_id, mailbox in self._mailboxes.items():
+        mailboxes, self._mailboxes = self._mailboxes, {}
+        for request_id, mailbox in mailboxes.items():
             self.core.abort(request_id)
             mailbox.fail(EngineFailed(reason))
-        self._mailboxes.clear()
 
     def load(self) -> LoadSnapshot:
         """How busy this rank is. Requests whose last token is still to come count as running; blocks and
@@ -174,6 +198,9 @@ class Rank:
         mailboxes = self._mailboxes
         letters, self._letters = self._letters, []
         for mailbox, update in letters:
+            # Before the put, in which the consumer may leave: the rank is done with the request.
+            if update.finish_reason is not None and mailboxes.get(update.request_id) is mailbox:
+                del mailboxes[update.request_id]
             mailbox.put(
                 update.token_id,
                 _certain(update.token_id, mailbox.request) if mailbox.wants_logprobs else None,
@@ -181,8 +208,6 @@ class Rank:
                 num_cached_tokens=update.num_cached_tokens,
                 now_s=now_s,
             )
-            if update.finish_reason is not None and mailboxes.get(update.request_id) is mailbox:
-                del mailboxes[update.request_id]
         self._publish(None)
         if self._metrics.has_listeners:
             self._metrics.publish(result.metrics)

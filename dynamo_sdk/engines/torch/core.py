@@ -135,7 +135,7 @@ class EngineCore:
             if request_id in self._in_flight:  # its blocks are being written until the step ends
                 with anyio.CancelScope(shield=True):
                     await self._step_done.wait()
-        elif mailbox.finish_reason is FinishReason.HANDOVER and not mailbox.is_delivered:
+        elif mailbox.finish_reason is FinishReason.HANDOVER and not mailbox.is_over:
             self.release(request_id)  # nobody has learnt that blocks are held
 
     def release(self, request_id: str) -> None:

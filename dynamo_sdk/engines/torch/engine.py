@@ -157,8 +157,8 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
         check_request(request, vocab_size=running.model.vocab_size)
         mailbox = running.core.add(request)
         try:
-            while not mailbox.is_delivered:
-                yield await mailbox.take()
+            while not mailbox.is_over:
+                yield await mailbox.next()
         finally:
             await running.core.leave(mailbox)
 

@@ -359,3 +359,60 @@ async def test_bad_requests_are_refused_and_hold_nothing(
         await anext(engine.generate(request_))
     await engine.drain()
     engine.check_integrity()
+
+
+async def test_a_source_gives_what_the_generator_gives_in_the_tick_in_which_it_is_there() -> None:
+    clock = ManualClock()
+    engine = await started(clock)
+    reader = Reader(engine, clock, ask("a", prompt(512), 4))
+    await clock.advance(1.0)
+    start_ms = clock.now_s() * 1e3
+    source = engine.open(ask("b", prompt(512, first=1), 4))
+    taken: list[tuple[float, GenerateChunk | None]] = []
+    source.listen(lambda: taken.append((clock.now_s() * 1e3 - start_ms, source.take())))
+    assert source.take() is None
+    clock.advance_nowait(1.0)
+    assert [at_ms for at_ms, _ in taken] == pytest.approx(reader.token_ms)
+    assert [chunk for _, chunk in taken if chunk is not None][-1].usage == reader.last.usage
+    assert source.is_over
+    source.close()
+    await engine.drain()
+
+
+async def test_a_source_that_is_left_merges_its_tokens_and_gives_its_blocks_back_when_closed() -> None:
+    clock = ManualClock()
+    engine = await started(clock)
+    source = engine.open(ask("a", prompt(512), 1000))
+    await clock.advance(1.0)
+    chunk = source.take()
+    assert chunk is not None
+    assert len(chunk.token_ids) > 10
+    source.close()
+    source.close()
+    load = engine.load()
+    assert load is not None
+    assert (load.num_running, load.num_free_blocks) == (0, load.num_blocks)
+    engine.check_integrity()
+    await engine.drain()
+    with pytest.raises(InvalidRequest):
+        engine.open(ask("b", []))
+
+
+async def test_a_source_whose_reader_leaves_at_its_last_token_disturbs_no_step() -> None:
+    clock = ManualClock()
+    engine = await started(clock)
+    source = engine.open(ask("a", prompt(64), 2))
+    other = Reader(engine, clock, ask("b", prompt(64, first=1), 5))
+
+    def read() -> None:
+        source.take()
+        if source.is_over:
+            source.close()
+
+    source.listen(read)
+    await clock.advance(1.0)
+    times = [prefill_ms(128)]
+    for lengths in ((65, 65), (66,), (67,), (68,)):
+        times.append(times[-1] + decode_ms(sum(lengths)))
+    assert other.token_ms == pytest.approx(times, abs=1e-6)
+    engine.check_integrity()
