@@ -18,12 +18,8 @@ from .chat_template import ChatTemplate, Message, num_content_chars
 from .model_files import read_model_files
 from .tokenizer import Tokenizer
 
-OFF_LOOP_CHARS = 2048
-"""Texts from this length on are tokenized on a thread. As many characters take half a millisecond, which
-is what the other streams of the loop would wait; the hop to a thread and back takes 0.03."""
-
 OFF_LOOP_MESSAGES = 64
-"""As many messages take half as long to render."""
+"""Conversations of more messages are rendered on a thread; as many take a tenth of a millisecond."""
 
 _T = TypeVar("_T")
 
@@ -76,13 +72,13 @@ class ModelPipeline:
             return self._encode(text, "messages", add_special_tokens=False)
 
         num_chars = sum(num_content_chars(message) for message in messages)
-        is_long = len(messages) > OFF_LOOP_MESSAGES or num_chars >= OFF_LOOP_CHARS
+        is_long = len(messages) > OFF_LOOP_MESSAGES or num_chars >= self.tokenizer.off_loop_chars
         return await run_off_loop(encode) if is_long else encode()
 
     async def encode_text(self, text: str, *, param: str, add_special_tokens: bool = True) -> list[int]:
         """Prompt ids of a text. Raises ``ContextLengthExceeded`` for ``param``."""
         encode = partial(self._encode, text, param, add_special_tokens=add_special_tokens)
-        return await run_off_loop(encode) if len(text) >= OFF_LOOP_CHARS else encode()
+        return await run_off_loop(encode) if len(text) >= self.tokenizer.off_loop_chars else encode()
 
     def output_room(self, num_prompt_tokens: int, max_tokens: int | None, *, param: str) -> int:
         """How many tokens may be generated: ``max_tokens``, or all that the context has left.

@@ -8,7 +8,6 @@ import pytest
 
 from dynamo_sdk.errors import ConfigError, ContextLengthExceeded, InvalidRequest
 from dynamo_sdk.preprocess import ModelPipeline, Tokenizer, printable
-from dynamo_sdk.preprocess.pipeline import OFF_LOOP_CHARS
 from dynamo_sdk.types import ModelRecord
 
 from . import tokenizers_for_tests as build
@@ -50,7 +49,8 @@ def test_long_texts_are_tokenized_on_a_thread(
         return encode(self, text, add_special_tokens=add_special_tokens)
 
     monkeypatch.setattr(Tokenizer, "encode", spy)
-    text = "a" * (OFF_LOOP_CHARS if is_long else OFF_LOOP_CHARS - 1)
+    off_loop_chars = pipeline.tokenizer.off_loop_chars
+    text = "a" * (off_loop_chars if is_long else off_loop_chars - 1)
     ids = asyncio.run(pipeline.encode_text(text, param="prompt"))
     assert pipeline.tokenizer.decode(ids) == text
     assert (seen[0] is not threading.main_thread()) is is_long
