@@ -7,6 +7,7 @@ mistake.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import signal
@@ -24,6 +25,18 @@ CHATTY_LOGGERS = ("uvicorn", "httpx")
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
+NEW_OBJECTS_PER_COLLECTION = 10_000
+"""Requests come and go without cycles, so looking for some every 700 objects (Python's default) finds
+nothing and takes a tenth of a busy frontend's time. This many take the collector half a millisecond."""
+
+
+def spare_the_collector() -> None:
+    """What is there once a replica is ready stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS_PER_COLLECTION, 20, 20)
+
+
 async def serve(spec: ReplicaSpec) -> None:
     """Run the replica until SIGTERM, then drain. Raises ``DynamoError``."""
     stop = anyio.Event()
@@ -36,7 +49,7 @@ async def serve(spec: ReplicaSpec) -> None:
     async with anyio.create_task_group() as tasks:
         scope = anyio.CancelScope()
         tasks.start_soon(listen, scope)
-        await run_replica(spec, stop)
+        await run_replica(spec, stop, on_ready=spare_the_collector)
         scope.cancel()
 
 

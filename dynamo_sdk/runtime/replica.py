@@ -61,11 +61,12 @@ async def run_replica(
     network: Network | None = None,
     discovery: Discovery | None = None,
     clock: Clock | None = None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Be this replica until ``stop`` is set, then drain and return.
 
     The keyword arguments replace what the spec names by what one process shares: the graph itself, an
-    in-memory network and discovery, another clock. Raises ``DynamoError``.
+    in-memory network and discovery, another clock; ``on_ready`` is called once. Raises ``DynamoError``.
     """
     network = network or SocketNetwork()
     clock = clock or SystemClock()
@@ -112,6 +113,7 @@ async def run_replica(
             try:
                 if await _ends_before(stop, lambda: _check_edges(instance, context)):
                     await lease.update(msgspec.structs.replace(record, is_ready=True))
+                    on_ready()
                     if isinstance(instance, ManagedService):
                         await _ends_before(stop, instance.wait_failed)
                     await stop.wait()
