@@ -21,14 +21,20 @@ All changes of what is cached are collected as KV events; ``take_events`` hands 
 
 from __future__ import annotations
 
+import sys
+from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.types.kv_events import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
 from dynamo_sdk.types.tokens import unpack_tokens
+
+from .hashing import CACHE_KEY_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +45,11 @@ class PoolAllocation:
     num_cached_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class _CachedBlock:
-    """What a registered block holds. ``parent`` is None for the first block of a sequence."""
+class _CachedBlock(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """What a registered block holds. ``parent`` is None for the first block of a sequence.
+
+    There are as many as blocks and they refer to nothing but strings: the collector need not look at them.
+    """
 
     key: CacheKey
     parent: CacheKey | None
@@ -64,7 +72,7 @@ class BlockPool:
         self._contents: list[_CachedBlock | None] = [None] * num_blocks
         self._block_of: dict[CacheKey, int] = {}
         self._events: list[KVEvent] = []
-        self._evicted: list[int] = []  # hashes of a BlocksRemoved that is still growing
+        self._evicted: list[CacheKey] = []  # of a BlocksRemoved that is still growing
 
     @property
     def num_free_blocks(self) -> int:
@@ -102,26 +110,34 @@ class BlockPool:
             if not num_refs[block]:
                 del evictable[block]
             num_refs[block] += 1
-        new = [self._take_block() for _ in range(num_new)]
-        return PoolAllocation(block_ids=(*found, *new), num_cached_blocks=len(found))
+        return PoolAllocation(block_ids=(*found, *self._take_blocks(num_new)), num_cached_blocks=len(found))
 
     def allocate_one(self) -> int | None:
         """One new block with one reference; None when there is none now."""
         if not self._free and not self._evictable:
             return None
-        return self._take_block()
+        return self._take_blocks(1)[0]
 
-    def _take_block(self) -> int:
-        if self._free:
-            block = self._free.pop()
-        else:
-            block, _ = self._evictable.popitem(last=False)
-            content = self._contents[block]
-            assert content is not None
-            self._contents[block] = None
-            del self._block_of[content.key]
-            self._evicted.append(_event_hash(content.key))
-        self._num_refs[block] = 1
+    def _take_blocks(self, num_blocks: int) -> list[int]:
+        """Free ones first, then the next victims; that many must be there."""
+        free, num_refs = self._free, self._num_refs
+        num_free = min(num_blocks, len(free))
+        taken = free[len(free) - num_free :]
+        del free[len(free) - num_free :]
+        taken.reverse()  # as if popped one by one
+        for _ in range(num_blocks - num_free):
+            taken.append(self._evict())
+        for block in taken:
+            num_refs[block] = 1
+        return taken
+
+    def _evict(self) -> int:
+        block, _ = self._evictable.popitem(last=False)
+        content = self._contents[block]
+        assert content is not None
+        self._contents[block] = None
+        del self._block_of[content.key]
+        self._evicted.append(content.key)
         return block
 
     def register(
@@ -145,22 +161,25 @@ class BlockPool:
         parent_content = None if after is None else self._contents[after]
         parent = None if parent_content is None else parent_content.key
         block_bytes = len(tokens) // len(block_ids)
+        block_of, contents, num_refs = self._block_of, self._contents, self._num_refs
         kept: list[int] = []
         stored: list[_CachedBlock] = []
         for index, (block, key) in enumerate(zip(block_ids, keys, strict=True)):
-            present = self._block_of.get(key)
+            present = block_of.get(key)
             if present is None:
+                if not num_refs[block] or contents[block] is not None:
+                    raise _unfit(block, is_held=num_refs[block] > 0)
                 own = tokens[index * block_bytes : (index + 1) * block_bytes]
                 content = _CachedBlock(key, parent, own, lora, cache_salt)
-                self._require_held(block, without_key=True)
-                self._contents[block] = content
-                self._block_of[key] = block
+                contents[block] = content
+                block_of[key] = block
                 stored.append(content)
             else:
                 self._store_event(stored)
                 stored = []
                 if present != block:
-                    self._require_held(block, without_key=True)
+                    if not num_refs[block] or contents[block] is not None:
+                        raise _unfit(block, is_held=num_refs[block] > 0)
                     block = self._move_reference(block, present)
             kept.append(block)
             parent = key
@@ -227,14 +246,8 @@ class BlockPool:
 
     def _flush_evicted(self) -> None:
         if self._evicted:
-            self._events.append(BlocksRemoved(block_hashes=tuple(self._evicted)))
+            self._events.append(BlocksRemoved(block_hashes=_event_hashes(self._evicted)))
             self._evicted.clear()
-
-    def _require_held(self, block: int, *, without_key: bool) -> None:
-        if not self._num_refs[block]:
-            raise ValueError(f"block {block} is not held")
-        if without_key and self._contents[block] is not None:
-            raise ValueError(f"block {block} already holds other tokens")
 
     def num_references(self, block: int) -> int:
         """How many holders ``block`` has."""
@@ -264,16 +277,24 @@ class BlockPool:
                 assert place.get(block, len(place)) < place[parent], "a parent goes before its child"
 
 
-def _event_hash(key: CacheKey) -> int:
-    return int.from_bytes(key[:8], "little")
+def _unfit(block: int, *, is_held: bool) -> ValueError:
+    return ValueError(f"block {block} {'already holds other tokens' if is_held else 'is not held'}")
+
+
+def _event_hashes(keys: Sequence[CacheKey]) -> tuple[int, ...]:
+    """The first eight bytes of each key, little-endian."""
+    words = array("Q", b"".join(keys))
+    if sys.byteorder == "big":
+        words.byteswap()
+    return tuple(words[:: CACHE_KEY_BYTES // words.itemsize])
 
 
 def _stored(contents: Sequence[_CachedBlock], block_size: int) -> BlocksStored:
     first = contents[0]
     return BlocksStored(
-        block_hashes=tuple(_event_hash(content.key) for content in contents),
-        parent_hash=None if first.parent is None else _event_hash(first.parent),
-        token_ids=tuple(unpack_tokens(b"".join(content.tokens for content in contents))),
+        block_hashes=_event_hashes([content.key for content in contents]),
+        parent_hash=None if first.parent is None else _event_hashes((first.parent,))[0],
+        token_ids=tuple(unpack_tokens(b"".join([content.tokens for content in contents]))),
         block_size=block_size,
         lora=first.lora,
         cache_salt=first.cache_salt,

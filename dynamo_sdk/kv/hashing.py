@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 from struct import Struct
-from typing import NewType
+from typing import NewType, cast
 
 from xxhash import xxh3_64_intdigest
 
@@ -91,18 +91,23 @@ def next_cache_key(parent: CacheKey, block: bytes | memoryview) -> CacheKey:
 
 def cache_keys(tokens: bytes, block_size: int, *, root: CacheKey) -> list[CacheKey]:
     """The cache key of each full block of packed ``tokens``."""
-    keys: list[CacheKey] = []
-    key = root
-    for block in _full_blocks(tokens, block_size):
-        key = next_cache_key(key, block)
+    keys: list[bytes] = []
+    key: bytes = root
+    block_bytes = _block_bytes(block_size)
+    for end in range(block_bytes, len(tokens) + 1, block_bytes):  # `next_cache_key`, inlined
+        key = blake2b(key + tokens[end - block_bytes : end], digest_size=CACHE_KEY_BYTES).digest()
         keys.append(key)
-    return keys
+    return cast(list[CacheKey], keys)
 
 
 def _full_blocks(tokens: bytes, block_size: int) -> Iterable[memoryview]:
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, not {block_size}")
     view = memoryview(tokens)
-    block_bytes = block_size * BYTES_PER_TOKEN
+    block_bytes = _block_bytes(block_size)
     last_start = len(view) - block_bytes
     return (view[start : start + block_bytes] for start in range(0, last_start + 1, block_bytes))
+
+
+def _block_bytes(block_size: int) -> int:
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, not {block_size}")
+    return block_size * BYTES_PER_TOKEN

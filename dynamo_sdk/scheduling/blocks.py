@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dynamo_sdk.kv.block_pool import BlockPool
-from dynamo_sdk.types.tokens import pack_tokens
 
 from .sequence import Sequence
 from .step import SchedulerConfig
@@ -56,7 +55,7 @@ class SequenceBlocks:
         kept = self.pool.register(
             block_ids[first_block:end_block],
             sequence.keys[first_block:end_block],
-            pack_tokens(sequence.token_ids[first_block * self._block_size : end_block * self._block_size]),
+            sequence.packed_tokens(first_block * self._block_size, end_block * self._block_size),
             after=block_ids[first_block - 1] if first_block else None,
             lora=sequence.request.lora,
             cache_salt=sequence.request.cache_salt,

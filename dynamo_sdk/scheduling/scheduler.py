@@ -299,6 +299,7 @@ class Scheduler:
         """
         num_slots = self._num_free_slots
         earlier = deque(prefilling)
+        first_keys = {sequence.keys[0] for sequence in prefilling if sequence.keys}
         index = 0
         while index < len(self._waiting) and num_slots > 0:
             sequence = self._waiting[index]
@@ -307,7 +308,9 @@ class Scheduler:
             if budget <= 0:
                 break
             num_slots -= 1
-            if prefilling and self._blocks.is_worth_waiting(sequence, prefilling):
+            first_key = sequence.keys[0] if sequence.keys else None
+            # Keys are chained: where the first one differs, nothing is in common.
+            if first_key in first_keys and self._blocks.is_worth_waiting(sequence, prefilling):
                 index += 1
                 continue
             if not self._allocate(sequence, len(sequence.token_ids)):
@@ -316,6 +319,8 @@ class Scheduler:
             sequence.state = SequenceState.RUNNING
             self._running.push(sequence)
             prefilling.append(sequence)
+            if first_key is not None:
+                first_keys.add(first_key)
             budget -= sequence.num_uncomputed_tokens
         prefilling.sort(key=attrgetter("order"))
 

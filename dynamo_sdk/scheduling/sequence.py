@@ -10,7 +10,7 @@ from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.kv.hashing import cache_keys, cache_root, next_cache_key
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest, Role
-from dynamo_sdk.types.tokens import pack_tokens
+from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, pack_tokens
 
 from .step import SchedulerConfig
 
@@ -51,6 +51,12 @@ class Sequence:
     num_cached_tokens: int | None = None
     is_cacheable: bool = False
 
+    def packed_tokens(self, start: int, end: int) -> bytes:
+        """Its tokens from ``start`` up to ``end``, packed. The prompt's are so already."""
+        if end <= self.num_prompt_tokens:
+            return self.request.prompt[start * BYTES_PER_TOKEN : end * BYTES_PER_TOKEN]
+        return pack_tokens(self.token_ids[start:end])
+
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
@@ -82,7 +88,7 @@ class Sequence:
         keys = self.keys
         while len(keys) < num_blocks:
             start = len(keys) * block_size
-            tokens = pack_tokens(self.token_ids[start : start + block_size])
+            tokens = self.packed_tokens(start, start + block_size)
             keys.append(next_cache_key(keys[-1] if keys else self.cache_root, tokens))
 
 
