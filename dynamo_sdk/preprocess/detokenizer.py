@@ -37,20 +37,24 @@ class TableDetokenizer(Detokenizer):
     the first token loses its leading space where the tokenizer's decoder says so.
     """
 
-    __slots__ = ("_is_between_characters", "_leading", "_table", "_utf8")
+    __slots__ = ("_is_at_start", "_is_between_characters", "_leading", "_table", "_utf8")
 
     def __init__(self, table: Sequence[bytes], *, leading: LeadingSpace = LeadingSpace.KEEP) -> None:
         self._table = table
         self._utf8 = _utf8_decoder("replace")
         self._leading = leading
+        self._is_at_start = leading is not LeadingSpace.KEEP
         self._is_between_characters = True
 
     def push(self, token_ids: Sequence[int]) -> str:
-        if self._leading is not LeadingSpace.KEEP:
+        if self._is_at_start:
             return self._push_first(token_ids)
         table = self._table
         try:
-            piece = b"".join([table[token_id] for token_id in token_ids])
+            if len(token_ids) == 1:
+                piece = table[token_ids[0]]
+            else:
+                piece = b"".join([table[token_id] for token_id in token_ids])
         except IndexError:
             piece = b"".join([table[token_id] for token_id in token_ids if token_id < len(table)])
         return self._decode(piece)
@@ -70,7 +74,7 @@ class TableDetokenizer(Detokenizer):
             piece = self._table[token_id] if token_id < len(self._table) else b""
             if piece:
                 drop_all = self._leading is LeadingSpace.DROP_IN_FIRST_TOKEN
-                self._leading = LeadingSpace.KEEP
+                self._is_at_start = False
                 piece = piece.replace(b" ", b"") if drop_all else piece.removeprefix(b" ")
                 return self._decode(piece) + self.push(token_ids[index + 1 :])
         return ""

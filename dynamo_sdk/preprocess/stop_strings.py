@@ -7,19 +7,22 @@ of all occurrences in the whole text, the one that *ends* first wins, and of tho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 class StopStringMatcher:
     """One stream's matcher; ``hit`` is the stop string that was found, and then nothing more comes out."""
 
-    __slots__ = ("_held", "_longest", "_stops", "hit")
+    __slots__ = ("_find_start", "_held", "_longest", "_stops", "hit")
 
     def __init__(self, stops: Sequence[str]) -> None:
         if not all(stops):
             raise ValueError("a stop string must not be empty")
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops), default=0)
+        self._find_start = _any_of(frozenset(stop[0] for stop in self._stops)).search
         self._held = ""
         self.hit: str | None = None
 
@@ -27,6 +30,8 @@ class StopStringMatcher:
         """The text that is now certain to come before any stop string."""
         if self.hit is not None:
             return ""
+        if not self._held and self._find_start(text) is None:  # nearly always, and then there is nothing to hold
+            return text
         pending = self._held + text
         found = self._first_stop(pending)
         if found is not None:
@@ -62,3 +67,9 @@ class StopStringMatcher:
                     break
                 start = pending.find(stop[0], start + 1)
         return best
+
+
+@lru_cache(maxsize=256)
+def _any_of(characters: frozenset[str]) -> re.Pattern[str]:
+    """Matches one of ``characters``; without any, nothing."""
+    return re.compile("[" + re.escape("".join(sorted(characters))) + "]" if characters else r"(?!)")
