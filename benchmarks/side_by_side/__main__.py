@@ -8,23 +8,26 @@ Writes cells.jsonl, table.md and plot.svg into FOLDER.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from benchmarks.side_by_side import loadgen, model, plot, stacks
+from benchmarks.side_by_side import loadgen, model, plot, proxies, soak, stacks
 from benchmarks.side_by_side.bodies import BodyWriter
-from benchmarks.side_by_side.cells import FAMILIES, FULL, QUICK, cells_of
+from benchmarks.side_by_side.cells import FAMILIES, FAST, FULL, QUICK, Scope, cells_of, through_router
 from benchmarks.side_by_side.measure import Bench, json_lines, read_records
-from benchmarks.side_by_side.stacks import Settings
+from benchmarks.side_by_side.stacks import Settings, Stack
 from benchmarks.side_by_side.table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS_PORT, DYNAMO_PORT = 8200, 8100
+OURS_PORT, DYNAMO_PORT, ROUTER_PORT = 8200, 8100, 8300
 NUM_BLOCKS = 16384
 
 
@@ -40,6 +43,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--families", default=",".join(FAMILIES), help=f"which of {', '.join(FAMILIES)}, separated by commas"
     )
+    parser.add_argument(
+        "--routers", type=Path, help="the interpreter of the peer routers' environment, to measure them too"
+    )
+    parser.add_argument("--soak-minutes", type=float, help="soak in long prompts instead of the cells")
     parser.add_argument("--repetitions", type=int, help="instead of the preset's")
     parser.add_argument("--seed", type=int, default=0, help="of the request bodies")
     parser.add_argument(
@@ -60,12 +67,58 @@ def enter_loopback() -> None:
     os.execvp("unshare", command + sys.argv[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    arguments: argparse.Namespace
+    scope: Scope
+    folder: Path
+    bench: Bench
+
+    @contextlib.contextmanager
+    def sides(self, speedup: float, num_blocks: int = NUM_BLOCKS) -> Iterator[tuple[Stack, Stack]]:
+        settings = Settings(
+            model=self.folder / "model",
+            router=self.arguments.router,
+            speedup=speedup,
+            context_length=model.CONTEXT_LENGTH,
+            num_blocks=num_blocks,
+        )
+        tree, python = self.arguments.tree.absolute(), self.arguments.dynamo.absolute()
+        with (
+            stacks.ours(settings, tree=tree, port=OURS_PORT, folder=self.folder / "ours") as ours,
+            stacks.dynamo(settings, python=python, port=DYNAMO_PORT, folder=self.folder / "dynamo") as theirs,
+        ):
+            yield ours, theirs
+
+    def cells(self) -> None:
+        cells = cells_of([name for name in self.arguments.families.split(",") if name], self.scope)
+        repetitions = self.arguments.repetitions or self.scope.repetitions
+        speedups = [cell.speedup for cell in cells] + ([FAST] if self.arguments.routers else [])
+        for speedup in dict.fromkeys(speedups):
+            with self.sides(speedup) as sides:
+                self.bench.record_memory(sides, "idle", speedup)
+                self.bench.run([cell for cell in cells if cell.speedup == speedup], sides, repetitions)
+                self.bench.record_memory(sides, "after-load", speedup)
+                if self.arguments.routers and speedup == FAST:
+                    self.routers(sides[0], repetitions)
+
+    def routers(self, ours: Stack, repetitions: int) -> None:
+        python = self.arguments.routers.absolute()
+        for name in proxies.MODULES:
+            with proxies.router(
+                name, python=python, port=ROUTER_PORT, behind=ours, folder=self.folder / "routers"
+            ) as router:
+                self.bench.run(through_router(name, self.scope), (ours, router), repetitions)
+
+    def soak(self) -> None:
+        with self.sides(FAST, soak.NUM_BLOCKS) as sides:
+            soak.run(self.bench, sides, self.arguments.soak_minutes)
+
+
 def main() -> None:
     arguments = parse()
     enter_loopback()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    scope = QUICK if arguments.quick else FULL
-    cells = cells_of(arguments.families.split(","), scope)
     emit = json_lines(arguments.out / "cells.jsonl")
     with tempfile.TemporaryDirectory(prefix="side-by-side-") as name:
         folder = Path(name)
@@ -76,29 +129,13 @@ def main() -> None:
             seed=arguments.seed,
         )
         bench = Bench(loadgen.build(folder), writer, folder, emit, arguments.lock)
-        for speedup in dict.fromkeys(cell.speedup for cell in cells):
-            settings = Settings(
-                model=folder / "model",
-                router=arguments.router,
-                speedup=speedup,
-                context_length=model.CONTEXT_LENGTH,
-                num_blocks=NUM_BLOCKS,
-            )
-            with (
-                stacks.dynamo(
-                    settings, python=arguments.dynamo.absolute(), port=DYNAMO_PORT, folder=folder / "dynamo"
-                ) as theirs,
-                stacks.ours(
-                    settings, tree=arguments.tree.absolute(), port=OURS_PORT, folder=folder / "ours"
-                ) as ours,
-            ):
-                sides = (ours, theirs)
-                bench.record_memory(sides, "idle", speedup)
-                repetitions = arguments.repetitions or scope.repetitions
-                bench.run([cell for cell in cells if cell.speedup == speedup], sides, repetitions)
-                bench.record_memory(sides, "after-load", speedup)
+        run = Run(arguments, QUICK if arguments.quick else FULL, folder, bench)
+        if arguments.soak_minutes:
+            run.soak()
+        else:
+            run.cells()
     records = read_records(arguments.out / "cells.jsonl")
-    table = markdown(records)
+    table = markdown(records) + soak.markdown(records)
     (arguments.out / "table.md").write_text(table)
     (arguments.out / "plot.svg").write_text(plot.svg(records))
     print(table)

@@ -118,6 +118,21 @@ def paced(scope: Scope) -> Iterable[Cell]:
         )
 
 
+def through_router(name: str, scope: Scope) -> list[Cell]:
+    """The cells for one proxy, next to our frontend without it."""
+    return [
+        Cell(
+            name=f"router/{name}/128/{concurrency}",
+            kind=BodyKind(num_prompt_tokens=128, num_output_tokens=1, stream=False),
+            load=Load(concurrency=concurrency, warm_s=scope.warm_s, measure_s=scope.measure_s),
+            speedup=FAST,
+            first_rate=FIRST_RATES[128],
+        )
+        for concurrency in scope.concurrencies
+        if concurrency <= NUM_PACED_STREAMS
+    ]
+
+
 def modelled_prefill_ms(num_tokens: int) -> float:
     """The time both mockers take for ``num_tokens`` new tokens of one request."""
     return 4.209989e-7 * num_tokens**2 + 1.518344e-2 * num_tokens + 16.50142

@@ -41,22 +41,24 @@ class Bench:
     """Requests per second to have bodies for, by cell."""
 
     def run(self, cells: Sequence[Cell], sides: Sequence[Stack], repetitions: int) -> None:
-        probes = {kind: self._probe(kind, sides) for kind in dict.fromkeys(cell.kind for cell in cells)}
+        probes = {kind: self.probe(kind, sides) for kind in dict.fromkeys(cell.kind for cell in cells)}
         for repetition, cell in itertools.product(range(repetitions), cells):
             order = sides if repetition % 2 == 0 else tuple(reversed(sides))
-            for side, outcome in self._run_cell(cell, order):
-                figures = figures_of(cell, outcome, side, probes[cell.kind])
-                self.emit(
-                    {
-                        "kind": "cell",
-                        "cell": cell.name,
-                        "side": side.name,
-                        "repetition": repetition,
-                        "load_average": os.getloadavg()[0],
-                        **figures,
-                        "raw": outcome.window,
-                    }
-                )
+            self.run_once(cell, order, repetition=repetition, probe=probes[cell.kind])
+
+    def run_once(self, cell: Cell, order: Sequence[Stack], *, repetition: int, probe: Probe) -> None:
+        for side, outcome in self._run_cell(cell, order):
+            self.emit(
+                {
+                    "kind": "cell",
+                    "cell": cell.name,
+                    "side": side.name,
+                    "repetition": repetition,
+                    "load_average": os.getloadavg()[0],
+                    **figures_of(cell, outcome, side, probe),
+                    "raw": outcome.window,
+                }
+            )
 
     def record_memory(self, sides: Sequence[Stack], moment: str, speedup: float) -> None:
         for side in sides:
@@ -70,7 +72,7 @@ class Bench:
                 }
             )
 
-    def _probe(self, kind: BodyKind, sides: Sequence[Stack]) -> Probe:
+    def probe(self, kind: BodyKind, sides: Sequence[Stack]) -> Probe:
         """Sides that count a prompt differently are told apart; the first one's count is used."""
         (body,) = self.writer.bodies(kind, 1)
         found = [ask(side, body) for side in sides]

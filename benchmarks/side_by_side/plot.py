@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from benchmarks.side_by_side.stats import Ratio, ratio_of
-from benchmarks.side_by_side.table import ROWS, Record, Row, series_of
+from benchmarks.side_by_side.table import Comparison, Record, Row, comparisons
 
 LINE, LABEL_WIDTH, PLOT_WIDTH, MARGIN = 20, 330, 480, 30
 TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -20,32 +19,13 @@ def x_of(value: float) -> float:
     return LABEL_WIDTH + min(1.0, max(0.0, share)) * PLOT_WIDTH
 
 
-def rows_of(records: Sequence[Record]) -> list[tuple[str, Row, Ratio]]:
-    series = series_of(records)
-    cells = list(dict.fromkeys(cell for cell, _, _ in series))
-    found = []
-    for row in ROWS:
-        for cell in cells:
-            if not cell.startswith(row.cells):
-                continue
-            ours = series.get((cell, row.figure, "ours"), [])
-            theirs = series.get((cell, row.figure, "dynamo"), [])
-            if ours and len(ours) == len(theirs) and min(*ours, *theirs) > 0:
-                found.append((f"{cell}  {row.unit}", row, ratio_of(ours, theirs)))
-    return found
-
-
-def color_of(row: Row, ratio: Ratio) -> str:
-    if row.at_least is not None:
-        return MET if ratio.median >= row.at_least else MISSED
-    if row.at_most is not None:
-        return MET if ratio.median <= row.at_most else MISSED
-    return PLAIN
+def color_of(one: Comparison) -> str:
+    return {True: MET, False: MISSED, None: PLAIN}[one.is_met]
 
 
 def svg(records: Sequence[Record]) -> str:
     """Our figure over theirs, median and range of the repetitions; green meets its goal, red does not."""
-    rows = rows_of(records)
+    rows = [one for one in comparisons(records) if one.ratio.lowest > 0]
     height = 2 * MARGIN + LINE * len(rows)
     width = LABEL_WIDTH + PLOT_WIDTH + MARGIN
     parts = [
@@ -60,16 +40,16 @@ def svg(records: Sequence[Record]) -> str:
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN}" y2="{height - MARGIN}" stroke="{stroke}"/>'
         )
         parts.append(f'<text x="{x:.1f}" y="{MARGIN - 8}" text-anchor="middle">{tick:g}</text>')
-    for number, (label, row, ratio) in enumerate(rows):
+    for number, one in enumerate(rows):
         y = MARGIN + LINE * (number + 0.5)
-        color = color_of(row, ratio)
-        parts.append(f'<text x="8" y="{y + 4:.1f}">{escape(label)}</text>')
+        color, ratio = color_of(one), one.ratio
+        parts.append(f'<text x="8" y="{y + 4:.1f}">{escape(f"{one.cell}  {one.row.unit}")}</text>')
         parts.append(
             f'<line x1="{x_of(ratio.lowest):.1f}" x2="{x_of(ratio.highest):.1f}" y1="{y}" y2="{y}" '
             f'stroke="{color}" stroke-width="2"/>'
         )
         parts.append(f'<circle cx="{x_of(ratio.median):.1f}" cy="{y}" r="4" fill="{color}"/>')
-        parts += goal_mark(row, y)
+        parts += goal_mark(one.row, y)
     title = "ours / theirs"
     parts.append(f'<text x="{LABEL_WIDTH}" y="{height - 10}">{title}</text></svg>')
     return "\n".join(parts)
