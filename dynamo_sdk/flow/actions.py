@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from dynamo_sdk.errors import DynamoError
 from dynamo_sdk.interfaces import RouterFact
 from dynamo_sdk.types import GenerateChunk, GenerateRequest, Role, WorkerId, WorkerRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Choose a worker of ``pool``; answer with ``routed`` or ``not_routed``.
 
     ``excluded`` failed this request before. ``can_wait``: the request has begun, so it is worth waiting
@@ -23,8 +22,7 @@ class Route:
     can_wait: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Start a leg on ``worker``; answer with ``received`` for each chunk and ``failed`` at most once."""
 
     leg: Role
@@ -32,46 +30,40 @@ class Send:
     request: GenerateRequest
 
 
-@dataclass(frozen=True, slots=True)
-class CancelLeg:
+class CancelLeg(msgspec.Struct, frozen=True):
     """Stop a leg; whatever it still answers is ignored."""
 
     leg: Role
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseBlocks:
+class ReleaseBlocks(msgspec.Struct, frozen=True):
     """Tell a prefill worker that nobody will fetch what it holds for this leg. Best effort."""
 
     worker_id: WorkerId
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(msgspec.Struct, frozen=True):
     """New tokens for the client."""
 
     chunk: GenerateChunk
 
 
-@dataclass(frozen=True, slots=True)
-class Observe:
+class Observe(msgspec.Struct, frozen=True):
     """A fact for the router of ``pool``."""
 
     pool: Role
     fact: RouterFact
 
 
-@dataclass(frozen=True, slots=True)
-class Migrated:
+class Migrated(msgspec.Struct, frozen=True):
     """The request starts again elsewhere, after ``num_kept_tokens``, because of ``error``."""
 
     error: DynamoError
     num_kept_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(msgspec.Struct, frozen=True):
     """The request has failed; nothing follows."""
 
     error: DynamoError
