@@ -42,8 +42,8 @@ NUM_CALIBRATION_TURNS = 300_000
 
 STREAM = BodyKind(num_prompt_tokens=128, num_output_tokens=128, stream=True)
 WHOLE = BodyKind(num_prompt_tokens=128, num_output_tokens=1, stream=False)
-LOADS = {1: 3000, 16: 6000}
-"""Bodies for a window, by connections."""
+LOADS = (("stream/16", STREAM, 16, 4_000), ("whole/1", WHOLE, 1, 6_000), ("whole/16", WHOLE, 16, 16_000))
+"""Name, what is asked, connections, and more bodies than a window will take."""
 
 Costs = dict[str, float]
 """By name: the cost over the time of one turn of the calibration loop."""
@@ -63,13 +63,9 @@ def served_s(program: Path, stack: stacks.Stack, writer: BodyWriter, folder: Pat
     """CPU seconds of the two processes."""
     pids = (*stack.frontend_pids, *stack.worker_pids)
     costs = {}
-    for name, kind, concurrency in (
-        ("stream/16", STREAM, 16),
-        ("whole/1", WHOLE, 1),
-        ("whole/16", WHOLE, 16),
-    ):
+    for name, kind, concurrency, num_bodies in LOADS:
         path = folder / "bodies.jsonl"
-        writer.write(kind, LOADS[concurrency], path)
+        writer.write(kind, num_bodies, path)
         load = Load(concurrency=concurrency, warm_s=0.5, measure_s=1.5, quick_ack=True)
         outcome = loadgen.run(program, port=stack.port, bodies=path, load=load, pids=pids)
         num_requests = outcome.window["num_done"]
