@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import msgspec
 
@@ -29,9 +30,10 @@ class EventReader:
             raise ValueError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
         events: list[bytes] = []
         for line in lines:
+            line = line.removesuffix(b"\r")
             if line.startswith(b"data:"):
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])
-            elif self._data and line in (b"", b"\r"):
+            elif self._data and not line:
                 events.append(b"\n".join(self._data))
                 self._data.clear()
         return events
@@ -41,7 +43,7 @@ class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: list[Any] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -70,12 +72,11 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
 _DONE = b"[DONE]"
-_NULL = b"null"
 
 
 class Answer:
@@ -120,7 +121,7 @@ class Answer:
             self.fail(ErrorKind.MALFORMED, str(error))
 
     def _chunk(self, now_s: float, chunk: _Chunk, event: bytes) -> None:
-        if chunk.error is not None and bytes(chunk.error) != _NULL:
+        if chunk.error is not None:
             self.fail(ErrorKind.STREAM, event[:_MAX_ERROR_BYTES].decode(errors="replace"))
         if chunk.usage is not None:
             self._usage = chunk.usage

@@ -8,7 +8,9 @@ slow its users down.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Protocol
 
 from dynamo_sdk.runtime.clock import Clock
@@ -53,6 +55,7 @@ class Driver:
         self._origin_s = 0.0
         self._cpu_began_s = 0.0
         self._stopped = asyncio.Event()
+        self._ready: deque[tuple[Ask, bytes]] = deque()
 
     def stop(self) -> None:
         """End now: send nothing more, cut off what is under way and count it as unfinished."""
@@ -85,32 +88,41 @@ class Driver:
                 for _ in range(self._limits.concurrency):
                     group.create_task(self._lane(asks))
                 return
-            while (ask := self._next(asks)) is not None:
+            for ask in asks:
+                if self._is_over(ask):
+                    return
+                message = self._write(ask)
                 # A timer of the event loop counts milliseconds and may come a little early.
                 while (wait_s := (ask.due_s or 0.0) - self._passed_s()) > 0:
                     await self._clock.sleep(wait_s)
-                group.create_task(self._send(ask))
+                group.create_task(self._send(ask, message))
 
     async def _lane(self, asks: Iterator[Ask]) -> None:
-        while (ask := self._next(asks)) is not None:
-            await self._send(ask)
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._ready:
+                self._prepare(asks)
+            if not self._ready or self._is_over(self._ready[0][0]):
+                return
+            ask, message = self._ready.popleft()
+            # The next one is written after this one is sent: a lane that is free sends at once.
+            loop.call_soon(self._prepare, asks)
+            await self._send(ask, message)
 
-    def _next(self, asks: Iterator[Ask]) -> Ask | None:
+    def _prepare(self, asks: Iterator[Ask]) -> None:
+        for ask in islice(asks, 1):
+            self._ready.append((ask, self._write(ask)))
+
+    def _is_over(self, ask: Ask) -> bool:
         limits, began_s = self._limits, self._load.began_s
-        ask = next(asks, None)
-        if ask is None:
-            return None
         if limits.max_requests is not None and ask.index >= limits.num_warmup + limits.max_requests:
-            return None
-        if limits.duration_s is not None and began_s is not None:
-            end_s = began_s + limits.duration_s
-            if max(self._passed_s(), ask.due_s or 0.0) >= end_s:
-                return None
-        return ask
+            return True
+        if limits.duration_s is None or began_s is None:
+            return False
+        return max(self._passed_s(), ask.due_s or 0.0) >= began_s + limits.duration_s
 
-    async def _send(self, ask: Ask) -> None:
+    async def _send(self, ask: Ask, message: bytes) -> None:
         load = self._load
-        message = self._write(ask)
         is_warmup = ask.index < self._limits.num_warmup
         sent_s = self._clock.now_s()
         if load.began_s is None and not is_warmup:

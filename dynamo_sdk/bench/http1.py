@@ -41,7 +41,8 @@ class _Connection(asyncio.Protocol):
         self._reader: Reader | None = None
         self._over: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
-        self._is_until_closed = False
+        self._is_framed = False
+        self._ends_with_connection = False
         self.has_answered = False
         """Whether any byte of the current response has come."""
         self.is_reusable = False
@@ -52,7 +53,7 @@ class _Connection(asyncio.Protocol):
         self._reader = reader
         self._over = asyncio.get_running_loop().create_future()
         self.has_answered = self.is_reusable = False
-        self._is_until_closed = True
+        self._is_framed = self._ends_with_connection = False
         self._transport.write(message)
         try:
             await self._over
@@ -86,7 +87,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_reusable = False
-        if error is None and self._is_until_closed and self._parser.get_status_code():
+        if error is None and self._ends_with_connection:
             self._end()
         else:
             self._end(ErrorKind.CLOSED, f"the server closed the connection{f': {error}' if error else ''}")
@@ -95,9 +96,10 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() in (b"content-length", b"transfer-encoding"):
-            self._is_until_closed = False
+            self._is_framed = True
 
     def on_headers_complete(self) -> None:
+        self._ends_with_connection = not self._is_framed
         if self._reader is not None:
             self._reader.status(self._parser.get_status_code())
 
