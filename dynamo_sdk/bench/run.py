@@ -167,6 +167,7 @@ async def run_bench(options: BenchOptions, observe: Callable[[Load], None] | Non
     gc.freeze()  # words and modules live as long as we do: no collection has to look at them
     with _Interrupts(driver.stop):
         load = await driver.run(asks)
+    gc.unfreeze()
     client.close()
     report = make_report(
         load,
