@@ -68,6 +68,8 @@ class EndpointCodec:
 
     def encode_arguments(self, args: tuple[object, ...], kwargs: dict[str, object]) -> bytes:
         """Raises ``TypeError`` exactly as calling the method itself would."""
+        if not kwargs and len(args) == len(self.spec.parameters):
+            return _encoder.encode(args)
         bound = self.spec.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return _encoder.encode(tuple(bound.arguments[name] for name in self.spec.parameters))

@@ -45,6 +45,7 @@ class FleetBackend(Backend):
         clients = {client.service: client for client in context.edges.values()}
         self._pools = Pools(context.fleet, clients, context.clock)
         self._dispatcher = Dispatcher(self._pools, context.clock, limits)
+        self._records: dict[str, tuple[list[WorkerRecord], ModelRecord | None]] = {}  # with the pool asked
         self._planned = _planned_roles(context.plan, set(clients))
         self._routes = {
             model.spec.name: ModelRoute(
@@ -72,10 +73,14 @@ class FleetBackend(Backend):
         found: dict[str, ModelRecord] = {}
         for name, roles in self._planned.items():
             role = Role.DECODE if Role.DECODE in roles else Role.AGGREGATED
-            for worker in self._pools.workers(name, role):
-                record = next(model for model in worker.models if model.name == name)
-                if name not in found or record.context_length < found[name].context_length:
-                    found[name] = record
+            workers = self._pools.workers(name, role)
+            seen, record = self._records.get(name, (None, None))
+            if seen is not workers:
+                served = [model for worker in workers for model in worker.models if model.name == name]
+                record = min(served, key=lambda model: model.context_length, default=None)
+                self._records[name] = workers, record
+            if record is not None:
+                found[name] = record
         return found
 
     def is_planned(self, name: str) -> bool:

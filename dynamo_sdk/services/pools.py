@@ -32,13 +32,20 @@ class Pools:
         self._fleet = fleet
         self._clients = clients
         self._clock = clock
+        self._pools: dict[tuple[str, Role], list[WorkerRecord]] = {}  # until the fleet changes
         self._num_active: defaultdict[WorkerId, int] = defaultdict(int)
         self._loads: dict[WorkerId, tuple[LoadSnapshot, float]] = {}
         self._feeds: dict[WorkerId, asyncio.Task[None]] = {}
-        self._unsubscribe = fleet.subscribe(self._follow_feeds)
+        self._unsubscribe = fleet.subscribe(self._on_change)
 
     def workers(self, model: str, role: Role) -> list[WorkerRecord]:
-        """Ready workers of this model and role, in a stable order."""
+        """Ready workers of this model and role, in a stable order: the same list until the fleet changes."""
+        pool = self._pools.get((model, role))
+        if pool is None:
+            pool = self._pools[model, role] = self._find(model, role)
+        return pool
+
+    def _find(self, model: str, role: Role) -> list[WorkerRecord]:
         return sorted(
             (
                 record
@@ -101,6 +108,10 @@ class Pools:
             feed.cancel()
         if feeds:
             await asyncio.wait(feeds)
+
+    def _on_change(self, fleet: Fleet) -> None:
+        self._pools.clear()
+        self._follow_feeds(fleet)
 
     def _follow_feeds(self, fleet: Fleet) -> None:
         for worker_id in [w for w in self._feeds if w not in fleet]:

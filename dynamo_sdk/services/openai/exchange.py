@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from random import getrandbits
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 
@@ -77,7 +77,7 @@ class Exchange:
 
     def _request_id(self) -> str:
         given = self.headers.get(b"x-request-id", b"")
-        return given.decode("ascii") if _SANE_ID.match(given) else uuid4().hex
+        return given.decode("ascii") if _SANE_ID.match(given) else f"{getrandbits(128):032x}"
 
     # --- the request
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import getrandbits
 from typing import Self
-from uuid import uuid4
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.metrics import ChoiceTimer, ModelMetrics
@@ -146,7 +145,7 @@ async def plan_generation(
     tokenizer = pipeline.tokenizer
     seed = getrandbits(62)
     extensions = fields.dynamo or Extensions()
-    answer_id = uuid4().hex
+    answer_id = f"{getrandbits(128):032x}"
     choices: list[Choice] = []
     for prompt in prompts:
         room = pipeline.output_room(len(prompt), max_tokens, param=prompt_field)
