@@ -132,6 +132,18 @@ def test_long_texts_are_cut_in_no_other_places(name: str) -> None:
         assert fast(text, add_special_tokens=False) == plain(text, add_special_tokens=False)
 
 
+@settings(max_examples=60)
+@given(edits=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.2), NASTY), max_size=10))
+def test_a_text_like_the_last_one_is_read_anew(edits: list[tuple[float, float, str]]) -> None:
+    """The package remembers where it cut the text before."""
+    plain, fast = both("llama 3")
+    text = "".join(PROBE_TEXTS[:-1])
+    for place, share_lost, put_in in edits:
+        start = int(place * len(text))
+        text = text[:start] + put_in + text[start + int(share_lost * len(text)) :]
+        assert fast(text, add_special_tokens=False) == plain(text, add_special_tokens=False)
+
+
 def test_several_threads_get_the_same_ids() -> None:
     plain, fast = both("llama 3")
     texts = [f"{text} {index} {text[index:]}" for index in range(20) for text in PROBE_TEXTS]
