@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -118,6 +119,7 @@ class Run:
 def main() -> None:
     arguments = parse()
     enter_loopback()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what was started is stopped too
     arguments.out.mkdir(parents=True, exist_ok=True)
     emit = json_lines(arguments.out / "cells.jsonl")
     with tempfile.TemporaryDirectory(prefix="side-by-side-") as name:
