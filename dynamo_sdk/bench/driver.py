@@ -86,6 +86,8 @@ class Driver:
         async with asyncio.TaskGroup() as group:
             if self._limits.concurrency is not None:
                 for _ in range(self._limits.concurrency):
+                    self._prepare(asks)
+                for _ in range(self._limits.concurrency):
                     group.create_task(self._lane(asks))
                 return
             for ask in asks:

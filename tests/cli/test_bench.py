@@ -15,8 +15,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from typer.main import get_command
 
+from dynamo_sdk.bench.record import ErrorKind
 from dynamo_sdk.cli import main
+from dynamo_sdk.cli.main import build_app
+from tests.docs.pages import code_words, page, section, table_rows
 
 TRACE = '{"timestamp": 0, "input_length": 20, "output_length": 3, "hash_ids": [1]}\n'
 
@@ -172,6 +176,22 @@ def test_no_server_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
         pass
     assert bench("--url", url) == 1
     assert "no server answers at" in capsys.readouterr().err
+
+
+def test_the_page_describes_every_option() -> None:
+    command = get_command(build_app(["bench"])).commands["bench"]  # type: ignore[attr-defined]
+    real = {name for option in command.params for name in option.opts} - {"--help"}
+    rows = table_rows(section(page("bench.md"), "Options"))
+    assert {word for row in rows for word in code_words(row[0])} == real
+    defaults = {option.opts[0]: option.default for option in command.params}
+    shown = {code_words(row[0])[0]: row[1].strip("`") for row in rows}
+    for name, value in defaults.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert shown[name] == f"{value:g}", name
+
+
+def test_the_page_names_every_kind_of_error() -> None:
+    assert {kind.value for kind in ErrorKind} - {"http"} <= {*code_words(page("bench.md"))}
 
 
 def test_the_help_imports_nothing_of_the_load() -> None:
