@@ -30,7 +30,9 @@ class StopStringMatcher:
         """The text that is now certain to come before any stop string."""
         if self.hit is not None:
             return ""
-        if not self._held and self._find_start(text) is None:  # nearly always, and then there is nothing to hold
+        if (
+            not self._held and self._find_start(text) is None
+        ):  # nearly always, and then there is nothing to hold
             return text
         pending = self._held + text
         found = self._first_stop(pending)

@@ -189,6 +189,23 @@ def test_other_shapes_stay_with_tokenizers(change: Callable[[dict[str, Any]], ob
     assert re.search(obstacle, found)
 
 
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def test_why_o200k_is_left_out() -> None:
+    """The counter-example: a long s after an apostrophe, and then another contraction."""
+    fastokens = pytest.importorskip("fastokens")
+    file = split_by(O200K)
+    text = "S'\u017f'to"
+    theirs = fastokens.Tokenizer.from_json_str(file.decode()).encode(text).ids
+    assert theirs != plain_encoder(HfTokenizer.from_buffer(file))(text, add_special_tokens=False)
+    assert shape_obstacle(file) is not None
+
+
 def test_why_other_split_patterns_are_left_out() -> None:
     """The counter-example: a space to one side and none to the other."""
     fastokens = pytest.importorskip("fastokens")
