@@ -2,7 +2,8 @@
 
 PROBE_TEXTS = (
     # contractions in both cases
-    "What is a KV block? A fixed run of tokens, isn't it; WE'LL see they'Ve DON'T 'tis o'clock.",
+    "What is a KV block? A fixed run of tokens, isn't it; WE'LL see they'Ve DON'T 'tis o'clock."
+    " S'\u017f'to \xe9'\u017f'st \u017f'\u017f'ss K'\u017f'tokens \u4e2d'\u017f'ts",
     # runs of spaces and lines
     "  two  spaces   three\tand\t\ttabs \r\n\r\n\n lines \n \n  end  ",
     # spaces that are none, and the other way round
