@@ -132,14 +132,21 @@ def main() -> None:
         )
         bench = Bench(loadgen.build(folder), writer, folder, emit, arguments.lock)
         run = Run(arguments, QUICK if arguments.quick else FULL, folder, bench)
-        if arguments.soak_minutes:
-            run.soak()
-        else:
-            run.cells()
-    records = read_records(arguments.out / "cells.jsonl")
+        try:
+            if arguments.soak_minutes:
+                run.soak()
+            else:
+                run.cells()
+        finally:
+            report(arguments.out)
+
+
+def report(out: Path) -> None:
+    """The table and the plot of what has been measured, be it all or not."""
+    records = read_records(out / "cells.jsonl")
     table = markdown(records) + soak.markdown(records)
-    (arguments.out / "table.md").write_text(table)
-    (arguments.out / "plot.svg").write_text(plot.svg(records))
+    (out / "table.md").write_text(table)
+    (out / "plot.svg").write_text(plot.svg(records))
     print(table)
 
 

@@ -159,7 +159,7 @@ def figures_of(cell: Cell, outcome: Outcome, side: Stack, probe: Probe) -> Figur
 
 def json_lines(path: Path) -> Callable[[Record], None]:
     """What appends records to ``path``."""
-    path.unlink(missing_ok=True)
+    path.write_text("")
 
     def emit(record: Record) -> None:
         with path.open("a") as file:
