@@ -37,6 +37,7 @@ from dynamo_sdk.types import (
     GenerateChunk,
     GenerateRequest,
     KVTransferParams,
+    LegTiming,
     PackedTokens,
     Role,
     Usage,
@@ -116,6 +117,7 @@ class RequestFlow:
     _last_error: DynamoError | None = None
     _set_aside: GenerateChunk | None = None  # prefill's tokens, where decode's are the ones that count
     _num_cached_tokens: int | None = None
+    _timing: LegTiming = field(default_factory=LegTiming)  # of the legs so far, together
 
     # -- facts
 
@@ -163,6 +165,8 @@ class RequestFlow:
         is_handed_over = chunk.finish_reason is FinishReason.HANDOVER
         if leg is Role.PREFILL and self._is_rendezvous:
             return actions + self._received_beside_decode(chunk)
+        if chunk.timing is not None:
+            self._timing = self._timing.plus(chunk.timing)
         if leg is Role.PREFILL and self._first_token is Role.DECODE:
             self._set_aside = chunk = joined(self._set_aside, chunk)
             if chunk.finish_reason is None or is_handed_over:
@@ -312,11 +316,11 @@ class RequestFlow:
         if chunk.finish_reason is None:
             if not chunk.token_ids:
                 return []
-            if chunk.usage is None and chunk.kv_transfer is None:
+            if chunk.usage is None and chunk.kv_transfer is None and chunk.timing is None:
                 return [Emit(chunk)]  # nearly every chunk: nothing to put right
-            return [Emit(msgspec.structs.replace(chunk, usage=None, kv_transfer=None))]
+            return [Emit(msgspec.structs.replace(chunk, usage=None, kv_transfer=None, timing=None))]
         usage = Usage(self.request.num_prompt_tokens, len(self.output), self._num_cached_tokens or 0)
-        return [Emit(msgspec.structs.replace(chunk, usage=usage, kv_transfer=None))]
+        return [Emit(msgspec.structs.replace(chunk, usage=usage, kv_transfer=None, timing=self._timing))]
 
     def _note_usage(self, chunk: GenerateChunk) -> None:
         """The client's cached tokens are those of the leg that read the prompt first."""

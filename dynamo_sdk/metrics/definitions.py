@@ -80,6 +80,12 @@ FRONTEND_INPUT_TOKENS = _histogram(
 FRONTEND_OUTPUT_TOKENS = _histogram(
     "dynamo_frontend_output_sequence_tokens", "Generated tokens per choice.", _MODEL, _TOKENS
 )
+FRONTEND_STAGE_DURATION = _histogram(
+    "dynamo_frontend_stage_duration_seconds",
+    "Where the time of a choice went: tokenize, route, queue, prefill, transfer, decode, sdk (the rest).",
+    ("model", "stage"),
+    (0.0001, 0.00025, 0.0005, *_SECONDS),
+)
 FRONTEND_CACHED_TOKENS = _histogram(
     "dynamo_frontend_cached_tokens",
     "Prompt tokens per choice whose KV was found, not computed; input_sequence_tokens is the denominator.",
@@ -157,6 +163,7 @@ FRONTEND_METRICS = (
     FRONTEND_DURATION,
     FRONTEND_INPUT_TOKENS,
     FRONTEND_OUTPUT_TOKENS,
+    FRONTEND_STAGE_DURATION,
     FRONTEND_CACHED_TOKENS,
     FRONTEND_MIGRATIONS,
 )

@@ -7,6 +7,8 @@ from enum import StrEnum
 from . import definitions as d
 from .registry import MetricRegistry
 
+LEDGER_STAGES = ("tokenize", "route", "queue", "prefill", "transfer", "decode", "sdk")
+
 
 class Outcome(StrEnum):
     """How a request ended."""
@@ -49,6 +51,9 @@ class ModelMetrics:
         self.itl_s = registry.histogram(d.FRONTEND_ITL, model)
         self.input_tokens = registry.histogram(d.FRONTEND_INPUT_TOKENS, model)
         self.output_tokens = registry.histogram(d.FRONTEND_OUTPUT_TOKENS, model)
+        self.stage_s = {
+            stage: registry.histogram(d.FRONTEND_STAGE_DURATION, model, stage) for stage in LEDGER_STAGES
+        }
         self.cached_tokens = registry.histogram(d.FRONTEND_CACHED_TOKENS, model)
         self._migrations_before = registry.counter(d.FRONTEND_MIGRATIONS, model, "new_request")
         self._migrations_after = registry.counter(d.FRONTEND_MIGRATIONS, model, "ongoing_request")

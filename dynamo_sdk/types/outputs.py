@@ -41,6 +41,16 @@ class LegTiming(msgspec.Struct, frozen=True, array_like=True):
     transfer_s: float = 0.0
     transfer_bytes: int = 0
 
+    def plus(self, other: LegTiming) -> LegTiming:
+        """Both, one after the other."""
+        return LegTiming(
+            queue_s=self.queue_s + other.queue_s,
+            prefill_s=self.prefill_s + other.prefill_s,
+            decode_s=self.decode_s + other.decode_s,
+            transfer_s=self.transfer_s + other.transfer_s,
+            transfer_bytes=self.transfer_bytes + other.transfer_bytes,
+        )
+
 
 class GenerateChunk(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of one request. The deltas sum to the output; the last chunk has a ``finish_reason``.

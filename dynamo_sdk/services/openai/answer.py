@@ -12,6 +12,7 @@ from .choice import Delta, ScoredToken
 from .exchange import Exchange
 from .generation import Generation
 from .inbox import DeltaInbox
+from .ledger import Ledger, server_timing
 from .sse import DONE, ChunkTemplate, encode_json, envelope
 
 
@@ -27,6 +28,12 @@ class UsageBody(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None
+
+
+class Extras(msgspec.Struct, frozen=True, kw_only=True):
+    """The key ``dynamo`` of an answer: what the request's ``dynamo`` asked for."""
+
+    ledger: Ledger | None
 
 
 @dataclass(slots=True)
@@ -91,8 +98,18 @@ class Format(ABC):
             token_ids=delta.token_ids if self._has_token_ids else None,
         )
 
-    def usage_event(self, usage: UsageBody) -> bytes:
-        return self._head + b'"choices":[],"usage":' + encode_json(usage) + b"}\n\n"
+    def closing_event(self, usage: UsageBody | None) -> bytes:
+        """The event behind the last delta, for what was asked beside the text."""
+        shown = b"" if usage is None else b',"usage":' + encode_json(usage)
+        extras = self.extras()
+        if extras is not msgspec.UNSET:
+            shown += b',"dynamo":' + encode_json(extras)
+        return b"".join((self._head, b'"choices":[]', shown, b"}\n\n"))
+
+    def extras(self) -> Extras | msgspec.UnsetType:
+        """Our own part of the answer, once it is complete."""
+        generation = self._generation
+        return Extras(ledger=generation.ledger) if generation.wants_ledger else msgspec.UNSET
 
     @abstractmethod
     def logprobs(self, part: Delta | Finished, index: int) -> msgspec.Struct:
@@ -116,14 +133,14 @@ async def send_streamed(
             if delta.finish_reason is not None:
                 num_open -= 1
         if not exchange.is_streaming:
-            await exchange.start_stream()
+            await exchange.start_stream([(b"server-timing", server_timing(generation.first_stages_us()))])
         if not num_open:
             break
         if content := b"".join(events):
             await exchange.send_events(content)
         events.clear()
-    if shows_usage:
-        events.append(format.usage_event(usage_of(generation)))
+    if shows_usage or generation.wants_ledger:
+        events.append(format.closing_event(usage_of(generation) if shows_usage else None))
     events.append(DONE)
     await exchange.end_stream(b"".join(events))
 
@@ -133,7 +150,9 @@ async def send_whole(exchange: Exchange, generation: Generation, inbox: DeltaInb
     while not all(choice.finish_reason for choice in finished):
         for index, delta in await inbox.take():
             finished[index].add(delta)
-    await exchange.send_json(format.whole(finished, usage_of(generation)))
+    ledger = generation.ledger
+    headers = [(b"server-timing", server_timing(ledger.stages()))] if ledger is not None else []
+    await exchange.send_json(format.whole(finished, usage_of(generation)), headers=headers)
 
 
 def usage_of(generation: Generation) -> UsageBody:

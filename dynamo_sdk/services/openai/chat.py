@@ -10,7 +10,7 @@ from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.preprocess import MAX_MESSAGES, Message
 from dynamo_sdk.types.plan import Json
 
-from .answer import Finished, Format, UsageBody
+from .answer import Extras, Finished, Format, UsageBody
 from .choice import Delta
 from .errors import NotSupportedYet
 from .generation import Generation
@@ -44,6 +44,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: UsageBody
     prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
+    dynamo: Extras | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatFormat(Format):
@@ -86,6 +87,7 @@ class ChatFormat(Format):
             ],
             usage=usage,
             prompt_token_ids=generation.prompts[0] if self._has_token_ids else msgspec.UNSET,
+            dynamo=self.extras(),
         )
         return encode_json(answer)
 

@@ -9,7 +9,7 @@ import msgspec
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.preprocess import ModelPipeline
 
-from .answer import Finished, Format, UsageBody
+from .answer import Extras, Finished, Format, UsageBody
 from .choice import Delta
 from .generation import Generation
 from .logprobs import CompletionLogprobs, completion_logprobs
@@ -39,6 +39,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: None = None
     choices: list[CompletionChoice]
     usage: UsageBody
+    dynamo: Extras | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionFormat(Format):
@@ -88,6 +89,7 @@ class CompletionFormat(Format):
                 for index, choice in enumerate(choices)
             ],
             usage=usage,
+            dynamo=self.extras(),
         )
         return encode_json(answer)
 

@@ -175,9 +175,9 @@ class Exchange:
         answer = to_http(error)
         await self.send_json(answer.body, status=answer.status, headers=answer.headers)
 
-    async def start_stream(self) -> None:
+    async def start_stream(self, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.is_streaming = True
-        await self._send_head(200, _SSE_HEADERS)
+        await self._send_head(200, [*_SSE_HEADERS, *headers])
 
     async def send_events(self, events: bytes) -> None:
         """Complete SSE events, in one write. Waits while the client is slow to read."""

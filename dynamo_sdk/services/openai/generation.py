@@ -14,13 +14,14 @@ from random import getrandbits
 from typing import Self
 
 from dynamo_sdk.errors import InvalidRequest
-from dynamo_sdk.metrics import ChoiceTimer, ModelMetrics
+from dynamo_sdk.metrics import ModelMetrics
 from dynamo_sdk.preprocess import ModelPipeline
-from dynamo_sdk.types import GenerateChunk, GenerateRequest, ModelRecord, pack_tokens
+from dynamo_sdk.types import GenerateChunk, GenerateRequest, LegTiming, ModelRecord, pack_tokens
 
 from .backend import Backend, BackendCall, ChunkSink, GenerateOptions
 from .choice import ChoiceStream
 from .inbox import DeltaInbox
+from .ledger import Ledger, settle
 from .protocol import Extensions, SamplingFields
 from .validation import num_choices, sampling_params, stop_strings, with_seed_offset
 
@@ -33,6 +34,8 @@ class Choice:
     request: GenerateRequest
     stream: ChoiceStream
     num_cached_tokens: int | None = None  # unknown until the engine says
+    route_s: float = 0.0
+    ledger: Ledger | None = None  # once it has ended
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +45,9 @@ class Generation:
     id: str
     created_s: int
     received_s: float
+    tokenize_s: float
     model: str
+    wants_ledger: bool
     prompts: Sequence[Sequence[int]]
     choices: list[Choice]
     pipeline: ModelPipeline
@@ -55,40 +60,58 @@ class Generation:
         options = GenerateOptions(deadline_s=deadline_s)
         try:
             for choice in self.choices:
-                timer = metrics.choice(received_s=self.received_s)
-                inbox.calls.append(_ChoiceRun(choice, inbox, timer, metrics).start(backend, options))
+                run = _ChoiceRun(self, choice, inbox, metrics)
+                inbox.calls.append(run.start(backend, options))
         except BaseException:
             inbox.close()
             raise
         return inbox
 
+    @property
+    def ledger(self) -> Ledger | None:
+        """Of the choice that took the longest."""
+        ended = [choice.ledger for choice in self.choices if choice.ledger is not None]
+        return max(ended, key=lambda ledger: ledger.total_us, default=None)
+
+    def first_stages_us(self) -> dict[str, int]:
+        """What is known of the ledger when a stream begins."""
+        route_s = max(choice.route_s for choice in self.choices)
+        return {"tokenize": round(self.tokenize_s * 1e6), "route": round(route_s * 1e6)}
+
 
 class _ChoiceRun(ChunkSink):
     """One choice under way: chunks come in, deltas go to the inbox."""
 
-    def __init__(self, choice: Choice, inbox: DeltaInbox, timer: ChoiceTimer, metrics: ModelMetrics) -> None:
+    def __init__(
+        self, generation: Generation, choice: Choice, inbox: DeltaInbox, metrics: ModelMetrics
+    ) -> None:
+        self._generation = generation
         self._choice = choice
         self._inbox = inbox
-        self._timer = timer
+        self._timer = metrics.choice(received_s=generation.received_s)
         self._metrics = metrics
         self._call: BackendCall | None = None
         self._is_closed = False
 
     def start(self, backend: Backend, options: GenerateOptions) -> Self:
+        started_s = time.monotonic()
         try:
             self._call = backend.generate(self._choice.request, self, options=options)
         except BaseException:
             self.close()
             raise
+        self._choice.route_s = time.monotonic() - started_s
         return self
 
     def on_chunk(self, chunk: GenerateChunk) -> None:
-        self._timer.on_tokens(len(chunk.token_ids), time.monotonic())
+        now_s = time.monotonic()
+        self._timer.on_tokens(len(chunk.token_ids), now_s)
         if chunk.usage is not None:
             self._choice.num_cached_tokens = chunk.usage.num_cached_tokens
         delta = self._choice.stream.push(chunk)
         if delta.finish_reason is not None:
             self.close()  # a stop string ends the engine's work before the answer goes out
+            self._settle(chunk.timing or LegTiming(), now_s)
         elif not (delta.text or delta.scored or delta.token_ids):
             return
         self._inbox.put(self._choice.index, delta)
@@ -104,6 +127,17 @@ class _ChoiceRun(ChunkSink):
     def resume(self) -> None:
         if self._call is not None:
             self._call.resume()
+
+    def _settle(self, legs: LegTiming, now_s: float) -> None:
+        generation = self._generation
+        ledger = self._choice.ledger = settle(
+            total_s=now_s - generation.received_s,
+            tokenize_s=generation.tokenize_s,
+            route_s=self._choice.route_s,
+            legs=legs,
+        )
+        for stage, stage_us in ledger.stages().items():
+            self._metrics.stage_s[stage].observe(stage_us / 1e6)
 
     def close(self) -> None:
         """Free what the choice holds and count it. Idempotent."""
@@ -122,6 +156,7 @@ async def plan_generation(
     *,
     kind: str,
     received_s: float,
+    tokenize_s: float,
     fields: SamplingFields,
     record: ModelRecord,
     pipeline: ModelPipeline,
@@ -178,6 +213,8 @@ async def plan_generation(
         id=f"{kind}-{answer_id}",
         created_s=int(time.time()),
         received_s=received_s,
+        tokenize_s=tokenize_s,
+        wants_ledger=extensions.ledger,
         model=record.name,
         prompts=prompts,
         choices=choices,

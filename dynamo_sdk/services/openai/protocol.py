@@ -16,10 +16,12 @@ ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 class Extensions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Our own part of a request, under the key ``dynamo``. ``priority``: smaller runs first."""
+    """Our own part of a request, under the key ``dynamo``. ``priority``: smaller runs first.
+    ``ledger``: say in the answer where the time went."""
 
     cache_salt: str | None = None
     priority: int = 0
+    ledger: bool = False
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):

@@ -53,6 +53,7 @@ class Routes:
         messages = template_messages(request.messages)
         variables = template_variables(request)
         pipeline = await self.directory.pipeline(record)
+        started_s = time.monotonic()
         prompt = await pipeline.encode_chat(
             messages,
             add_generation_prompt=request.add_generation_prompt is not False,
@@ -61,6 +62,7 @@ class Routes:
         generation = await plan_generation(
             kind="chatcmpl",
             received_s=received.at_s,
+            tokenize_s=time.monotonic() - started_s,
             fields=request,
             record=record,
             pipeline=pipeline,
@@ -83,12 +85,14 @@ class Routes:
         max_tokens = _max_tokens("max_tokens", request.max_tokens)
         prompts = split_prompts(request.prompt, param="prompt", max_prompts=self.limits.max_choices)
         pipeline = await self.directory.pipeline(record)
+        started_s = time.monotonic()
         ids = await prompt_ids(
             pipeline, prompts, param="prompt", add_special_tokens=request.add_special_tokens is not False
         )
         generation = await plan_generation(
             kind="cmpl",
             received_s=received.at_s,
+            tokenize_s=time.monotonic() - started_s,
             fields=request,
             record=record,
             pipeline=pipeline,

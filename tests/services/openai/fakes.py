@@ -29,6 +29,7 @@ from dynamo_sdk.types import (
     FinishReason,
     GenerateChunk,
     GenerateRequest,
+    LegTiming,
     ModelRecord,
     TokenLogprobs,
     Usage,
@@ -117,7 +118,11 @@ class ScriptedBackend(Backend):
                 logprobs=_logprobs(request, token_id),
                 finish_reason=reason if is_last else None,
                 usage=Usage(request.num_prompt_tokens, len(wanted), self.num_cached) if is_last else None,
+                timing=self.timing(request) if is_last else None,
             )
+
+    def timing(self, request: GenerateRequest) -> LegTiming | None:
+        return None
 
     async def embed(self, request: EmbedRequest, *, options: GenerateOptions) -> EmbedOutput:
         prompt = unpack_tokens(request.prompt)
