@@ -20,18 +20,31 @@ class Batch:
 
     def add_last_token(self, sequence: Sequence) -> None:
         """Compute its one token that is not computed yet."""
-        length = len(sequence.token_ids)
-        if length > sequence.num_prompt_tokens:
+        token_ids = sequence.token_ids
+        length = len(token_ids)
+        num_output_tokens = length - sequence.num_prompt_tokens
+        if num_output_tokens > 0:
             self._num_decodes += 1
             self._num_decode_kv_tokens += length
-        self._add(sequence, 1)
+        self.budget -= 1
+        self._num_tokens += 1
+        self.sequences.append(sequence)
+        self._parts.append(
+            ScheduledSequence(
+                request=sequence.request,
+                token_ids=(token_ids[-1],),
+                start=length - 1,
+                block_ids=sequence.block_ids,
+                is_sampling=True,
+                num_output_tokens=num_output_tokens,
+            )
+        )
 
     def add_chunk(self, sequence: Sequence) -> None:
         """Compute as many of its tokens as the budget has left, perhaps none."""
-        if num_tokens := min(sequence.num_uncomputed_tokens, self.budget):
-            self._add(sequence, num_tokens)
-
-    def _add(self, sequence: Sequence, num_tokens: int) -> None:
+        num_tokens = min(sequence.num_uncomputed_tokens, self.budget)
+        if not num_tokens:
+            return
         start, token_ids = sequence.num_computed_tokens, sequence.token_ids
         end = start + num_tokens
         self.budget -= num_tokens

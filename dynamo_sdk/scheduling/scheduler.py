@@ -137,13 +137,12 @@ class Scheduler:
         batch = Batch(self.config.max_num_batched_tokens)
         prefilling: list[Sequence] = []
         self._starved = None
-        index = 0
-        while index < len(self._running):  # preemption shortens the queue, but only behind `index`
-            sequence = self._running[index]
-            index += 1
-            if len(sequence.token_ids) - sequence.num_computed_tokens > 1:
+        block_size = self._block_size
+        for sequence in self._running:  # preemption shortens the queue, but only behind this one
+            length = len(sequence.token_ids)
+            if length - sequence.num_computed_tokens > 1:
                 prefilling.append(sequence)
-            elif self._has_place(sequence, batch.preempted):
+            elif length <= len(sequence.block_ids) * block_size or self._grow(sequence, batch.preempted):
                 batch.add_last_token(sequence)
             else:
                 self._starved = sequence
@@ -175,18 +174,30 @@ class Scheduler:
             for sequence, part in zip(in_flight, step.sequences, strict=True)
         ]  # before anything changes
         self._step, self._in_flight = None, []
+        block_size = self._block_size
         updates: list[SequenceUpdate] = []
         for sequence, part, token_id in zip(in_flight, step.sequences, token_ids, strict=True):
             if sequence.state is gone:
                 self._blocks.free(sequence)
                 continue
-            first_block = part.start // self._block_size
-            sequence.num_computed_tokens = part.start + len(part.token_ids)
-            if sequence.num_computed_tokens // self._block_size > first_block:
-                self._blocks.register_full(sequence, first_block)
+            start = part.start
+            num_computed_tokens = sequence.num_computed_tokens = start + len(part.token_ids)
+            if num_computed_tokens // block_size > start // block_size:
+                self._blocks.register_full(sequence, start // block_size)
             if token_id is not None:
                 sequence.token_ids.append(token_id)
-                updates.append(self._finish_or_go_on(sequence, token_id))
+                finish_reason = sequence.finish_reason()
+                if finish_reason is not None:
+                    self._finish(sequence, finish_reason)
+                updates.append(
+                    SequenceUpdate(
+                        request_id=sequence.request.request_id,
+                        token_id=token_id,
+                        finish_reason=finish_reason,
+                        num_output_tokens=len(sequence.token_ids) - sequence.num_prompt_tokens,
+                        num_cached_tokens=sequence.num_cached_tokens or 0,
+                    )
+                )
         return tuple(updates)
 
     # -- facts
@@ -329,10 +340,8 @@ class Scheduler:
         num_spare_blocks = len(self._running) if self.config.enable_growth_reserve else 0
         return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=num_spare_blocks)
 
-    def _has_place(self, sequence: Sequence, preempted: list[str]) -> bool:
-        """A block for its last token, if need be taken from the running requests behind it."""
-        if len(sequence.token_ids) <= len(sequence.block_ids) * self._block_size:
-            return True
+    def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
+        """One more block, if need be taken from the running requests behind it."""
         while not self._blocks.grow(sequence):
             if self._running[-1] is sequence:
                 return False
@@ -343,21 +352,12 @@ class Scheduler:
             preempted.append(victim.request.request_id)
         return True
 
-    def _finish_or_go_on(self, sequence: Sequence, token_id: int) -> SequenceUpdate:
-        finish_reason = sequence.finish_reason()
-        if finish_reason is not None:
-            self._running.remove(sequence)
-            if finish_reason is FinishReason.HANDOVER:
-                sequence.state = SequenceState.HELD
-            else:
-                self._forget(sequence)
-        return SequenceUpdate(
-            request_id=sequence.request.request_id,
-            token_id=token_id,
-            finish_reason=finish_reason,
-            num_output_tokens=sequence.num_output_tokens,
-            num_cached_tokens=sequence.num_cached_tokens or 0,
-        )
+    def _finish(self, sequence: Sequence, finish_reason: FinishReason) -> None:
+        self._running.remove(sequence)
+        if finish_reason is FinishReason.HANDOVER:
+            sequence.state = SequenceState.HELD
+        else:
+            self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.request_id]

@@ -58,17 +58,14 @@ class Sequence:
         return pack_tokens(self.token_ids[start:end])
 
     @property
-    def num_output_tokens(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
 
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ends with its last token; None = it goes on."""
-        length = len(self.token_ids)
-        if length >= self.min_stop_length and self.token_ids[-1] in self.stop_token_ids:
+        token_ids = self.token_ids
+        length = len(token_ids)
+        if token_ids[-1] in self.stop_token_ids and length >= self.min_stop_length:
             return FinishReason.STOP
         if length >= self.max_length:
             return FinishReason.LENGTH

@@ -53,7 +53,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-class ScheduledSequence(msgspec.Struct, frozen=True, kw_only=True):
+class ScheduledSequence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sequence's part of a step.
 
     ``token_ids``: the tokens to compute now; the first one has position ``start``.
@@ -94,7 +94,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_prefill_tokens + self.num_decode_requests
 
 
-class SequenceUpdate(msgspec.Struct, frozen=True, kw_only=True):
+class SequenceUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One new token of one request. ``num_output_tokens`` counts it, and those of earlier legs."""
 
     request_id: str
