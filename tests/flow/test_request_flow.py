@@ -41,6 +41,7 @@ from dynamo_sdk.types import (
     GenerateChunk,
     GenerateRequest,
     KVTransferParams,
+    LegTiming,
     Role,
     SamplingParams,
     TokenLogprobs,
@@ -115,9 +116,18 @@ def leg_chunks(sent: GenerateRequest, connector: KVConnector | None) -> list[Gen
         if done + 1 == total:
             return [msgspec.structs.replace(chunk, finish_reason=FinishReason.LENGTH, usage=usage)]
         ticket = KVTransferParams(connector="x", payload=b"t", ttl_s=TTL_S)
-        return [chunk, GenerateChunk(finish_reason=FinishReason.HANDOVER, kv_transfer=ticket, usage=usage)]
+        timing = LegTiming(queue_s=0.5, prefill_s=1.0)
+        return [
+            chunk,
+            GenerateChunk(
+                finish_reason=FinishReason.HANDOVER, kv_transfer=ticket, usage=usage, timing=timing
+            ),
+        ]
     chunks = [GenerateChunk((token_at(position),)) for position in range(done, total)]
-    chunks[-1] = msgspec.structs.replace(chunks[-1], finish_reason=FinishReason.LENGTH, usage=usage)
+    timing = LegTiming(queue_s=0.25, decode_s=2.0, transfer_s=0.125, transfer_bytes=7)
+    chunks[-1] = msgspec.structs.replace(
+        chunks[-1], finish_reason=FinishReason.LENGTH, usage=usage, timing=timing
+    )
     return chunks
 
 
@@ -233,6 +243,16 @@ def test_disaggregated_emits_each_token_once(connector: KVConnector) -> None:
     assert driver.output == expected(5)
     assert legs_of(driver) == ["prefill@p", "decode@d"]
     driver.check_over()
+
+
+def test_the_last_chunk_says_where_the_time_of_all_legs_went() -> None:
+    driver = started(PassOn(), prefill=["p"], decode=["d"])
+    driver.run()
+    *others, last = driver.emitted
+    assert last.timing == LegTiming(
+        queue_s=0.75, prefill_s=1.0, decode_s=2.0, transfer_s=0.125, transfer_bytes=7
+    )
+    assert not any(chunk.timing for chunk in others)
 
 
 def test_a_dropped_first_token_leaves_its_logprob() -> None:
