@@ -124,8 +124,9 @@ class _Push:
                 raise self._error
             if self._source.is_over:
                 return
-            await self._connection.wait_writable()
+            # Before the wait: in the tick in which it ends, the source may be faster than this task.
             self._pause = asyncio.get_running_loop().create_future()
+            await self._connection.wait_writable()
             self()
 
 
