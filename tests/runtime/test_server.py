@@ -320,3 +320,26 @@ async def test_a_call_that_ends_early_closes_its_source(ending: str) -> None:
         rig.source.put(1)  # nobody is there; nobody is disturbed
         assert rig.source.num_taken == 0
         client.close_soon()
+
+
+async def test_the_end_may_come_in_the_tick_in_which_a_full_socket_has_room_again() -> None:
+    async with push_rig() as rig:
+        client = await connect(rig.network, ADDRESS, clock=rig.clock)
+        stream = client.open("count", NOTHING)
+        await settle()
+        [connection] = rig.server._connections
+        has_room = asyncio.Event()
+        assert connection.channel is not None
+        connection.channel.is_writable = has_room.is_set  # type: ignore[method-assign]
+        connection.channel.wait_writable = has_room.wait  # type: ignore[method-assign, assignment]
+        rig.source.put(1)
+        await settle()
+        assert rig.source.num_taken == 0, "it stays with the source"
+        has_room.set()
+        rig.source.put(LAST)  # before the task that waits for room has had its turn
+        assert number(await anext(stream)) == 1 + LAST
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        async with asyncio.timeout(10):
+            await rig.server.drain()
+        client.close_soon()
