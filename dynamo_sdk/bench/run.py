@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from dynamo_sdk.errors import ConfigError, ConnectionLost
+from dynamo_sdk.runtime.clock import SystemClock
 
-from .clock import FineClock
 from .driver import Driver
 from .http1 import HttpClient, get
 from .load import Load, LoadLimits
@@ -152,7 +152,7 @@ async def run_bench(options: BenchOptions, observe: Callable[[Load], None] | Non
     writer = RequestWriter(
         options.target, endpoint=options.endpoint, model=model, prompts=prompts, extra=options.extra
     )
-    clock = FineClock()
+    clock = SystemClock()
     client = HttpClient(options.target, clock)
     _allow_many_sockets()
     driver = Driver(

@@ -2,7 +2,7 @@
 
 from .definitions import ALL_METRICS, COMPONENT_METRICS, FRONTEND_METRICS, Metric, MetricKind
 from .exposition import merge_texts
-from .frontend import ChoiceTimer, FrontendMetrics, ModelMetrics, Outcome
+from .frontend import LEDGER_STAGES, ChoiceTimer, FrontendMetrics, ModelMetrics, Outcome
 from .registry import CONTENT_TYPE, MetricRegistry
 from .worker import WorkerMetrics
 
@@ -11,6 +11,7 @@ __all__ = [
     "COMPONENT_METRICS",
     "CONTENT_TYPE",
     "FRONTEND_METRICS",
+    "LEDGER_STAGES",
     "ChoiceTimer",
     "FrontendMetrics",
     "Metric",

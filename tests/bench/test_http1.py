@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dynamo_sdk.bench.clock import FineClock
 from dynamo_sdk.bench.http1 import HttpClient, WholeBody, get
 from dynamo_sdk.bench.target import Target
+from dynamo_sdk.runtime.clock import SystemClock
 
 from .server import Respond, chunked, serving, whole
 
@@ -46,7 +46,7 @@ async def asked(client: HttpClient, target: Target) -> WholeBody:
 def test_bodies_are_read_to_their_end(response: bytes, closing: bool) -> None:
     async def main() -> None:
         async with serving(saying(response, closing=closing)) as (target, seen):
-            client = HttpClient(target, FineClock())
+            client = HttpClient(target, SystemClock())
             for _ in range(3):
                 answer = await asked(client, target)
                 assert (answer.code, answer.content, answer.failure) == (200, b"hello", None)
@@ -61,7 +61,7 @@ def test_bodies_are_read_to_their_end(response: bytes, closing: bool) -> None:
 def test_a_close_in_between_fails(cut: bytes) -> None:
     async def main() -> None:
         async with serving(saying(cut, closing=True)) as (target, _):
-            answer = await asked(HttpClient(target, FineClock()), target)
+            answer = await asked(HttpClient(target, SystemClock()), target)
             assert answer.failure is not None
             assert "closed the connection" in answer.failure
 
@@ -77,7 +77,7 @@ def test_a_kept_connection_that_was_closed_is_replaced_once() -> None:
                 writer.write(whole(b"hello"))
 
         async with serving(respond) as (target, seen):
-            client = HttpClient(target, FineClock())
+            client = HttpClient(target, SystemClock())
             answers = [await asked(client, target) for _ in range(2)]
             assert [answer.content for answer in answers] == [b"hello", b"hello"]
             assert [answer.failure for answer in answers] == [None, None]
@@ -95,7 +95,7 @@ def test_a_kept_connection_that_breaks_in_an_answer_fails() -> None:
                 writer.close()
 
         async with serving(respond) as (target, seen):
-            client = HttpClient(target, FineClock())
+            client = HttpClient(target, SystemClock())
             assert (await asked(client, target)).failure is None
             assert (await asked(client, target)).failure is not None
             assert len(seen.heads) == 2
@@ -106,7 +106,7 @@ def test_a_kept_connection_that_breaks_in_an_answer_fails() -> None:
 def test_what_is_no_http_fails() -> None:
     async def main() -> None:
         async with serving(saying(b"SSH-2.0-x\r\n\r\n")) as (target, _):
-            answer = await asked(HttpClient(target, FineClock()), target)
+            answer = await asked(HttpClient(target, SystemClock()), target)
             assert "no HTTP/1.1 response" in (answer.failure or "")
 
     run(main())
@@ -131,7 +131,7 @@ def test_a_cancelled_request_closes_its_connection() -> None:
             arrived.set()
 
         async with serving(respond) as (target, seen):
-            client = HttpClient(target, FineClock())
+            client = HttpClient(target, SystemClock())
             task = asyncio.create_task(asked(client, target))
             await arrived.wait()
             task.cancel()

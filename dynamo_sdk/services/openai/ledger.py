@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from dynamo_sdk.metrics import LEDGER_STAGES
 from dynamo_sdk.types import LegTiming
 
 
-class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+class Ledger(msgspec.Struct, frozen=True):
     """Microseconds, from the last byte of the request to its last token; the stages sum to ``total_us``.
 
     ``queue_us``, ``prefill_us``, ``transfer_us`` and ``decode_us`` are what the engines say of their legs,
@@ -26,8 +27,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
 
     def stages(self) -> dict[str, int]:
         """Stage -> microseconds."""
-        names = self.__struct_fields__[:-1]
-        return {name.removesuffix("_us"): getattr(self, name) for name in names}
+        return dict(zip(LEDGER_STAGES, msgspec.structs.astuple(self), strict=False))
 
 
 def settle(*, total_s: float, tokenize_s: float, route_s: float, legs: LegTiming) -> Ledger:
@@ -35,17 +35,7 @@ def settle(*, total_s: float, tokenize_s: float, route_s: float, legs: LegTiming
     parts = (tokenize_s, route_s, legs.queue_s, legs.prefill_s, legs.transfer_s, legs.decode_s)
     known = [max(0, round(part_s * 1e6)) for part_s in parts]
     sdk_us = max(0, round(total_s * 1e6) - sum(known))
-    tokenize_us, route_us, queue_us, prefill_us, transfer_us, decode_us = known
-    return Ledger(
-        tokenize_us=tokenize_us,
-        route_us=route_us,
-        queue_us=queue_us,
-        prefill_us=prefill_us,
-        transfer_us=transfer_us,
-        decode_us=decode_us,
-        sdk_us=sdk_us,
-        total_us=sum(known) + sdk_us,
-    )
+    return Ledger(*[*known, sdk_us, sum(known) + sdk_us])
 
 
 def server_timing(stages_us: dict[str, int]) -> bytes:

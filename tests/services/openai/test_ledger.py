@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_sdk.metrics.frontend import LEDGER_STAGES
+from dynamo_sdk.metrics import LEDGER_STAGES
 from dynamo_sdk.services.openai import OpenAIApp
 from dynamo_sdk.services.openai.ledger import Ledger, server_timing, settle
 from dynamo_sdk.types import GenerateRequest, LegTiming
