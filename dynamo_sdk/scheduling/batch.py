@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dynamo_sdk.types.tokens import BYTES_PER_TOKEN
+
 from .sequence import Sequence
 from .step import ScheduledSequence, Step
 
@@ -20,19 +22,21 @@ class Batch:
 
     def add_last_token(self, sequence: Sequence) -> None:
         """Compute its one token that is not computed yet."""
-        token_ids = sequence.token_ids
-        length = len(token_ids)
+        length = sequence.num_tokens
         num_output_tokens = length - sequence.num_prompt_tokens
         if num_output_tokens > 0:
             self._num_decodes += 1
             self._num_decode_kv_tokens += length
+            tokens = sequence.output_ids[-1].to_bytes(BYTES_PER_TOKEN, "little")
+        else:
+            tokens = sequence.packed_tokens(length - 1, length)
         self.budget -= 1
         self._num_tokens += 1
         self.sequences.append(sequence)
         self._parts.append(
             ScheduledSequence(
                 request=sequence.request,
-                token_ids=(token_ids[-1],),
+                tokens=tokens,
                 start=length - 1,
                 block_ids=sequence.block_ids,
                 is_sampling=True,
@@ -45,7 +49,7 @@ class Batch:
         num_tokens = min(sequence.num_uncomputed_tokens, self.budget)
         if not num_tokens:
             return
-        start, token_ids = sequence.num_computed_tokens, sequence.token_ids
+        start = sequence.num_computed_tokens
         end = start + num_tokens
         self.budget -= num_tokens
         self._num_tokens += num_tokens
@@ -53,11 +57,11 @@ class Batch:
         self._parts.append(
             ScheduledSequence(
                 request=sequence.request,
-                token_ids=tuple(token_ids[start:end]),
+                tokens=sequence.packed_tokens(start, end),
                 start=start,
                 block_ids=sequence.block_ids,
-                is_sampling=end == len(token_ids),
-                num_output_tokens=len(token_ids) - sequence.num_prompt_tokens,
+                is_sampling=end == sequence.num_tokens,
+                num_output_tokens=sequence.num_tokens - sequence.num_prompt_tokens,
             )
         )
 

@@ -80,7 +80,7 @@ class SequenceBlocks:
         if first_block == end_block:
             return False
         next_key = sequence.keys[first_block]
-        num_needed_tokens = len(sequence.token_ids) - first_block * self._block_size
+        num_needed_tokens = sequence.num_tokens - first_block * self._block_size
         for leader in prefilling:
             if leader.order > sequence.order or not leader.is_cacheable:
                 continue
@@ -91,7 +91,7 @@ class SequenceBlocks:
         return False
 
     def _num_cacheable_blocks(self, sequence: Sequence) -> int:
-        num_blocks = (len(sequence.token_ids) - 1) // self._block_size
+        num_blocks = (sequence.num_tokens - 1) // self._block_size
         sequence.extend_keys(num_blocks, self._block_size)
         return num_blocks
 

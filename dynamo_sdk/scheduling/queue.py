@@ -32,7 +32,7 @@ class SequenceQueue:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return sum([len(sequence.token_ids) - sequence.num_computed_tokens for sequence in self._sequences])
+        return sum([sequence.num_tokens - sequence.num_computed_tokens for sequence in self._sequences])
 
     def __len__(self) -> int:
         return len(self._sequences)

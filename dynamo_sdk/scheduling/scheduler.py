@@ -87,13 +87,13 @@ class Scheduler:
         sequence = self._new_sequence(request, SequenceState.RESERVED)
         is_starving = self._starved is not None and self._starved.state is SequenceState.RUNNING
         is_overtaking = len(self._waiting) > 0 and self._waiting[0].order < sequence.order
-        num_filled = len(sequence.token_ids) - (1 if request.generated else 0)
+        num_filled = sequence.num_tokens - (1 if request.generated else 0)
         if is_starving or is_overtaking or not self._num_free_slots:
             return None
         if not self._allocate(sequence, num_filled):
             return None
         num_cached_blocks = sequence.num_computed_tokens // self._block_size
-        sequence.num_computed_tokens = len(sequence.token_ids) - 1
+        sequence.num_computed_tokens = sequence.num_tokens - 1
         self._sequences[request.request_id] = sequence
         self._num_reserved += 1
         return BlockReservation(block_ids=sequence.block_ids, num_cached_blocks=num_cached_blocks)
@@ -139,7 +139,7 @@ class Scheduler:
         self._starved = None
         block_size = self._block_size
         for sequence in self._running:  # preemption shortens the queue, but only behind this one
-            length = len(sequence.token_ids)
+            length = sequence.num_tokens
             if length - sequence.num_computed_tokens > 1:
                 prefilling.append(sequence)
             elif length <= len(sequence.block_ids) * block_size or self._grow(sequence, batch.preempted):
@@ -181,11 +181,11 @@ class Scheduler:
                 self._blocks.free(sequence)
                 continue
             start = part.start
-            num_computed_tokens = sequence.num_computed_tokens = start + len(part.token_ids)
+            num_computed_tokens = sequence.num_computed_tokens = start + part.num_tokens
             if num_computed_tokens // block_size > start // block_size:
                 self._blocks.register_full(sequence, start // block_size)
             if token_id is not None:
-                sequence.token_ids.append(token_id)
+                sequence.append(token_id)
                 finish_reason = sequence.finish_reason()
                 if finish_reason is not None:
                     self._finish(sequence, finish_reason)
@@ -194,7 +194,7 @@ class Scheduler:
                         request_id=sequence.request.request_id,
                         token_id=token_id,
                         finish_reason=finish_reason,
-                        num_output_tokens=len(sequence.token_ids) - sequence.num_prompt_tokens,
+                        num_output_tokens=sequence.num_tokens - sequence.num_prompt_tokens,
                         num_cached_tokens=sequence.num_cached_tokens or 0,
                     )
                 )
@@ -238,7 +238,7 @@ class Scheduler:
 
     def token_ids(self, request_id: str) -> tuple[int, ...]:
         """All known tokens of a request, prompt first. ``KeyError`` if it is gone."""
-        return tuple(self._sequences[request_id].token_ids)
+        return self._sequences[request_id].token_ids()
 
     def take_kv_events(self) -> tuple[KVEvent, ...]:
         """What changed in the prefix cache since the last call, in order."""
@@ -324,7 +324,7 @@ class Scheduler:
             if first_key in first_keys and self._blocks.is_worth_waiting(sequence, prefilling):
                 index += 1
                 continue
-            if not self._allocate(sequence, len(sequence.token_ids)):
+            if not self._allocate(sequence, sequence.num_tokens):
                 break
             self._waiting.remove(sequence)
             sequence.state = SequenceState.RUNNING

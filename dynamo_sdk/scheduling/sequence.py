@@ -10,7 +10,7 @@ from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.kv.hashing import cache_keys, cache_root, next_cache_key
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest, Role
-from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, pack_tokens
+from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, pack_tokens, unpack_tokens
 
 from .step import SchedulerConfig
 
@@ -29,7 +29,8 @@ class SequenceState(Enum):
 class Sequence:
     """Changed by the scheduler only.
 
-    ``order``: (priority, arrival); smaller runs first. ``token_ids``: prompt, then output, all legs.
+    ``order``: (priority, arrival); smaller runs first. ``output_ids``: output tokens of all legs.
+    ``num_tokens``: all known ones, prompt and output.
     ``num_computed_tokens``: leading tokens whose KV lies in ``block_ids``.
     ``cache_root``: the parent of its first block's key; ``keys``: keys of its leading full blocks.
     ``max_length``, ``min_stop_length``: in tokens, prompt included. ``is_cacheable``: others may find its
@@ -39,8 +40,9 @@ class Sequence:
     request: GenerateRequest
     order: tuple[int, int]
     state: SequenceState
-    token_ids: list[int]
     num_prompt_tokens: int
+    num_tokens: int
+    output_ids: list[int]
     cache_root: CacheKey
     keys: list[CacheKey]
     stop_token_ids: frozenset[int]
@@ -53,19 +55,31 @@ class Sequence:
 
     def packed_tokens(self, start: int, end: int) -> bytes:
         """Its tokens from ``start`` up to ``end``, packed. The prompt's are so already."""
-        if end <= self.num_prompt_tokens:
-            return self.request.prompt[start * BYTES_PER_TOKEN : end * BYTES_PER_TOKEN]
-        return pack_tokens(self.token_ids[start:end])
+        num_prompt_tokens = self.num_prompt_tokens
+        if start >= num_prompt_tokens:
+            return pack_tokens(self.output_ids[start - num_prompt_tokens : end - num_prompt_tokens])
+        of_prompt = self.request.prompt[start * BYTES_PER_TOKEN : end * BYTES_PER_TOKEN]
+        if end <= num_prompt_tokens:
+            return of_prompt
+        return of_prompt + pack_tokens(self.output_ids[: end - num_prompt_tokens])
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return self.num_tokens - self.num_computed_tokens
+
+    def token_ids(self) -> tuple[int, ...]:
+        """All known tokens."""
+        return (*unpack_tokens(self.request.prompt), *self.output_ids)
+
+    def append(self, token_id: int) -> None:
+        """One more output token is known."""
+        self.output_ids.append(token_id)
+        self.num_tokens += 1
 
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ends with its last token; None = it goes on."""
-        token_ids = self.token_ids
-        length = len(token_ids)
-        if token_ids[-1] in self.stop_token_ids and length >= self.min_stop_length:
+        length = self.num_tokens
+        if self.output_ids[-1] in self.stop_token_ids and length >= self.min_stop_length:
             return FinishReason.STOP
         if length >= self.max_length:
             return FinishReason.LENGTH
@@ -75,10 +89,11 @@ class Sequence:
         """Raise ``AssertionError`` when its counts do not add up."""
         name = self.request.request_id
         assert (self.state is SequenceState.WAITING) == (not self.block_ids), f"{name}: blocks while waiting"
-        assert self.num_computed_tokens < len(self.token_ids), f"{name}: nothing left to compute"
+        assert self.num_tokens == self.num_prompt_tokens + len(self.output_ids), f"{name}: a token is lost"
+        assert self.num_computed_tokens < self.num_tokens, f"{name}: nothing left to compute"
         assert self.num_computed_tokens <= len(self.block_ids) * block_size, f"{name}: KV without a block"
         assert len(self.block_ids) == len(set(self.block_ids)), f"{name}: holds a block twice"
-        assert self.num_prompt_tokens < len(self.token_ids) + 1 <= self.max_length + 1
+        assert self.num_prompt_tokens < self.num_tokens + 1 <= self.max_length + 1
 
     def extend_keys(self, num_blocks: int, block_size: int) -> None:
         """Know the keys of at least the first ``num_blocks`` blocks, all of which are full."""
@@ -117,8 +132,9 @@ def open_sequence(
         request=request,
         order=order,
         state=state,
-        token_ids=request.token_ids(),
         num_prompt_tokens=num_prompt_tokens,
+        num_tokens=num_tokens,
+        output_ids=unpack_tokens(request.generated),
         cache_root=root,
         keys=cache_keys(request.prompt + request.generated, config.block_size, root=root),
         stop_token_ids=stop_token_ids,

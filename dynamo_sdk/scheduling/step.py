@@ -7,6 +7,7 @@ import msgspec
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest
+from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, unpack_tokens
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,14 +57,14 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
 class ScheduledSequence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One sequence's part of a step.
 
-    ``token_ids``: the tokens to compute now; the first one has position ``start``.
+    ``tokens``: the tokens to compute now, packed; the first one has position ``start``.
     ``block_ids``: the whole block table; position ``p`` lies in ``block_ids[p // block_size]``.
     ``is_sampling``: these are the last known tokens, so the step must sample the next one.
     ``num_output_tokens``: output so far, which is the position of the sampled token (for the seed).
     """
 
     request: GenerateRequest
-    token_ids: tuple[int, ...]
+    tokens: bytes
     start: int
     block_ids: tuple[int, ...]
     is_sampling: bool
@@ -72,6 +73,16 @@ class ScheduledSequence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are to be computed."""
+        return len(self.tokens) // BYTES_PER_TOKEN
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """``tokens``, unpacked."""
+        return tuple(unpack_tokens(self.tokens))
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
