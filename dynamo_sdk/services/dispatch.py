@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from dynamo_sdk.errors import DynamoError, EngineFailed, Unavailable
+from dynamo_sdk.errors import DynamoError
 from dynamo_sdk.flow import (
     Action,
     CancelLeg,
@@ -27,12 +27,13 @@ from dynamo_sdk.flow import (
     Route,
     Send,
 )
-from dynamo_sdk.interfaces import Router, RoutingContext, RoutingRequest
+from dynamo_sdk.interfaces import Router
 from dynamo_sdk.runtime.background import Background
 from dynamo_sdk.runtime.calls import CallListener, PushedCall
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.types import GenerateChunk, GenerateRequest, Role, WorkerRecord
 
+from .choosing import Chooser
 from .legs import Legs
 from .openai.backend import BackendCall, ChunkSink
 from .pools import Pools
@@ -68,7 +69,7 @@ class Dispatcher:
         self._pools = pools
         self._clock = clock
         self._limits = limits
-        self._rng = rng or Random()
+        self._chooser = Chooser(pools, clock, rng or Random())
         self._background = Background()
 
     def start(
@@ -87,11 +88,7 @@ class Dispatcher:
 
     def observe(self, route: ModelRoute, seen: Observe) -> None:
         """Let pools and router learn a fact."""
-        self._pools.observe(seen.fact)
-        try:
-            route.routers[seen.pool].observe(seen.fact)
-        except Exception:  # a router is somebody's plugin; the request does not depend on what it learns
-            logger.exception("router of model %s failed to learn", route.name)
+        self._chooser.observe(route.name, route.routers[seen.pool], seen.fact)
 
     def open(
         self, worker: WorkerRecord, request: GenerateRequest, deadline_s: float, listener: CallListener
@@ -102,6 +99,8 @@ class Dispatcher:
 
     def eligible(self, route: ModelRoute, ask: Route) -> list[WorkerRecord]:
         workers = self._pools.workers(route.name, ask.pool)
+        if not ask.excluded:
+            return workers
         return [worker for worker in workers if worker.worker_id not in ask.excluded]
 
     async def wait_for_worker(self, route: ModelRoute, ask: Route, deadline_s: float) -> None:
@@ -111,39 +110,7 @@ class Dispatcher:
 
     def choose(self, flow: RequestFlow, route: ModelRoute, ask: Route) -> list[Action]:
         """Ask the pool's router; report what came of it."""
-        workers = self.eligible(route, ask)
-        if not workers:
-            return flow.not_routed(
-                ask.pool,
-                Unavailable(f"no {ask.pool} worker of model {route.name!r} can take the request now"),
-            )
-        request = flow.request
-        try:
-            decision = route.routers[ask.pool].select(
-                RoutingRequest(
-                    request_id=request.request_id,
-                    model=request.model,
-                    role=ask.pool,
-                    num_tokens=ask.num_tokens,
-                    block_size=_block_size(workers[0], route.name),
-                    priority=request.priority,
-                ),
-                self._pools.candidates(workers),
-                RoutingContext(now_s=self._clock.now_s(), rng=self._rng),
-            )
-        except DynamoError as error:
-            return flow.not_routed(ask.pool, error)
-        except Exception as error:  # a router is somebody's plugin
-            logger.exception("router of model %s failed", route.name)
-            return flow.not_routed(
-                ask.pool, EngineFailed(f"the router failed: {type(error).__name__}: {error}")
-            )
-        chosen = next((worker for worker in workers if worker.worker_id == decision.worker_id), None)
-        if chosen is None:
-            stray = EngineFailed(f"the router chose {decision.worker_id!r}, which was not a candidate")
-            return flow.not_routed(ask.pool, stray)
-        dp_rank = decision.dp_rank if chosen.dp_size > 1 else None
-        return flow.routed(ask.pool, chosen, self._clock.now_s(), dp_rank)
+        return self._chooser.choose(flow, route.name, route.routers[ask.pool], ask)
 
     async def release(self, worker_id: str, request_id: str) -> None:
         """Tell a prefill worker that nobody will fetch what it holds. Best effort."""
@@ -179,7 +146,7 @@ class DispatchedCall(BackendCall):
         self._deadline_s = deadline_s
         self._sink = sink
         self._flow = RequestFlow(request, route.config)
-        self._legs = Legs(clock, limits.stall_timeout_s, self._on_fact)
+        self._legs = Legs(clock, limits.stall_timeout_s)
         self._waiting: asyncio.Task[None] | None = None
         self._is_over = False
         self._is_wanted = True
@@ -227,7 +194,7 @@ class DispatchedCall(BackendCall):
                 case ReleaseBlocks(worker_id, request_id):
                     self._dispatcher.in_background(self._dispatcher.release(worker_id, request_id))
                 case Send(leg, worker, leg_request) if not self._is_over:
-                    self._legs.start(leg, partial(self._open, worker, leg_request))
+                    self._legs.start(leg, partial(self._open, worker, leg_request), self._on_fact)
                 case Route() if not self._is_over:
                     if action.can_wait and not self._dispatcher.eligible(self._route, action):
                         self._waiting = asyncio.get_running_loop().create_task(self._wait(action))
@@ -272,8 +239,3 @@ class DispatchedCall(BackendCall):
             waiting.cancel()
         self._carry_out(self._flow.cancel())
         self._legs.close()
-
-
-def _block_size(worker: WorkerRecord, model: str) -> int | None:
-    """Of the pool: workers of one model and role share it."""
-    return next((served.block_size for served in worker.models if served.name == model), None)

@@ -20,16 +20,15 @@ OnFact = Callable[[Role, GenerateChunk | DynamoError, float], None]
 class Legs:
     """Calls by role."""
 
-    def __init__(self, clock: Clock, stall_timeout_s: float, on_fact: OnFact) -> None:
+    def __init__(self, clock: Clock, stall_timeout_s: float) -> None:
         self._clock = clock
         self._stall_timeout_s = stall_timeout_s
-        self._on_fact = on_fact
         self._running: dict[Role, _Leg] = {}
         self._is_paused = False
 
-    def start(self, role: Role, call: Callable[[CallListener], PushedCall]) -> None:
+    def start(self, role: Role, call: Callable[[CallListener], PushedCall], on_fact: OnFact) -> None:
         """Start a leg; ``call`` makes it tell the listener what it answers."""
-        leg = self._running[role] = _Leg(role, self._clock, self._stall_timeout_s, self._on_fact)
+        leg = self._running[role] = _Leg(role, self._clock, self._stall_timeout_s, on_fact)
         leg.start(call(leg))
         if self._is_paused:
             leg.pause()
@@ -96,10 +95,12 @@ class _Leg:
             self._call.resume()
 
     def cancel(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        if self._call is not None:
-            self._call.cancel()
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.cancel()
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
 
     # -- CallListener
 

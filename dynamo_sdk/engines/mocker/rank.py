@@ -46,7 +46,7 @@ class RankSource(Mailbox, ItemSource[GenerateChunk]):
         self._rank: Rank | None = rank
 
     def close(self) -> None:
-        rank, self._rank = self._rank, None
+        rank, self._rank, self._on_ready = self._rank, None, None
         if rank is not None:
             rank.leave(self)
 

@@ -144,8 +144,9 @@ class _ChoiceRun(ChunkSink):
         if self._is_closed:
             return
         self._is_closed = True
-        if self._call is not None:
-            self._call.cancel()
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
         self._timer.close()
         self._metrics.output_tokens.observe(self._choice.stream.num_tokens)
         if self._choice.num_cached_tokens is not None:

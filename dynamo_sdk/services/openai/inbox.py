@@ -67,7 +67,8 @@ class DeltaInbox:
         return deltas
 
     def close(self) -> None:
-        for call in self.calls:
+        calls, self.calls = self.calls, []
+        for call in calls:
             call.close()
 
     def __enter__(self) -> Self:
