@@ -85,6 +85,8 @@ class _Leg:
     pool: Role
     request: GenerateRequest
     has_answered: bool = False
+    num_output_tokens: int = 0
+    num_cached_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -112,6 +114,7 @@ class RequestFlow:
     _legs: dict[Role, _Leg] = field(default_factory=dict)
     _workers: dict[Role, WorkerRecord] = field(default_factory=dict)
     _dp_ranks: dict[Role, int | None] = field(default_factory=dict)
+    _predicted_cached: dict[Role, int] = field(default_factory=dict)
     _excluded: set[WorkerId] = field(default_factory=set)
     _ticket: _Ticket | None = None
     _last_error: DynamoError | None = None
@@ -126,12 +129,19 @@ class RequestFlow:
         return [self._route(Role.AGGREGATED if self.config.connector is None else Role.PREFILL)]
 
     def routed(
-        self, pool: Role, worker: WorkerRecord, now_s: float, dp_rank: int | None = None
+        self,
+        pool: Role,
+        worker: WorkerRecord,
+        now_s: float,
+        dp_rank: int | None = None,
+        num_cached_tokens: int = 0,
     ) -> list[Action]:
-        """A worker was chosen, and one of its data-parallel ranks if it has several."""
+        """A worker was chosen, and one of its data-parallel ranks if it has several. ``num_cached_tokens``:
+        what it should have of the prompt."""
         if self.state in OVER:
             return []
         self._dp_ranks[pool] = dp_rank
+        self._predicted_cached[pool] = num_cached_tokens
         connector = self.config.connector
         if connector is None or (
             pool is Role.DECODE and self._ticket is None and Role.PREFILL not in self._workers
@@ -159,6 +169,9 @@ class RequestFlow:
         current = self._legs.get(leg)
         if current is None:
             return []
+        current.num_output_tokens += len(chunk.token_ids)
+        if chunk.usage is not None:
+            current.num_cached_tokens = chunk.usage.num_cached_tokens
         actions: list[Action] = []
         if not current.has_answered:
             actions += self._first_answer(leg, current, chunk)
@@ -239,7 +252,12 @@ class RequestFlow:
             self.state = FlowState.TRANSFERRING
         num_tokens = request.num_prompt_tokens + request.num_generated_tokens
         fact = Routed(
-            request_id=request.request_id, worker_id=worker.worker_id, role=leg, num_tokens=num_tokens
+            request_id=request.request_id,
+            worker_id=worker.worker_id,
+            role=leg,
+            num_tokens=num_tokens,
+            dp_rank=request.dp_rank or 0,
+            num_cached_tokens=self._predicted_cached.get(pool, 0),
         )
         return [Observe(pool, fact), Send(leg, worker, request)]
 
@@ -278,14 +296,13 @@ class RequestFlow:
 
     def _first_answer(self, leg: Role, current: _Leg, chunk: GenerateChunk) -> list[Action]:
         current.has_answered = True
-        num_cached = chunk.usage.num_cached_tokens if chunk.usage is not None else 0
         if leg is Role.DECODE:
             self.state = FlowState.DECODING
             self._ticket = None  # the blocks have been fetched
         fact = PrefillDone(
             request_id=current.request.request_id,
             worker_id=current.worker.worker_id,
-            num_cached_tokens=num_cached,
+            num_cached_tokens=current.num_cached_tokens,
         )
         return [Observe(current.pool, fact)]
 
@@ -335,6 +352,8 @@ class RequestFlow:
             request_id=current.request.request_id,
             worker_id=current.worker.worker_id,
             is_failure=is_failure,
+            num_output_tokens=current.num_output_tokens,
+            num_cached_tokens=current.num_cached_tokens,
         )
         return [Observe(current.pool, fact)]
 

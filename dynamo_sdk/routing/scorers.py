@@ -22,7 +22,7 @@ class OtherRequests:
         self._max_age_s = max_age_s
 
     def __call__(self, request: RoutingRequest, candidate: Candidate, context: RoutingContext) -> CostTerm:
-        load = fresh_load(candidate, self._max_age_s)
+        load = fresh_load(candidate, context.now_s, self._max_age_s)
         num_reported = load.num_running + load.num_waiting if load else 0
         return CostTerm("other_requests", float(max(0, num_reported - candidate.num_active_requests)))
 
@@ -36,11 +36,11 @@ class WaitingRequests:
         self._max_age_s = max_age_s
 
     def __call__(self, request: RoutingRequest, candidate: Candidate, context: RoutingContext) -> CostTerm:
-        load = fresh_load(candidate, self._max_age_s)
+        load = fresh_load(candidate, context.now_s, self._max_age_s)
         return CostTerm("waiting_requests", self._weight * load.num_waiting if load else 0.0)
 
 
-def fresh_load(candidate: Candidate, max_age_s: float) -> LoadSnapshot | None:
+def fresh_load(candidate: Candidate, now_s: float, max_age_s: float) -> LoadSnapshot | None:
     """The candidate's report, unless it is missing or older than ``max_age_s``."""
-    age_s = candidate.load_age_s
-    return candidate.load if age_s is not None and age_s <= max_age_s else None
+    at_s = candidate.load_at_s
+    return candidate.load if at_s is not None and now_s - at_s <= max_age_s else None

@@ -2,16 +2,19 @@
 
 ::
 
-    candidates ──filters──> those that may ──scorers──> cost terms of each ──picker──> one, and why
+    candidates ──filters──> those that may ──scorers──> cost of each ──picker──> one, and why
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dynamo_sdk.interfaces import Candidate, CandidateCost, CostTerm, RoutingContext, RoutingRequest
+from dynamo_sdk.interfaces import Candidate, CostTerm, RoutingContext, RoutingRequest
+
+# A stage that looks at `Candidate.overlap` has an attribute `uses_overlap` that is true.
 
 
 class Filter(Protocol):
@@ -30,29 +33,33 @@ class Scorer(Protocol):
     ) -> CostTerm: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A candidate with its cost. ``total`` is the sum of the terms."""
+class BatchScorer(ABC):
+    """A scorer that goes over all candidates in one call, and names the parts only when asked to explain."""
 
-    candidate: Candidate
-    terms: tuple[CostTerm, ...]
-    total: float
+    @abstractmethod
+    def totals(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> list[float]:
+        """The cost of each, in their order."""
 
-    def cost(self) -> CandidateCost:
-        return CandidateCost(
-            worker_id=self.candidate.worker_id, dp_rank=self.candidate.dp_rank, terms=self.terms
-        )
+    @abstractmethod
+    def terms(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> list[tuple[CostTerm, ...]]:
+        """The same, in parts: the sum of each is its total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """The chosen one, and why in a few words."""
+    """Which of the candidates, by its place among them, and why in a few words."""
 
-    scored: Scored
+    index: int
     reason: str
 
 
 class Picker(Protocol):
-    """Chooses one of the scored candidates (never empty)."""
+    """Chooses one of the candidates (never empty) by their total costs."""
 
-    def __call__(self, scored: Sequence[Scored], context: RoutingContext) -> Pick: ...
+    def __call__(
+        self, candidates: Sequence[Candidate], totals: Sequence[float], context: RoutingContext
+    ) -> Pick: ...

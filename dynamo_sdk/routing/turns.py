@@ -8,12 +8,12 @@ from dynamo_sdk.interfaces import Candidate, CostTerm, RoutingContext, RoutingDe
 from dynamo_sdk.types import Role, WorkerId
 
 from .pickers import pick_lowest
-from .stages import Pick, Scored
+from .stages import BatchScorer, Pick
 
 Seat = tuple[Role, WorkerId, int]
 
 
-class Turns:
+class Turns(BatchScorer):
     """The number of the last decision that chose a candidate, 0 for never: the lowest is next.
 
     Between two choices of one candidate every other that is there throughout is chosen exactly once,
@@ -26,9 +26,16 @@ class Turns:
         self._num_decisions = 0
         self._last: dict[Seat, int] = {}  # in the order of turns, oldest first
 
-    def __call__(self, request: RoutingRequest, candidate: Candidate, context: RoutingContext) -> CostTerm:
-        seat = (request.role, candidate.worker_id, candidate.dp_rank)
-        return CostTerm("last_turn", float(self._last.get(seat, 0)))
+    def totals(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> list[float]:
+        last, role = self._last, request.role
+        return [last.get((role, candidate.worker_id, candidate.dp_rank), 0) for candidate in candidates]
+
+    def terms(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> list[tuple[CostTerm, ...]]:
+        return [(CostTerm("last_turn", last),) for last in self.totals(request, candidates, context)]
 
     def took(self, request: RoutingRequest, decision: RoutingDecision) -> None:
         """Remember that ``decision`` was made."""
@@ -40,7 +47,6 @@ class Turns:
             del self._last[next(iter(self._last))]
 
 
-def pick_next_turn(scored: Sequence[Scored], context: RoutingContext) -> Pick:
+def pick_next_turn(candidates: Sequence[Candidate], totals: Sequence[float], context: RoutingContext) -> Pick:
     """Who has waited longest for a turn; newcomers by chance."""
-    chosen = pick_lowest(scored, context).scored
-    return Pick(chosen, f"its turn among {len(scored)}")
+    return Pick(pick_lowest(candidates, totals, context).index, f"its turn among {len(totals)}")

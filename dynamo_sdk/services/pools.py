@@ -9,20 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from dynamo_sdk.errors import DynamoError
-from dynamo_sdk.interfaces import Candidate, Fleet, Freed, Routed, RouterFact
+from dynamo_sdk.interfaces import Candidate, Fleet, RouterFact
+from dynamo_sdk.routing import CandidateBook
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.runtime.edges import ServiceClient
 from dynamo_sdk.runtime.fleet import FleetView
-from dynamo_sdk.types import LoadSnapshot, Role, WorkerId, WorkerRecord
+from dynamo_sdk.types import Role, WorkerId, WorkerRecord
 
 logger = logging.getLogger(__name__)
 
 FEED_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Ready workers of one model and role, in a stable order, and what routers know of them."""
+
+    workers: list[WorkerRecord]
+    candidates: list[Candidate]
+    by_id: dict[WorkerId, WorkerRecord]
+    block_size: int | None
 
 
 class Pools:
@@ -32,21 +43,24 @@ class Pools:
         self._fleet = fleet
         self._clients = clients
         self._clock = clock
-        self._pools: dict[tuple[str, Role], list[WorkerRecord]] = {}  # until the fleet changes
-        self._num_active: defaultdict[WorkerId, int] = defaultdict(int)
-        self._loads: dict[WorkerId, tuple[LoadSnapshot, float]] = {}
+        self.book = CandidateBook()
+        self._pools: dict[tuple[str, Role], Pool] = {}  # until the fleet changes
         self._feeds: dict[WorkerId, asyncio.Task[None]] = {}
         self._unsubscribe = fleet.subscribe(self._on_change)
 
-    def workers(self, model: str, role: Role) -> list[WorkerRecord]:
-        """Ready workers of this model and role, in a stable order: the same list until the fleet changes."""
+    def pool(self, model: str, role: Role) -> Pool:
+        """The same object until the fleet changes."""
         pool = self._pools.get((model, role))
         if pool is None:
             pool = self._pools[model, role] = self._find(model, role)
         return pool
 
-    def _find(self, model: str, role: Role) -> list[WorkerRecord]:
-        return sorted(
+    def workers(self, model: str, role: Role) -> list[WorkerRecord]:
+        """Ready workers of this model and role, in a stable order: the same list until the fleet changes."""
+        return self.pool(model, role).workers
+
+    def _find(self, model: str, role: Role) -> Pool:
+        workers = sorted(
             (
                 record
                 for record in self._fleet.workers.values()
@@ -57,24 +71,18 @@ class Pools:
             ),
             key=lambda record: record.worker_id,
         )
+        for record in workers:
+            self._join(record)
+        return Pool(
+            workers=workers,
+            candidates=self.candidates(workers),
+            by_id={record.worker_id: record for record in workers},
+            block_size=_block_size(workers[0], model) if workers else None,
+        )
 
     def candidates(self, workers: list[WorkerRecord]) -> list[Candidate]:
         """What a router may know of them."""
-        now_s = self._clock.now_s()
-        found: list[Candidate] = []
-        for record in workers:
-            load, at_s = self._loads.get(record.worker_id, (None, now_s))
-            found += [
-                Candidate(
-                    worker_id=record.worker_id,
-                    dp_rank=rank,
-                    num_active_requests=self._num_active.get(record.worker_id, 0),
-                    load=load,
-                    load_age_s=None if load is None else now_s - at_s,
-                )
-                for rank in range(record.dp_size)
-            ]
-        return found
+        return self.book.candidates(record.worker_id for record in workers)
 
     def client_of(self, worker: WorkerRecord) -> ServiceClient:
         return self._clients[worker.service]
@@ -83,14 +91,9 @@ class Pools:
         """Every engine worker behind our edges, ready or not."""
         return [record for record in self._fleet.workers.values() if record.service in self._clients]
 
-    def observe(self, fact: RouterFact) -> None:
+    def observe(self, fact: RouterFact, now_s: float) -> None:
         """Count this frontend's own requests per worker."""
-        if isinstance(fact, Routed):
-            self._num_active[fact.worker_id] += 1
-        elif isinstance(fact, Freed):
-            self._num_active[fact.worker_id] -= 1
-            if self._num_active[fact.worker_id] <= 0:
-                del self._num_active[fact.worker_id]
+        self.book.observe(fact, now_s)
 
     async def wait_for_worker(self, is_met: Callable[[], bool], timeout_s: float) -> bool:
         """Whether ``is_met`` came true, judged after each change of the fleet."""
@@ -111,14 +114,26 @@ class Pools:
 
     def _on_change(self, fleet: Fleet) -> None:
         self._pools.clear()
+        for worker_id in [known for known in self.book.workers if known not in fleet]:
+            self.book.leave(worker_id)
         self._follow_feeds(fleet)
+
+    def _join(self, record: WorkerRecord) -> None:
+        served = record.models[0] if record.models else None
+        self.book.join(
+            record.worker_id,
+            pool=(record.service, record.role),
+            dp_size=record.dp_size,
+            block_size=served.block_size if served is not None else None,
+            num_blocks=record.num_blocks,
+        )
 
     def _follow_feeds(self, fleet: Fleet) -> None:
         for worker_id in [w for w in self._feeds if w not in fleet]:
             self._feeds.pop(worker_id).cancel()
-            self._loads.pop(worker_id, None)
         for record in fleet.values():
             if record.is_ready and record.service in self._clients and record.worker_id not in self._feeds:
+                self._join(record)
                 self._feeds[record.worker_id] = asyncio.get_running_loop().create_task(
                     self._read_loads(record)
                 )
@@ -130,6 +145,11 @@ class Pools:
             with contextlib.suppress(DynamoError):
                 async with aclosing(client.stream(record.worker_id, "loads", timeout_s=None)) as loads:
                     async for load in loads:
-                        self._loads[record.worker_id] = (load, self._clock.now_s())
-            self._loads.pop(record.worker_id, None)
+                        self.book.reported(record.worker_id, load, self._clock.now_s())
+            self.book.silent(record.worker_id)
             await self._clock.sleep(FEED_RETRY_S)
+
+
+def _block_size(worker: WorkerRecord, model: str) -> int | None:
+    """Of the pool: workers of one model and role share it."""
+    return next((served.block_size for served in worker.models if served.name == model), None)

@@ -44,7 +44,7 @@ class FakeRouter(Router):
         reason = "scripted" if chosen.worker_id == wanted else "first"
         return RoutingDecision(worker_id=chosen.worker_id, dp_rank=chosen.dp_rank, reason=reason)
 
-    def observe(self, fact: RouterFact) -> None:
+    def observe(self, fact: RouterFact, now_s: float) -> None:
         self.facts.append(fact)
 
 

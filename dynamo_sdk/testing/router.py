@@ -44,13 +44,14 @@ class RouterBench:
                     worker_id=worker_id,
                     role=request.role,
                     num_tokens=request.num_tokens,
-                )
+                    num_cached_tokens=request.num_tokens // 2,
+                ),
+                float(now_s),
             )
+            router.observe(PrefillDone(request_id=request.request_id, worker_id=worker_id), now_s + 0.1)
             router.observe(
-                PrefillDone(request_id=request.request_id, worker_id=worker_id, num_cached_tokens=0)
-            )
-            router.observe(
-                Freed(request_id=request.request_id, worker_id=worker_id, is_failure=now_s % 7 == 0)
+                Freed(request_id=request.request_id, worker_id=worker_id, is_failure=now_s % 7 == 0),
+                now_s + 0.2,
             )
         return decisions
 
@@ -77,7 +78,7 @@ def chooses_the_only_candidate(bench: RouterBench) -> None:
     """With one candidate there is no choice, however busy it is."""
     load = LoadSnapshot(at_s=0.0, num_running=10_000, num_waiting=10_000)
     only = Candidate(
-        worker_id=WorkerId("only"), dp_rank=3, num_active_requests=10_000, load=load, load_age_s=0
+        worker_id=WorkerId("only"), dp_rank=3, num_active_requests=10_000, load=load, load_at_s=0
     )
     (decision,) = bench.decide([(_request(Random(1), 0), [only])])
     require(
@@ -131,9 +132,9 @@ def hears_of_strangers(bench: RouterBench) -> None:
     """``observe`` takes facts about requests and workers that the router has never seen."""
     router = bench.factory()
     worker_id = WorkerId("never-seen")
-    router.observe(PrefillDone(request_id="?", worker_id=worker_id, num_cached_tokens=3))
-    router.observe(Freed(request_id="?", worker_id=worker_id))
-    router.observe(Freed(request_id="?", worker_id=worker_id, is_failure=True))
+    router.observe(PrefillDone(request_id="?", worker_id=worker_id, num_cached_tokens=3), 1.0)
+    router.observe(Freed(request_id="?", worker_id=worker_id), 2.0)
+    router.observe(Freed(request_id="?", worker_id=worker_id, is_failure=True), 3.0)
 
 
 def _request(rng: Random, number: int) -> RoutingRequest:
@@ -170,7 +171,7 @@ def _candidate(rng: Random, name: str, rank: int) -> Candidate:
         )
         if has_reported
         else None,
-        load_age_s=rng.random() * 40 if has_reported else None,
+        load_at_s=rng.random() * 40 if has_reported else None,
     )
 
 

@@ -37,7 +37,7 @@ def fleets(draw: st.DrawFn, *, min_size: int = 1, max_size: int = 8) -> list[Can
                 dp_rank=rank,
                 num_active_requests=draw(st.integers(0, 40)),
                 load=load,
-                load_age_s=None if load is None else draw(st.floats(0, 30)),
+                load_at_s=None if load is None else -draw(st.floats(0, 30)),
             )
         )
     return fleet
@@ -47,8 +47,8 @@ def request(role: Role = Role.AGGREGATED) -> RoutingRequest:
     return RoutingRequest(request_id="r", model="m", role=role, num_tokens=10)
 
 
-def context(seed: int = 0) -> RoutingContext:
-    return RoutingContext(now_s=0.0, rng=Random(seed))
+def context(seed: int = 0, now_s: float = 0.0) -> RoutingContext:
+    return RoutingContext(now_s=now_s, rng=Random(seed), is_explaining=True)
 
 
 def worker(name: str, *, active: int = 0, load: LoadSnapshot | None = None, age_s: float = 0.0) -> Candidate:
@@ -56,5 +56,5 @@ def worker(name: str, *, active: int = 0, load: LoadSnapshot | None = None, age_
         worker_id=WorkerId(name),
         num_active_requests=active,
         load=load,
-        load_age_s=None if load is None else age_s,
+        load_at_s=None if load is None else -age_s,
     )

@@ -6,7 +6,7 @@ import pytest
 
 from dynamo_sdk.errors import PluginError, Unavailable
 from dynamo_sdk.interfaces import Candidate, CostTerm, Router, RoutingContext, RoutingRequest
-from dynamo_sdk.routing import Pick, Sample, Scored, StagedRouter, pick_any, router_from_function
+from dynamo_sdk.routing import Pick, Sample, StagedRouter, pick_any, router_from_function
 from dynamo_sdk.routing.turns import Turns
 
 from .strategies import context, request, worker
@@ -34,23 +34,22 @@ def not_a_number(request: RoutingRequest, candidate: Candidate, context: Routing
     return CostTerm("broken", float("nan"))
 
 
-def second(scored: Sequence[Scored], context: RoutingContext) -> Pick:
-    return Pick(scored[1], "the second")
+def second(candidates: Sequence[Candidate], totals: Sequence[float], context: RoutingContext) -> Pick:
+    return Pick(1, "the second")
 
 
 def test_filters_then_scores_then_picks() -> None:
     decision = StagedRouter(filters=[without_b], scorers=[active, active]).select(request(), FLEET, context())
     assert decision.worker_id == "c"
     assert decision.reason == "lowest cost 4 of 2"
-    assert [(cost.worker_id, [term.value for term in cost.terms]) for cost in decision.costs] == [
-        ("a", [3, 3]),
-        ("c", [2, 2]),
-    ]
+    assert [
+        (cost.worker_id, [term.value for term in cost.terms], cost.filtered_by) for cost in decision.costs
+    ] == [("a", [3, 3], None), ("c", [2, 2], None), ("b", [], "without_b")]
 
 
 def test_a_picker_can_be_replaced() -> None:
     decision = StagedRouter(picker=second).select(request(), FLEET, context())
-    assert (decision.worker_id, decision.reason, decision.costs) == ("b", "the second", ())
+    assert (decision.worker_id, decision.reason) == ("b", "the second")
 
 
 def test_a_filter_that_leaves_nobody_is_named() -> None:
@@ -88,8 +87,7 @@ def test_turns_remember_a_bounded_number() -> None:
     router = StagedRouter(scorers=[turns])
     for name in "abc":
         turns.took(request(), router.select(request(), [worker(name)], ctx))
-    values = {name: turns(request(), worker(name), ctx).value for name in "abc"}
-    assert values == {"a": 0, "b": 2, "c": 3}
+    assert turns.totals(request(), [worker(name) for name in "abc"], ctx) == [0, 2, 3]
 
 
 def test_a_function_is_router_enough() -> None:

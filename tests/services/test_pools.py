@@ -38,11 +38,12 @@ async def test_own_requests_are_counted_and_nothing_else_is_kept() -> None:
     async with Fleet() as fleet:
         await fleet.add("w", Role.AGGREGATED)
         worker = WorkerId("w")
-        fleet.pools.observe(Routed(request_id="r", worker_id=worker, role=Role.AGGREGATED, num_tokens=3))
-        assert (await candidate(fleet)).num_active_requests == 1
-        fleet.pools.observe(Freed(request_id="r", worker_id=worker))
         assert (await candidate(fleet)).num_active_requests == 0
-        assert not fleet.pools._num_active
+        fleet.pools.observe(Routed(request_id="r", worker_id=worker, role=Role.AGGREGATED, num_tokens=3), 0.0)
+        assert (await candidate(fleet)).num_active_requests == 1
+        fleet.pools.observe(Freed(request_id="r", worker_id=worker), 1.0)
+        assert (await candidate(fleet)).num_active_requests == 0
+        fleet.pools.book.check_integrity()
 
 
 async def test_closed_pools_start_no_feeds() -> None:

@@ -109,7 +109,7 @@ class ExplainsNonsense(RouterFault):
 class KnowsOnlyItsOwn(RouterFault):
     caught_by = "hears_of_strangers"
 
-    def observe(self, fact: RouterFact) -> None:
+    def observe(self, fact: RouterFact, now_s: float) -> None:
         if not self.requests:
             raise KeyError(fact.request_id)
 
