@@ -59,13 +59,17 @@ class _CachedBlock(msgspec.Struct, frozen=True, gc=False, eq=False):
 
 
 class BlockPool:
-    """Blocks ``0 .. num_blocks - 1`` of ``block_size`` tokens, with a prefix cache over them."""
+    """Blocks ``0 .. num_blocks - 1`` of ``block_size`` tokens, with a prefix cache over them.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    ``events_have_tokens``: False spares ``BlocksStored`` its ``token_ids``.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, events_have_tokens: bool = True) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"need at least one block of one token, not {num_blocks} of {block_size}")
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self._events_have_tokens = events_have_tokens
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack; the lowest id on top
         self._evictable: OrderedDict[int, None] = OrderedDict()  # next victim first
         self._num_refs = [0] * num_blocks
@@ -217,6 +221,11 @@ class BlockPool:
         self._evicted.clear()
         self._events.append(BlocksCleared())
 
+    @property
+    def has_events(self) -> bool:
+        """``take_events`` would give some."""
+        return bool(self._events or self._evicted)
+
     def take_events(self) -> tuple[KVEvent, ...]:
         """What changed in the cache since the last call, in order."""
         self._flush_evicted()
@@ -226,7 +235,7 @@ class BlockPool:
 
     def snapshot(self) -> tuple[KVEvent, ...]:
         """Events that build the present cache from nothing, each parent before its children."""
-        return tuple(_stored([content], self.block_size) for content in self._parents_first())
+        return tuple(self._stored([content]) for content in self._parents_first())
 
     def _parents_first(self) -> list[_CachedBlock]:
         children: dict[CacheKey | None, list[_CachedBlock]] = {}
@@ -242,7 +251,19 @@ class BlockPool:
     def _store_event(self, contents: list[_CachedBlock]) -> None:
         if contents:
             self._flush_evicted()
-            self._events.append(_stored(contents, self.block_size))
+            self._events.append(self._stored(contents))
+
+    def _stored(self, contents: Sequence[_CachedBlock]) -> BlocksStored:
+        first = contents[0]
+        tokens = b"".join([content.tokens for content in contents]) if self._events_have_tokens else b""
+        return BlocksStored(
+            block_hashes=_event_hashes([content.key for content in contents]),
+            parent_hash=None if first.parent is None else _event_hashes((first.parent,))[0],
+            token_ids=tuple(unpack_tokens(tokens)),
+            block_size=self.block_size,
+            lora=first.lora,
+            cache_salt=first.cache_salt,
+        )
 
     def _flush_evicted(self) -> None:
         if self._evicted:
@@ -287,15 +308,3 @@ def _event_hashes(keys: Sequence[CacheKey]) -> tuple[int, ...]:
     if sys.byteorder == "big":
         words.byteswap()
     return tuple(words[:: CACHE_KEY_BYTES // words.itemsize])
-
-
-def _stored(contents: Sequence[_CachedBlock], block_size: int) -> BlocksStored:
-    first = contents[0]
-    return BlocksStored(
-        block_hashes=_event_hashes([content.key for content in contents]),
-        parent_hash=None if first.parent is None else _event_hashes((first.parent,))[0],
-        token_ids=tuple(unpack_tokens(b"".join([content.tokens for content in contents]))),
-        block_size=block_size,
-        lora=first.lora,
-        cache_salt=first.cache_salt,
-    )

@@ -14,7 +14,9 @@ class SequenceBlocks:
     """Gives blocks to sequences and takes them back; keeps ``block_ids`` and the cached counts right."""
 
     def __init__(self, config: SchedulerConfig) -> None:
-        self.pool = BlockPool(config.num_blocks, config.block_size)
+        self.pool = BlockPool(
+            config.num_blocks, config.block_size, events_have_tokens=config.events_have_tokens
+        )
         self._block_size = config.block_size
         self._is_caching = config.enable_prefix_caching
 

@@ -21,6 +21,9 @@ be called at any moment, also between the two. Blocks of a request that is abort
 return to the pool with that step's ``complete``, so that nobody else is given memory that is still
 being written.
 
+Who needs no token at its moment, a simulation, may take many steps in which everybody decodes at once:
+``plan_run`` -> ``end_run`` (see ``decode_run``), in the place of a ``schedule`` and its ``complete``.
+
 Why nothing waits for ever: a request owns a slot, and blocks for all tokens known when it was admitted;
 a step has a token for each slot; the first running request in order can take blocks from all later ones
 (they start again, their output kept); and one request alone always fits. Blocks that are RESERVED or
@@ -31,11 +34,12 @@ steps, and nobody is admitted before it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces.block_memory import BlockReservation
+from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.types.kv_events import KVEvent
 from dynamo_sdk.types.loads import LoadSnapshot
 from dynamo_sdk.types.outputs import FinishReason
@@ -43,9 +47,10 @@ from dynamo_sdk.types.requests import GenerateRequest, Role
 
 from .batch import Batch
 from .blocks import SequenceBlocks
+from .decode_run import DecodeRun, NextTokens
 from .queue import SequenceQueue
 from .sequence import Sequence, SequenceState, open_sequence
-from .step import SchedulerConfig, SequenceUpdate, Step
+from .step import RunPlan, SchedulerConfig, SequenceUpdate, Step
 
 
 class Scheduler:
@@ -64,27 +69,35 @@ class Scheduler:
         self._step: Step | None = None  # the step between schedule and complete,
         self._in_flight: list[Sequence] = []  # and its sequences, some of them perhaps gone
         self._starved: Sequence | None = None  # was left out of the last step for lack of a block
+        self._is_refusing = False  # all who wait were refused, and nothing changed for the better since
+        self._run: DecodeRun | None = None  # its requests lack the tokens of its steps
 
     # -- requests in and out
 
-    def add(self, request: GenerateRequest) -> None:
-        """Queue a request, or continue from its reservation. Raises ``InvalidRequest`` (too long, id in use)
-        and ``ValueError`` when its tokens are not those that were reserved for."""
+    def add(self, request: GenerateRequest, keys: Iterable[CacheKey] | None = None) -> None:
+        """Queue a request, or continue from its reservation. ``keys``: see ``open_sequence``.
+
+        Raises ``InvalidRequest`` (too long, id in use) and ``ValueError`` when its tokens are not those that
+        were reserved for.
+        """
         sequence = self._sequences.get(request.request_id)
         if sequence is not None and sequence.state is SequenceState.RESERVED and request.role is Role.DECODE:
             self._continue_reserved(sequence, request)
             return
-        sequence = self._new_sequence(request, SequenceState.WAITING)
+        sequence = self._new_sequence(request, SequenceState.WAITING, keys)
         self._waiting.push(sequence)
+        self._is_refusing = False
         self._sequences[request.request_id] = sequence
 
-    def reserve(self, request: GenerateRequest) -> BlockReservation | None:
+    def reserve(
+        self, request: GenerateRequest, keys: Iterable[CacheKey] | None = None
+    ) -> BlockReservation | None:
         """Blocks and a slot for a request whose KV comes from elsewhere; None = not now, try after the next
         step or release. Raises ``InvalidRequest`` when it can never fit.
 
         Covers all tokens but the last one of ``generated``, or the whole prompt when nothing was generated.
         """
-        sequence = self._new_sequence(request, SequenceState.RESERVED)
+        sequence = self._new_sequence(request, SequenceState.RESERVED, keys)
         is_starving = self._starved is not None and self._starved.state is SequenceState.RUNNING
         is_overtaking = len(self._waiting) > 0 and self._waiting[0].order < sequence.order
         num_filled = sequence.num_tokens - (1 if request.generated else 0)
@@ -103,6 +116,7 @@ class Scheduler:
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return False
+        self._leave_run()
         match sequence.state:
             case SequenceState.WAITING:
                 self._waiting.remove(sequence)
@@ -134,9 +148,11 @@ class Scheduler:
         """Choose what the next forward pass computes. Raises ``RuntimeError`` while a step is under way."""
         if self._step is not None:
             raise RuntimeError(f"step {self._step.number} is not complete")
+        self._leave_run()
         batch = Batch(self.config.max_num_batched_tokens)
         prefilling: list[Sequence] = []
         self._starved = None
+        self._is_refusing = False
         block_size = self._block_size
         for sequence in self._running:  # preemption shortens the queue, but only behind this one
             length = sequence.num_tokens
@@ -148,6 +164,7 @@ class Scheduler:
                 self._starved = sequence
         if self._starved is None and not batch.preempted:
             self._admit(prefilling, batch.budget)
+            self._is_refusing = len(self._waiting) > 0 and not prefilling
         for sequence in prefilling:
             batch.add_chunk(sequence)
 
@@ -179,25 +196,68 @@ class Scheduler:
         for sequence, part, token_id in zip(in_flight, step.sequences, token_ids, strict=True):
             if sequence.state is gone:
                 self._blocks.free(sequence)
+                self._is_refusing = False
                 continue
             start = part.start
             num_computed_tokens = sequence.num_computed_tokens = start + part.num_tokens
             if num_computed_tokens // block_size > start // block_size:
                 self._blocks.register_full(sequence, start // block_size)
+                self._is_refusing = False  # they may need less now
             if token_id is not None:
                 sequence.append(token_id)
                 finish_reason = sequence.finish_reason()
                 if finish_reason is not None:
                     self._finish(sequence, finish_reason)
-                updates.append(
-                    SequenceUpdate(
-                        request_id=sequence.request.request_id,
-                        token_id=token_id,
-                        finish_reason=finish_reason,
-                        num_output_tokens=sequence.num_tokens - sequence.num_prompt_tokens,
-                        num_cached_tokens=sequence.num_cached_tokens or 0,
-                    )
-                )
+                updates.append(_update(sequence, finish_reason))
+        return tuple(updates)
+
+    # -- many steps at once
+
+    def plan_run(self, next_tokens: NextTokens) -> RunPlan | None:
+        """How many steps can go by, from now, until somebody sees something: the cache changes or a request
+        ends with the last of them. The blocks for the first are taken. None = not now: ``schedule``.
+
+        Raises ``RuntimeError`` while a step is under way.
+        """
+        if self._step is not None:
+            raise RuntimeError(f"step {self._step.number} is not complete")
+        if self._waiting and not self._is_refusing:
+            return None
+        if self._run is None:
+            if not self._running or not all(s.is_just_decoding for s in self._running):
+                return None
+            self._run = DecodeRun(list(self._running), self._blocks, next_tokens)
+        run = self._run
+        num_steps = run.num_quiet_steps()
+        if not num_steps:
+            return None
+        return RunPlan(
+            num_steps=num_steps,
+            num_decode_requests=len(run.sequences),
+            num_decode_kv_tokens=run.num_kv_tokens,
+        )
+
+    def end_run(self, num_steps: int) -> tuple[SequenceUpdate, ...]:
+        """The first ``num_steps`` of what was planned are over; the last tokens of those that it ended."""
+        run = self._run
+        if run is None:
+            raise RuntimeError("no run is under way")
+        self._num_steps += num_steps
+        filled = run.advance(num_steps)
+        if filled:
+            self._is_refusing = False
+        if not run.is_over:
+            for sequence in filled:
+                self._register_last(sequence)
+            return ()
+        self._leave_run()
+        updates: list[SequenceUpdate] = []
+        for sequence in run.sequences:
+            if sequence in filled:
+                self._register_last(sequence)
+            if (finish_reason := sequence.finish_reason()) is not None:
+                self._finish(sequence, finish_reason)
+                updates.append(_update(sequence, finish_reason))
         return tuple(updates)
 
     # -- facts
@@ -238,6 +298,7 @@ class Scheduler:
 
     def token_ids(self, request_id: str) -> tuple[int, ...]:
         """All known tokens of a request, prompt first. ``KeyError`` if it is gone."""
+        self._leave_run()
         return self._sequences[request_id].token_ids()
 
     def take_kv_events(self) -> tuple[KVEvent, ...]:
@@ -251,12 +312,14 @@ class Scheduler:
     def reset_prefix_cache(self) -> None:
         """Forget all cached KV (weights changed, for example). What runs goes on with its own blocks,
         which nobody else will find."""
+        self._leave_run()
         self._blocks.pool.reset()
         for sequence in self._sequences.values():
             sequence.is_cacheable = False
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""
+        self._leave_run()
         self._blocks.pool.check_integrity()
         sequences = self._sequences.values()
         for sequence in sequences:
@@ -276,7 +339,9 @@ class Scheduler:
 
     # -- how
 
-    def _new_sequence(self, request: GenerateRequest, state: SequenceState) -> Sequence:
+    def _new_sequence(
+        self, request: GenerateRequest, state: SequenceState, keys: Iterable[CacheKey] | None
+    ) -> Sequence:
         if request.request_id in self._sequences:
             raise InvalidRequest(
                 f"request id {request.request_id!r} is already in use on this worker", param="request_id"
@@ -287,11 +352,13 @@ class Scheduler:
             self.config,
             order=(request.priority, self._num_arrivals),
             state=state,
+            keys=keys,
         )
 
     def _continue_reserved(self, sequence: Sequence, request: GenerateRequest) -> None:
         if (request.prompt, request.generated) != (sequence.request.prompt, sequence.request.generated):
             raise ValueError(f"request {request.request_id!r} has other tokens than were reserved for")
+        self._leave_run()
         sequence.request = request
         self._num_reserved -= 1
         sequence.state = SequenceState.RUNNING
@@ -352,7 +419,16 @@ class Scheduler:
             preempted.append(victim.request.request_id)
         return True
 
+    def _register_last(self, sequence: Sequence) -> None:
+        self._blocks.register_full(sequence, sequence.num_computed_tokens // self._block_size - 1)
+
+    def _leave_run(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.catch_up()
+
     def _finish(self, sequence: Sequence, finish_reason: FinishReason) -> None:
+        self._is_refusing = False
         self._running.remove(sequence)
         if finish_reason is FinishReason.HANDOVER:
             sequence.state = SequenceState.HELD
@@ -360,7 +436,18 @@ class Scheduler:
             self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
+        self._is_refusing = False
         del self._sequences[sequence.request.request_id]
         sequence.state = SequenceState.GONE
         if sequence not in self._in_flight:
             self._blocks.free(sequence)
+
+
+def _update(sequence: Sequence, finish_reason: FinishReason | None) -> SequenceUpdate:
+    return SequenceUpdate(
+        request_id=sequence.request.request_id,
+        token_id=sequence.output_ids[-1],
+        finish_reason=finish_reason,
+        num_output_tokens=len(sequence.output_ids),
+        num_cached_tokens=sequence.num_cached_tokens or 0,
+    )

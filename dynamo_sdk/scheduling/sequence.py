@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -76,6 +77,16 @@ class Sequence:
         self.output_ids.append(token_id)
         self.num_tokens += 1
 
+    @property
+    def is_just_decoding(self) -> bool:
+        """Its next step computes one output token, and only its length can end it."""
+        return (
+            self.num_tokens - self.num_computed_tokens == 1
+            and self.num_tokens > self.num_prompt_tokens
+            and not self.stop_token_ids
+            and self.request.role is not Role.PREFILL
+        )
+
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ends with its last token; None = it goes on."""
         length = self.num_tokens
@@ -105,9 +116,17 @@ class Sequence:
 
 
 def open_sequence(
-    request: GenerateRequest, config: SchedulerConfig, *, order: tuple[int, int], state: SequenceState
+    request: GenerateRequest,
+    config: SchedulerConfig,
+    *,
+    order: tuple[int, int],
+    state: SequenceState,
+    keys: Iterable[CacheKey] | None = None,
 ) -> Sequence:
-    """Raises ``InvalidRequest`` for a request that this worker can never run."""
+    """``keys``: of its leading full blocks, where somebody knows them already.
+
+    Raises ``InvalidRequest`` for a request that this worker can never run.
+    """
     num_prompt_tokens, max_tokens = request.num_prompt_tokens, request.sampling.max_tokens
     num_tokens = num_prompt_tokens + request.num_generated_tokens
     if not num_prompt_tokens:
@@ -136,7 +155,11 @@ def open_sequence(
         num_tokens=num_tokens,
         output_ids=unpack_tokens(request.generated),
         cache_root=root,
-        keys=cache_keys(request.prompt + request.generated, config.block_size, root=root),
+        keys=(
+            cache_keys(request.prompt + request.generated, config.block_size, root=root)
+            if keys is None
+            else list(keys)
+        ),
         stop_token_ids=stop_token_ids,
         max_length=min(num_prompt_tokens + max_tokens, config.max_length),
         min_stop_length=num_prompt_tokens + request.sampling.min_tokens,

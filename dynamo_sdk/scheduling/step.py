@@ -19,6 +19,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``enable_growth_reserve``: admit nobody unless each running request could still get its next block. With
     it there are fewer preemptions; without it first tokens come sooner when memory is short.
     ``cache_namespace``: names model, dtype and block layout; equal namespaces may share KV.
+    ``events_have_tokens``: False leaves ``BlocksStored.token_ids`` empty; who listens goes by the hashes.
     Raises ``ConfigError`` for a limit that cannot work.
     """
 
@@ -31,6 +32,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     enable_growth_reserve: bool = True
     cache_namespace: bytes = b""
+    events_have_tokens: bool = True
 
     @property
     def max_length(self) -> int:
@@ -103,6 +105,15 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def num_tokens(self) -> int:
         return self.num_prefill_tokens + self.num_decode_requests
+
+
+class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """``num_steps`` steps to come, each of ``num_decode_requests`` decodes. ``num_decode_kv_tokens`` is the
+    first one's, as in ``Step``; each next one has ``num_decode_requests`` more."""
+
+    num_steps: int
+    num_decode_requests: int
+    num_decode_kv_tokens: int
 
 
 class SequenceUpdate(msgspec.Struct, frozen=True, kw_only=True, gc=False):

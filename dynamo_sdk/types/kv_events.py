@@ -18,7 +18,8 @@ class KVTier(StrEnum):
 
 
 class BlocksStored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="stored"):
-    """Consecutive full blocks. ``token_ids`` holds ``len(block_hashes) * block_size`` ids."""
+    """Consecutive full blocks. ``token_ids`` holds ``len(block_hashes) * block_size`` ids; none where the
+    listener asked for none, because it goes by ``block_hashes``."""
 
     block_hashes: tuple[EngineBlockHash, ...]
     parent_hash: EngineBlockHash | None
@@ -41,9 +42,40 @@ class BlocksCleared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 KVEvent = BlocksStored | BlocksRemoved | BlocksCleared
 
 
+class StoredDigest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="stored"):
+    """``BlocksStored`` without its tokens: what travels, and what indexes read.
+
+    ``names``: 64 bits of the engine's own name per block; ``hashes``: the ``BlockHash`` per block; both
+    packed as little-endian words. ``parent``: the name of the block before, None at the start of a sequence.
+    """
+
+    names: bytes
+    hashes: bytes
+    parent: int | None = None
+    tier: KVTier = KVTier.DEVICE
+
+
+class RemovedDigest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="removed"):
+    """``names`` as in ``StoredDigest``."""
+
+    names: bytes
+    tier: KVTier = KVTier.DEVICE
+
+
+KVDigest = StoredDigest | RemovedDigest | BlocksCleared
+
+
 class KVEventBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Events of one engine step. ``sequence`` counts batches from 0 without a gap per (worker, dp_rank)."""
 
     sequence: int
     dp_rank: int
     events: tuple[KVEvent, ...]
+
+
+class KVDigestBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A ``KVEventBatch`` whose events are digests."""
+
+    sequence: int
+    dp_rank: int
+    digests: tuple[KVDigest, ...]

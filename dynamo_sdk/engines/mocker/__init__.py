@@ -22,7 +22,7 @@ that the torch engine runs. A simulation drives ``MockerCore`` itself.
 
 from .build import build_cores
 from .config import MockerConfig
-from .core import Admission, MockerCore, StepResult
+from .core import Admission, MockerCore, PlannedRun, RunResult, StepResult
 from .timing import PolynomialTiming, StepWork, TimingModel
 from .tokens import TokenSource
 
@@ -30,7 +30,9 @@ __all__ = [
     "Admission",
     "MockerConfig",
     "MockerCore",
+    "PlannedRun",
     "PolynomialTiming",
+    "RunResult",
     "StepResult",
     "StepWork",
     "TimingModel",

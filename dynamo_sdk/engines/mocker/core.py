@@ -9,15 +9,22 @@ Whoever drives it keeps the time::
 
 ``step`` does all bookkeeping at once: what is added or aborted while the step "runs" meets the scheduler
 as the step leaves it, and takes part in the next one at the earliest.
+
+Who needs no token at its moment may ask for many steps at once::
+
+    run = core.plan_run(now_s)           # None: ``step``
+    result = core.end_run(len(run.ends_s))  # at the end of the last one, or earlier, of fewer of them
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 import msgspec
 
 from dynamo_sdk.errors import InvalidRequest
+from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.scheduling import Scheduler, SchedulerConfig, SequenceUpdate, Step
 from dynamo_sdk.types import (
     FinishReason,
@@ -56,6 +63,22 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     metrics: ForwardPassMetrics
 
 
+class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps that come one after the other, each of ``num_decode_requests`` decodes and nothing else.
+    ``ends_s``: when each is over. Nobody sees anything of them before the end of the last."""
+
+    num_decode_requests: int
+    ends_s: tuple[float, ...]
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What is true at the end of the steps that were asked for. ``updates``: the last token of each request
+    that is over; ``events``: as in ``StepResult``."""
+
+    updates: tuple[SequenceUpdate, ...]
+    events: KVEventBatch | None
+
+
 class MockerCore:
     """The scheduler of ``dynamo_sdk.scheduling`` with a clockwork in the place of a model."""
 
@@ -81,17 +104,18 @@ class MockerCore:
 
     # -- requests in and out
 
-    def add(self, request: GenerateRequest, now_s: float) -> None:
+    def add(self, request: GenerateRequest, now_s: float, keys: Sequence[CacheKey] | None = None) -> None:
         """Queue a request. A decode leg with a ticket first waits for blocks and the transfer of its KV; a
-        prefill leg gives its blocks back when it ends (they stay cached). Raises ``InvalidRequest``."""
+        prefill leg gives its blocks back when it ends (they stay cached). ``keys``: of its leading full
+        blocks, None = from its tokens. Raises ``InvalidRequest``."""
         if request.role is Role.DECODE and request.kv_transfer is not None:
-            self._transfers.add(request, now_s)
+            self._transfers.add(request, now_s, keys)
             return
         if request.request_id in self._transfers:
             raise InvalidRequest(
                 f"request id {request.request_id!r} is already in use on this worker", param="request_id"
             )
-        self._scheduler.add(request)
+        self._scheduler.add(request, keys)
         self._admissions[request.request_id] = Admission(request_id=request.request_id)
 
     def abort(self, request_id: str) -> bool:
@@ -133,6 +157,33 @@ class MockerCore:
             events=self.take_kv_events(),
             metrics=self._metrics(step, now_s + duration_s, duration_s),
         )
+
+    def plan_run(self, now_s: float) -> PlannedRun | None:
+        """The steps from ``now_s`` on that pass unseen, and the first that does not; None = ask ``step``.
+
+        Whatever is added or aborted meets the step under way as in ``step``: ``end_run`` after that one.
+        """
+        transfers = self._transfers
+        arrival_s = transfers.next_arrival_s if transfers else None
+        if transfers and (transfers.num_waiting or (arrival_s is not None and arrival_s <= now_s)):
+            return None
+        plan = self._scheduler.plan_run(self._tokens.next_ids)
+        if plan is None:
+            return None
+        ends_s: list[float] = []
+        num_requests, num_kv_tokens = plan.num_decode_requests, plan.num_decode_kv_tokens
+        for _ in range(plan.num_steps):
+            now_s += self._work_s(0, 0, num_requests, num_kv_tokens)
+            ends_s.append(now_s)
+            if arrival_s is not None and now_s >= arrival_s:
+                break
+            num_kv_tokens += num_requests
+        return PlannedRun(num_decode_requests=num_requests, ends_s=tuple(ends_s))
+
+    def end_run(self, num_steps: int) -> RunResult:
+        """The first ``num_steps`` of what was planned are made. Raises ``RuntimeError`` without a plan."""
+        updates = self._scheduler.end_run(num_steps)
+        return RunResult(updates=updates, events=self.take_kv_events())
 
     def take_kv_events(self) -> KVEventBatch | None:
         """What changed in the prefix cache outside of steps; None = nothing."""
@@ -187,11 +238,25 @@ class MockerCore:
     # -- how
 
     def _duration_s(self, step: Step) -> float:
+        return self._work_s(
+            step.num_prefill_requests,
+            step.num_prefill_tokens,
+            step.num_decode_requests,
+            step.num_decode_kv_tokens,
+        )
+
+    def _work_s(
+        self,
+        num_prefill_requests: int,
+        num_prefill_tokens: int,
+        num_decode_requests: int,
+        num_decode_kv_tokens: int,
+    ) -> float:
         work = StepWork(
-            num_prefill_requests=step.num_prefill_requests,
-            num_prefill_tokens=step.num_prefill_tokens,
-            num_decode_requests=step.num_decode_requests,
-            num_decode_kv_tokens=step.num_decode_kv_tokens,
+            num_prefill_requests=num_prefill_requests,
+            num_prefill_tokens=num_prefill_tokens,
+            num_decode_requests=num_decode_requests,
+            num_decode_kv_tokens=num_decode_kv_tokens,
             num_capacity_tokens=self._num_capacity_tokens,
         )
         duration_s = self._timing.step_s(work) / self._speedup_ratio

@@ -38,6 +38,10 @@ class TokenSource:
         self._num_ids = len(ids)
         self._eos_position = None if eos_after_tokens is None else eos_after_tokens - 1
 
+    def next_ids(self, sampling: SamplingParams, position: int, count: int) -> list[int]:
+        """``count`` output tokens from ``position`` on."""
+        return [self.next_id(sampling, at) for at in range(position, position + count)]
+
     def next_id(self, sampling: SamplingParams, position: int) -> int:
         """The output token at ``position``, counted from 0 over all legs."""
         if (

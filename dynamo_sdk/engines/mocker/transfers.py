@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynamo_sdk.errors import InvalidRequest
-from dynamo_sdk.interfaces import BlockReservation
+from dynamo_sdk.interfaces import BlockReservation, CacheKey
 from dynamo_sdk.scheduling import Scheduler, SequenceState
 from dynamo_sdk.scheduling.sequence import open_sequence
 from dynamo_sdk.types import GenerateRequest
+
+Keys = Sequence[CacheKey] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class Transfers:
         self._scheduler = scheduler
         self._cost = cost
         self._bytes_per_s = cost.bytes_per_s * speedup_ratio
-        self._waiting: dict[str, GenerateRequest] = {}  # for blocks, in order
+        self._waiting: dict[str, tuple[GenerateRequest, Keys]] = {}  # for blocks, in order
         self._moving: dict[str, Transfer] = {}
         self._arrivals: list[tuple[float, int, Transfer]] = []  # a heap; may name cancelled ones
         self._order = itertools.count()
@@ -74,18 +77,28 @@ class Transfers:
             heapq.heappop(self._arrivals)
         return None
 
-    def add(self, request: GenerateRequest, now_s: float) -> None:
-        """Start a transfer now, or when blocks are there. Raises ``InvalidRequest`` when it can never run."""
+    @property
+    def num_waiting(self) -> int:
+        """Those that wait for blocks."""
+        return len(self._waiting)
+
+    def add(self, request: GenerateRequest, now_s: float, keys: Keys = None) -> None:
+        """Start a transfer now, or when blocks are there. ``keys``: of its leading blocks.
+
+        Raises ``InvalidRequest`` when it can never run.
+        """
         request_id = request.request_id
         if request_id in self or self._scheduler.state_of(request_id) is not None:
             raise InvalidRequest(
                 f"request id {request_id!r} is already in use on this worker", param="request_id"
             )
         if self._waiting:  # behind others: only find out whether it can run at all
-            open_sequence(request, self._scheduler.config, order=(0, 0), state=SequenceState.WAITING)
-        elif self._start(request, now_s):
+            open_sequence(
+                request, self._scheduler.config, order=(0, 0), state=SequenceState.WAITING, keys=keys
+            )
+        elif self._start(request, now_s, keys):
             return
-        self._waiting[request_id] = request
+        self._waiting[request_id] = request, keys
         self._refused_at = None
 
     def cancel(self, request_id: str) -> bool:
@@ -109,15 +122,15 @@ class Transfers:
             seen = (self._scheduler.num_free_blocks, self._scheduler.num_waiting, self._scheduler.num_running)
             if seen == self._refused_at:  # nothing has changed since: do not hash its prompt again
                 break
-            request_id, request = next(iter(self._waiting.items()))
-            if not self._start(request, now_s):
+            request_id, (request, keys) = next(iter(self._waiting.items()))
+            if not self._start(request, now_s, keys):
                 self._refused_at = seen
                 break
             del self._waiting[request_id]
         return arrived
 
-    def _start(self, request: GenerateRequest, now_s: float) -> bool:
-        reservation = self._scheduler.reserve(request)
+    def _start(self, request: GenerateRequest, now_s: float, keys: Keys) -> bool:
+        reservation = self._scheduler.reserve(request, keys)
         if reservation is None:
             return False
         num_bytes = self._cost.num_bytes(request, reservation, self._scheduler.config.block_size)
