@@ -35,7 +35,7 @@ from dynamo_sdk.types.plan import DeploymentPlan, Inventory, ReplicaPlan, Servic
 
 from .exits import innermost
 from .gpus import local_inventory
-from .listening import bind_http, url_of
+from .listening import http_socket_of, url_of
 from .preflight import check_one_process
 from .scaling import scaled
 
@@ -134,8 +134,8 @@ class InProcessLauncher(Launcher):
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            if any(service.is_frontend for service in self.plan.services):
-                self._http = bind_http(self._options.host, self._options.port)
+            self._http = http_socket_of(self.plan.services, self._options)
+            if self._http is not None:
                 stack.callback(self._http.close)
                 self.url = url_of(self._options.host, self._http)
             self._discovery = MemoryDiscovery(clock=self._clock)

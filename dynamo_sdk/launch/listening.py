@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 
 from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.interfaces import LaunchOptions
+from dynamo_sdk.runtime.http_socket import BACKLOG
 from dynamo_sdk.runtime.network import is_loopback, parse_address
+from dynamo_sdk.types.plan import ServicePlan
 
-BACKLOG = 2048
 WILDCARDS = ("0.0.0.0", "::")
 
 
-def bind_http(host: str, port: int) -> socket.socket:
-    """A listening socket, ready to be inherited. Raises ``ConfigError`` saying what to do."""
+def http_socket_of(services: Sequence[ServicePlan], options: LaunchOptions) -> socket.socket | None:
+    """What the frontends among ``services`` inherit, None without any. Raises ``ConfigError``."""
+    frontends = [service for service in services if service.is_frontend]
+    num_replicas = sum(len(service.replicas) for service in frontends)
+    return bind_http(options.host, options.port, is_shared=num_replicas != 1) if frontends else None
+
+
+def bind_http(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
+    """A listening socket, ready to be inherited. A shared one does not listen: it keeps the port, on which
+    each frontend opens a socket of its own. Raises ``ConfigError`` saying what to do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
+        listener.bind((host, port))  # before the next line, so that a port in use is refused
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if not is_shared:
+            listener.listen(BACKLOG)
         listener.setblocking(False)
     except (OSError, OverflowError) as error:
         listener.close()

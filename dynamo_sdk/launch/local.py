@@ -37,7 +37,7 @@ from dynamo_sdk.types.plan import DeploymentPlan, HostInventory, Inventory, Repl
 
 from .environments import even_share, replica_environment
 from .gpus import local_inventory
-from .listening import bind_http, join_listen_address, reachable, url_of
+from .listening import http_socket_of, join_listen_address, reachable, url_of
 from .logs import LogPrinter
 from .preflight import chosen_services
 from .processes import GuardedProcess
@@ -83,8 +83,8 @@ class LocalLauncher(Launcher):
             stack.callback(self._printer.close)
             self._folder = _make_folder()
             stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            if any(service.is_frontend for service in self._services):
-                self._http = bind_http(self._options.host, self._options.port)
+            self._http = http_socket_of(self._services, self._options)
+            if self._http is not None:
                 stack.callback(self._http.close)
             self._fleet = FleetView(await self._enter_discovery(stack))
             await self._fleet.start()

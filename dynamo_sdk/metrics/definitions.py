@@ -31,7 +31,7 @@ class Metric:
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5)
 _TOKENS = tuple(float(2**power) for power in range(19))
-_MODEL = ("model",)
+_MODEL = ("worker_id", "model")
 _WORKER = ("service", "worker_id", "role")
 
 
@@ -50,7 +50,7 @@ def _histogram(name: str, help: str, labels: tuple[str, ...], buckets: tuple[flo
 FRONTEND_REQUESTS = _counter(
     "dynamo_frontend_requests_total",
     "Requests answered, by outcome: success, rejected (4xx), error (5xx), cancelled (the client left).",
-    ("model", "endpoint", "status"),
+    (*_MODEL, "endpoint", "status"),
 )
 FRONTEND_INFLIGHT = _gauge("dynamo_frontend_inflight_requests", "Requests being served now.", _MODEL)
 FRONTEND_QUEUED = _gauge(
@@ -83,7 +83,7 @@ FRONTEND_OUTPUT_TOKENS = _histogram(
 FRONTEND_STAGE_DURATION = _histogram(
     "dynamo_frontend_stage_duration_seconds",
     "Where the time of a choice went: tokenize, route, queue, prefill, transfer, decode, sdk (the rest).",
-    ("model", "stage"),
+    (*_MODEL, "stage"),
     (0.0001, 0.00025, 0.0005, *_SECONDS),
 )
 FRONTEND_CACHED_TOKENS = _histogram(
@@ -95,7 +95,7 @@ FRONTEND_CACHED_TOKENS = _histogram(
 FRONTEND_MIGRATIONS = _counter(
     "dynamo_frontend_model_migration_total",
     "Requests moved to another worker: before their first token (new_request) or after (ongoing_request).",
-    ("model", "migration_type"),
+    (*_MODEL, "migration_type"),
 )
 
 COMPONENT_REQUESTS = _counter(

@@ -10,9 +10,13 @@ from .definitions import COMPONENT_METRICS, FRONTEND_METRICS, Metric
 _INTRODUCTION = """\
 # Metrics
 
-`GET /metrics` of a frontend answers in the Prometheus text format: its own series, and those of the workers
-it can reach. This page is written from the table in `dynamo_sdk/metrics/definitions.py`; a test keeps the two
-equal. Names are NVIDIA Dynamo's where the meaning is the same.
+`GET /metrics` of a frontend answers in the Prometheus text format for the whole graph: its own series, those
+of the other replicas of its service, and those of the workers behind it. So scrape one address per graph;
+which frontend answers makes no difference. Each series has the id of its process as `worker_id`: sum over
+it. A process that does not answer within two seconds is left out.
+
+This page is written from the table in `dynamo_sdk/metrics/definitions.py`; a test keeps the two equal. Names
+are NVIDIA Dynamo's where the meaning is the same.
 """
 
 

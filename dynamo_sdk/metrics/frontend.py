@@ -20,21 +20,22 @@ class Outcome(StrEnum):
 
 
 class FrontendMetrics:
-    """One per frontend. ``model`` must be a model that exists: it becomes a label."""
+    """One per frontend, whose id is on every series. ``model`` must be one that exists: it is a label."""
 
-    def __init__(self, registry: MetricRegistry | None = None) -> None:
-        self._registry = registry or MetricRegistry(d.FRONTEND_METRICS)
+    def __init__(self, *, worker_id: str = "") -> None:
+        self._registry = MetricRegistry(d.FRONTEND_METRICS)
+        self._worker_id = worker_id
         self._models: dict[str, ModelMetrics] = {}
 
     def model(self, name: str) -> ModelMetrics:
         metrics = self._models.get(name)
         if metrics is None:
-            metrics = self._models[name] = ModelMetrics(self._registry, name)
+            metrics = self._models[name] = ModelMetrics(self._registry, self._worker_id, name)
         return metrics
 
     def count_request(self, *, model: str, endpoint: str, outcome: Outcome) -> None:
         """``model`` is empty when the request named none that exists."""
-        self._registry.counter(d.FRONTEND_REQUESTS, model, endpoint, outcome.value).inc()
+        self._registry.counter(d.FRONTEND_REQUESTS, self._worker_id, model, endpoint, outcome.value).inc()
 
     def render(self) -> bytes:
         return self._registry.render()
@@ -43,20 +44,20 @@ class FrontendMetrics:
 class ModelMetrics:
     """The children of one model, looked up once."""
 
-    def __init__(self, registry: MetricRegistry, model: str) -> None:
-        self.inflight = registry.gauge(d.FRONTEND_INFLIGHT, model)
-        self.queued = registry.gauge(d.FRONTEND_QUEUED, model)
-        self.duration_s = registry.histogram(d.FRONTEND_DURATION, model)
-        self.ttft_s = registry.histogram(d.FRONTEND_TTFT, model)
-        self.itl_s = registry.histogram(d.FRONTEND_ITL, model)
-        self.input_tokens = registry.histogram(d.FRONTEND_INPUT_TOKENS, model)
-        self.output_tokens = registry.histogram(d.FRONTEND_OUTPUT_TOKENS, model)
+    def __init__(self, registry: MetricRegistry, *labels: str) -> None:
+        self.inflight = registry.gauge(d.FRONTEND_INFLIGHT, *labels)
+        self.queued = registry.gauge(d.FRONTEND_QUEUED, *labels)
+        self.duration_s = registry.histogram(d.FRONTEND_DURATION, *labels)
+        self.ttft_s = registry.histogram(d.FRONTEND_TTFT, *labels)
+        self.itl_s = registry.histogram(d.FRONTEND_ITL, *labels)
+        self.input_tokens = registry.histogram(d.FRONTEND_INPUT_TOKENS, *labels)
+        self.output_tokens = registry.histogram(d.FRONTEND_OUTPUT_TOKENS, *labels)
         self.stage_s = {
-            stage: registry.histogram(d.FRONTEND_STAGE_DURATION, model, stage) for stage in LEDGER_STAGES
+            stage: registry.histogram(d.FRONTEND_STAGE_DURATION, *labels, stage) for stage in LEDGER_STAGES
         }
-        self.cached_tokens = registry.histogram(d.FRONTEND_CACHED_TOKENS, model)
-        self._migrations_before = registry.counter(d.FRONTEND_MIGRATIONS, model, "new_request")
-        self._migrations_after = registry.counter(d.FRONTEND_MIGRATIONS, model, "ongoing_request")
+        self.cached_tokens = registry.histogram(d.FRONTEND_CACHED_TOKENS, *labels)
+        self._migrations_before = registry.counter(d.FRONTEND_MIGRATIONS, *labels, "new_request")
+        self._migrations_after = registry.counter(d.FRONTEND_MIGRATIONS, *labels, "ongoing_request")
 
     def count_migration(self, *, had_tokens: bool) -> None:
         (self._migrations_after if had_tokens else self._migrations_before).inc()

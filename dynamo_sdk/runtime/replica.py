@@ -28,6 +28,7 @@ from .clock import Clock, SystemClock
 from .discovery import EmbeddedDiscovery
 from .edges import Edge, ServiceClient
 from .fleet import FleetView
+from .http_socket import open_http_socket
 from .network import Network, SocketNetwork
 from .server import Server
 from .service import ManagedService, ServiceContext
@@ -82,6 +83,8 @@ async def run_replica(
         await fleet.start()
         instance = _construct(cls, service)
         edges = await _wire_edges(instance, cls, service, stack, fleet, network, clock, spec.secret)
+        peers = ServiceClient(spec.service, cls, fleet, network, clock, spec.secret)
+        stack.push_async_callback(peers.close)
         context = ServiceContext(
             plan=spec.plan,
             service=service,
@@ -96,7 +99,8 @@ async def run_replica(
             fleet=fleet,
             plugins=Registry.discover().including(*graph.modules()),
             edges=edges,
-            http_fd=spec.http_fd,
+            peers=peers,
+            http_fd=None if spec.http_fd is None else open_http_socket(spec.http_fd, spec.replica),
             secret=spec.secret,
             drain_timeout_s=spec.drain_timeout_s,
         )

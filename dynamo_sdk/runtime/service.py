@@ -25,8 +25,9 @@ from .fleet import FleetView
 class ServiceContext:
     """One replica's surroundings.
 
-    ``record``: what is announced so far; ``edges``: attribute -> client. ``http_fd``: a listening socket
-    for services that speak HTTP, owned by the service from now on. ``secret`` guards connections.
+    ``record``: what is announced so far; ``edges``: attribute -> client; ``peers``: the client of the
+    replica's own service. ``http_fd``: a listening socket for services that speak HTTP, owned by the service
+    from now on. ``secret`` guards connections.
     """
 
     plan: DeploymentPlan
@@ -35,6 +36,7 @@ class ServiceContext:
     clock: Clock
     fleet: FleetView
     plugins: Registry
+    peers: ServiceClient
     edges: dict[str, ServiceClient] = field(default_factory=dict)
     http_fd: int | None = None
     secret: str | None = None

@@ -12,6 +12,7 @@ from dynamo_sdk.flow import FlowConfig
 from dynamo_sdk.interfaces import KVConnector
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.runtime.clock import Clock
+from dynamo_sdk.runtime.edges import ServiceClient
 from dynamo_sdk.runtime.service import ServiceContext
 from dynamo_sdk.types import (
     EmbedOutput,
@@ -42,6 +43,7 @@ class FleetBackend(Backend):
     def __init__(self, context: ServiceContext, limits: DispatchLimits, metrics: FrontendMetrics) -> None:
         self._clock: Clock = context.clock
         self._worker_id = context.record.worker_id
+        self._peers = context.peers
         clients = {client.service: client for client in context.edges.values()}
         self._pools = Pools(context.fleet, clients, context.clock)
         self._dispatcher = Dispatcher(self._pools, context.clock, limits)
@@ -114,8 +116,11 @@ class FleetBackend(Backend):
                 return output
         raise Unavailable(f"no worker of model {request.model!r} can take the request now")
 
-    async def worker_metrics(self) -> list[bytes]:
-        texts = await asyncio.gather(*(self._metrics_of(worker) for worker in self._pools.all_workers()))
+    async def other_metrics(self) -> list[bytes]:
+        others = [record for record in self._peers.replicas() if record.worker_id != self._worker_id]
+        asked = [(self._peers, record) for record in others]
+        asked += [(self._pools.client_of(worker), worker) for worker in self._pools.all_workers()]
+        texts = await asyncio.gather(*(_metrics_of(client, record) for client, record in asked))
         return [text for text in texts if text is not None]
 
     # -- life
@@ -157,15 +162,6 @@ class FleetBackend(Backend):
         except KeyError:
             raise NotFound(f"no model {model!r} (models: {', '.join(self._routes)})", param="model") from None
 
-    async def _metrics_of(self, worker: WorkerRecord) -> bytes | None:
-        try:
-            text = await self._pools.client_of(worker).call(
-                worker.worker_id, "metrics", timeout_s=METRICS_TIMEOUT_S
-            )
-        except DynamoError:
-            return None
-        return bytes(text)
-
 
 def _planned_roles(plan: DeploymentPlan, services: set[str]) -> dict[str, tuple[Role, ...]]:
     """Model -> the roles that the services behind this frontend play for it."""
@@ -176,6 +172,13 @@ def _planned_roles(plan: DeploymentPlan, services: set[str]) -> dict[str, tuple[
             if service.role not in found:
                 found.append(service.role)
     return {model: tuple(found) for model, found in roles.items()}
+
+
+async def _metrics_of(client: ServiceClient, replica: WorkerRecord) -> bytes | None:
+    try:
+        return bytes(await client.call(replica.worker_id, "metrics", timeout_s=METRICS_TIMEOUT_S))
+    except DynamoError:
+        return None
 
 
 def _count_migration(metrics: FrontendMetrics, model: str, num_kept_tokens: int) -> None:

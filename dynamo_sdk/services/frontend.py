@@ -20,7 +20,7 @@ import anyio
 import msgspec
 
 from dynamo_sdk.errors import ConfigError, EngineFailed
-from dynamo_sdk.graph import FrontendService
+from dynamo_sdk.graph import FrontendService, endpoint
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.runtime.service import ManagedService, ServiceContext
 from dynamo_sdk.types import WorkerRecord
@@ -33,6 +33,7 @@ from .openai import HttpLimits, OpenAIApp, serve
 class Frontend(FrontendService, ManagedService):
     """Serves the OpenAI API. The arguments are what ``services.NAME.args`` may set."""
 
+    _metrics: FrontendMetrics
     _backend: FleetBackend | None = None
     _serving: asyncio.Task[None] | None = None
 
@@ -49,11 +50,16 @@ class Frontend(FrontendService, ManagedService):
             stall_timeout_s=stall_timeout_s, wait_for_worker_s=wait_for_worker_s
         )
 
+    @endpoint
+    async def metrics(self) -> bytes:
+        """This frontend's series, as Prometheus text; other frontends ask for them."""
+        return self._metrics.render()
+
     async def start(self, context: ServiceContext) -> WorkerRecord:
         if context.http_fd is None:
             raise ConfigError(f"{context.service.name} is a frontend and got no listening socket")
         listener = socket.socket(fileno=context.http_fd)
-        metrics = FrontendMetrics()
+        metrics = self._metrics = FrontendMetrics(worker_id=context.record.worker_id)
         self._backend = FleetBackend(context, self._dispatch_limits, metrics)
         limits = msgspec.structs.replace(self._http_limits, drain_timeout_s=context.drain_timeout_s)
         app = OpenAIApp(self._backend, metrics=metrics, limits=limits)

@@ -6,6 +6,7 @@ import pytest
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.launch.listening import bind_http, check_join, join_listen_address, reachable, url_of
+from dynamo_sdk.runtime.http_socket import open_http_socket
 
 
 def test_port_zero_takes_a_free_one_and_accepted_sockets_do_not_delay() -> None:
@@ -17,6 +18,16 @@ def test_port_zero_takes_a_free_one_and_accepted_sockets_do_not_delay() -> None:
             accepted, _ = listener.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_port_of_another_graph_is_refused(is_shared: bool) -> None:
+    with bind_http("127.0.0.1", 0, is_shared=is_shared) as listener:
+        port = listener.getsockname()[1]
+        with socket.socket(fileno=open_http_socket(listener.dup().detach(), 0)):
+            for wish in (False, True):
+                with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already"):
+                    bind_http("127.0.0.1", port, is_shared=wish)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.77"])

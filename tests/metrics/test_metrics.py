@@ -20,7 +20,7 @@ def samples(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def value(text: bytes, name: str, **labels: str) -> float:
-    return samples(text)[name, frozenset(labels.items())]
+    return samples(text)[name, frozenset({"worker_id": "", **labels}.items())]
 
 
 def test_names_are_unique_and_say_their_unit() -> None:
@@ -88,7 +88,9 @@ def worker(worker_id: str, num_tokens: int) -> bytes:
 
 
 def test_texts_of_several_workers_merge_into_one_valid_text() -> None:
-    texts = [FrontendMetrics().render(), worker("a", 3), worker("b", 5)]
+    frontend = FrontendMetrics(worker_id="c")
+    frontend.model("m")
+    texts = [FrontendMetrics().render(), frontend.render(), worker("a", 3), worker("b", 5)]
     merged = merge_texts(texts)
     expected = {
         key: number

@@ -81,8 +81,8 @@ class Backend(ABC):
     async def embed(self, request: EmbedRequest, *, options: GenerateOptions) -> EmbedOutput:
         """Cancellable. Raises ``DynamoError``s; ``InvalidRequest`` when the model cannot embed."""
 
-    async def worker_metrics(self) -> list[bytes]:
-        """Prometheus text of each worker that answered; series of different workers differ in a label."""
+    async def other_metrics(self) -> list[bytes]:
+        """Prometheus text of each worker and other frontend that answered; series differ in a label."""
         return []
 
 

@@ -169,7 +169,7 @@ class Routes:
         await exchange.send_json({"status": "live"})
 
     async def prometheus(self, exchange: Exchange, received: Received) -> None:
-        texts = [self.metrics.render(), *await self.backend.worker_metrics()]
+        texts = [self.metrics.render(), *await self.backend.other_metrics()]
         await exchange.send_bytes(merge_texts(texts), content_type=CONTENT_TYPE.encode())
 
     async def openapi(self, exchange: Exchange, received: Received) -> None:

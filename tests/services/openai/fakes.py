@@ -129,7 +129,7 @@ class ScriptedBackend(Backend):
         await asyncio.sleep(0)
         return EmbedOutput(vector=[0.5, float(len(prompt)), -0.25], num_prompt_tokens=len(prompt))
 
-    async def worker_metrics(self) -> list[bytes]:
+    async def other_metrics(self) -> list[bytes]:
         return [b'# HELP w_total x\n# TYPE w_total counter\nw_total{worker_id="a"} 1.0\n']
 
 

@@ -73,14 +73,15 @@ async def test_leaving_is_counted_as_cancelled() -> None:
             await client.send(post(CHAT, chat(stream=True)))
             await client.reader.readuntil(b"finish_reason")
             await scraper.send(GET_METRICS)
-            assert b'dynamo_frontend_inflight_requests{model="demo"} 1.0' in (await scraper.answer())[1]
+            _, text = await scraper.answer()
+            assert b'dynamo_frontend_inflight_requests{model="demo",worker_id=""} 1.0' in text
             client.reset()
             await backend.all_closed.wait()
             await scraper.send(GET_METRICS)
             _, text = await scraper.answer()
-    assert b'status="cancelled"} 1.0' in text
-    assert b'dynamo_frontend_inflight_requests{model="demo"} 0.0' in text
-    assert b'dynamo_frontend_queued_requests{model="demo"} 0.0' in text
+    assert b'status="cancelled",worker_id=""} 1.0' in text
+    assert b'dynamo_frontend_inflight_requests{model="demo",worker_id=""} 0.0' in text
+    assert b'dynamo_frontend_queued_requests{model="demo",worker_id=""} 0.0' in text
 
 
 async def test_leaving_with_another_request_pipelined_behind() -> None:

@@ -165,18 +165,19 @@ async def test_metrics_count_what_happened() -> None:
     await call(app, CHAT, chat(temperature=9))
     await call(app, CHAT, {**chat(), "model": "a-name-of-the-clients-choice"})
     text = (await call(app, "/metrics")).body.decode()
+    requests = 'dynamo_frontend_requests_total{endpoint="chat_completions"'
     for line in (
-        'dynamo_frontend_requests_total{endpoint="chat_completions",model="demo",status="success"} 2.0',
-        'dynamo_frontend_requests_total{endpoint="chat_completions",model="demo",status="rejected"} 1.0',
-        'dynamo_frontend_requests_total{endpoint="chat_completions",model="",status="rejected"} 1.0',
-        'dynamo_frontend_inflight_requests{model="demo"} 0.0',
-        'dynamo_frontend_queued_requests{model="demo"} 0.0',
-        'dynamo_frontend_time_to_first_token_seconds_count{model="demo"} 3.0',
-        'dynamo_frontend_inter_token_latency_seconds_count{model="demo"} 9.0',
-        'dynamo_frontend_output_sequence_tokens_sum{model="demo"} 12.0',
-        'dynamo_frontend_input_sequence_tokens_count{model="demo"} 2.0',
-        'dynamo_frontend_cached_tokens_sum{model="demo"} 6.0',
-        'dynamo_frontend_request_duration_seconds_count{model="demo"} 3.0',
+        f'{requests},model="demo",status="success",worker_id=""}} 2.0',
+        f'{requests},model="demo",status="rejected",worker_id=""}} 1.0',
+        f'{requests},model="",status="rejected",worker_id=""}} 1.0',
+        'dynamo_frontend_inflight_requests{model="demo",worker_id=""} 0.0',
+        'dynamo_frontend_queued_requests{model="demo",worker_id=""} 0.0',
+        'dynamo_frontend_time_to_first_token_seconds_count{model="demo",worker_id=""} 3.0',
+        'dynamo_frontend_inter_token_latency_seconds_count{model="demo",worker_id=""} 9.0',
+        'dynamo_frontend_output_sequence_tokens_sum{model="demo",worker_id=""} 12.0',
+        'dynamo_frontend_input_sequence_tokens_count{model="demo",worker_id=""} 2.0',
+        'dynamo_frontend_cached_tokens_sum{model="demo",worker_id=""} 6.0',
+        'dynamo_frontend_request_duration_seconds_count{model="demo",worker_id=""} 3.0',
         'w_total{worker_id="a"} 1.0',
     ):
         assert line in text.splitlines()
