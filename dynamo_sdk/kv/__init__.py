@@ -1,6 +1,8 @@
-"""KV blocks as pure bookkeeping: their names (hashes) and their places (the pool). No bytes, no I/O."""
+"""KV blocks as pure bookkeeping: their names (hashes), their places on one worker (the pool), and which
+worker holds them (the index). No bytes, no I/O."""
 
 from .block_pool import BlockPool, PoolAllocation
+from .digest import digest
 from .hashing import (
     BlockHash,
     RoutingHash,
@@ -12,16 +14,23 @@ from .hashing import (
     routing_seed,
     sequence_hashes,
 )
+from .prefix_index import PrefixIndex, PrefixIndexStatistics
+from .prefix_keys import PrefixKeys, prefix_keys
 
 __all__ = [
     "BlockHash",
     "BlockPool",
     "PoolAllocation",
+    "PrefixIndex",
+    "PrefixIndexStatistics",
+    "PrefixKeys",
     "RoutingHash",
     "block_hashes",
     "cache_keys",
     "cache_root",
+    "digest",
     "next_cache_key",
+    "prefix_keys",
     "routing_hashes",
     "routing_seed",
     "sequence_hashes",

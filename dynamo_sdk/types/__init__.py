@@ -1,6 +1,17 @@
 """Frozen records without behaviour: the words that every room shares."""
 
-from .kv_events import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent, KVEventBatch, KVTier
+from .kv_events import (
+    BlocksCleared,
+    BlocksRemoved,
+    BlocksStored,
+    KVDigest,
+    KVDigestBatch,
+    KVEvent,
+    KVEventBatch,
+    KVTier,
+    RemovedDigest,
+    StoredDigest,
+)
 from .kv_transfer import KVLayout, KVTransferParams
 from .loads import ForwardPassMetrics, LoadSnapshot
 from .models import ModelRecord, ModelSpec
@@ -20,6 +31,8 @@ __all__ = [
     "ForwardPassMetrics",
     "GenerateChunk",
     "GenerateRequest",
+    "KVDigest",
+    "KVDigestBatch",
     "KVEvent",
     "KVEventBatch",
     "KVLayout",
@@ -30,8 +43,10 @@ __all__ = [
     "ModelRecord",
     "ModelSpec",
     "PackedTokens",
+    "RemovedDigest",
     "Role",
     "SamplingParams",
+    "StoredDigest",
     "TokenLogprobs",
     "Usage",
     "WorkerId",
