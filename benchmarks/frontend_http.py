@@ -130,7 +130,7 @@ async def run_server(fd: int, step_s: float) -> None:
     app = OpenAIApp(TickingBackend(step_s), limits=HttpLimits())
 
     async def cpu(exchange: Exchange, received: Received) -> None:
-        await exchange.send_json(time.process_time())
+        exchange.send_json(time.process_time())
 
     app.add_route("GET", "/cpu", cpu)
     await serve(app, socket.socket(fileno=fd), shutdown=asyncio.Event())

@@ -21,7 +21,7 @@ from dynamo_sdk.runtime.replica import ReplicaSpec, run_replica
 from .exits import EXIT_CLEAN, exit_code, innermost, is_debug, readable
 from .lifeline import watch_lifeline
 
-CHATTY_LOGGERS = ("uvicorn", "httpx")
+CHATTY_LOGGERS = ("httpx",)
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from .choice import Delta, ScoredToken
-from .exchange import Exchange
+from .exchange import Exchange, Headers
 from .generation import Generation
 from .inbox import DeltaInbox
 from .ledger import Ledger, server_timing
@@ -132,17 +132,17 @@ async def send_streamed(
             events.append(format.event(index, delta))
             if delta.finish_reason is not None:
                 num_open -= 1
-        if not exchange.is_streaming:
-            await exchange.start_stream([(b"server-timing", server_timing(generation.first_stages_us()))])
         if not num_open:
             break
-        if content := b"".join(events):
+        if not exchange.is_streaming:
+            await exchange.start_stream(b"".join(events), _first_stages(generation))
+        elif content := b"".join(events):
             await exchange.send_events(content)
         events.clear()
     if shows_usage or generation.wants_ledger:
         events.append(format.closing_event(usage_of(generation) if shows_usage else None))
     events.append(DONE)
-    await exchange.end_stream(b"".join(events))
+    exchange.end_stream(b"".join(events), () if exchange.is_streaming else _first_stages(generation))
 
 
 async def send_whole(exchange: Exchange, generation: Generation, inbox: DeltaInbox, format: Format) -> None:
@@ -152,7 +152,11 @@ async def send_whole(exchange: Exchange, generation: Generation, inbox: DeltaInb
             finished[index].add(delta)
     ledger = generation.ledger
     headers = [(b"server-timing", server_timing(ledger.stages()))] if ledger is not None else []
-    await exchange.send_json(format.whole(finished, usage_of(generation)), headers=headers)
+    exchange.send_json(format.whole(finished, usage_of(generation)), headers=headers)
+
+
+def _first_stages(generation: Generation) -> Headers:
+    return [(b"server-timing", server_timing(generation.first_stages_us()))]
 
 
 def usage_of(generation: Generation) -> UsageBody:

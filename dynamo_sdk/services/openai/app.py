@@ -17,9 +17,8 @@ from dynamo_sdk.errors import DeadlineExceeded, DynamoError, NotFound, Unavailab
 from dynamo_sdk.metrics import FrontendMetrics, Outcome
 
 from .backend import Backend
-from .disconnect import CancelOnDisconnect
 from .errors import MethodNotAllowed, error_event, to_http
-from .exchange import BodyBudget, ClientGone, Exchange, Receive, Scope, Send
+from .exchange import Exchange
 from .limits import HttpLimits
 from .model_directory import ModelDirectory
 from .routes import MODELS_PREFIX, Received, Routes
@@ -30,7 +29,7 @@ _log = logging.getLogger("dynamo_sdk.http")
 
 
 class OpenAIApp:
-    """Pure ASGI, so that any server can run it; ``server.serve`` is ours."""
+    """What ``server.serve`` serves."""
 
     def __init__(
         self, backend: Backend, *, metrics: FrontendMetrics | None = None, limits: HttpLimits | None = None
@@ -39,7 +38,6 @@ class OpenAIApp:
         self.metrics = metrics or FrontendMetrics()
         self.directory = ModelDirectory(backend)
         routes = Routes(backend, self.metrics, self.limits, self.directory)
-        self._budget = BodyBudget(self.limits.max_buffered_bytes)
         self._model = routes.model
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": routes.chat_completions},
@@ -61,42 +59,53 @@ class OpenAIApp:
         """Serve one more path; for what stands beside the API, such as a dashboard."""
         self._routes.setdefault(path, {})[method] = handler
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return  # lifespan and websockets are not ours; servers take silence as "not supported"
-        exchange = Exchange(scope, receive, send, limits=self.limits, budget=self._budget)
-        received = Received(b"", time.monotonic())
-        outcome = Outcome.ERROR
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer a request whose body is there, whatever happens."""
+        received = Received(exchange.body, time.monotonic())
+        # No `asyncio.timeout`, at three times the price: nothing is awaited behind a cancellation.
+        deadline = asyncio.get_running_loop().call_later(self.limits.deadline_s, exchange.expire)
         try:
-            await self._answer(exchange, received)
+            await self._handler(exchange)(exchange, received)
             outcome = _outcome(exchange.status)
-        except ClientGone:
-            outcome = Outcome.CANCELLED
-            _log.info("%s %s %r: the client left", exchange.request_id, exchange.method, exchange.path)
-        except asyncio.CancelledError:
-            # Only the server that runs this task cancels it, when it ends; the client is told why.
-            _log.info("%s %s %r: cancelled by shutdown", exchange.request_id, exchange.method, exchange.path)
-            await self._send_error(exchange, Unavailable("the server is shutting down; try again"))
-        except Exception as error:
-            outcome = _outcome(to_http(error).status)
-            self._log_error(exchange, error)
-            await self._send_error(exchange, error)
+        except (Exception, asyncio.CancelledError) as error:
+            outcome = self._conclude(exchange, error)
         finally:
+            deadline.cancel()
             exchange.close()
-            self._count(exchange, received, outcome)
+        self._count(exchange, received, outcome)
 
-    async def _answer(self, exchange: Exchange, received: Received) -> None:
-        handler = self._handler(exchange)
-        received.body = await exchange.read_body()
-        received.at_s = time.monotonic()
-        async with CancelOnDisconnect(exchange):
-            try:
-                async with asyncio.timeout(self.limits.deadline_s):
-                    await handler(exchange, received)
-            except TimeoutError:
-                raise DeadlineExceeded(
+    def refuse(self, exchange: Exchange, error: DynamoError) -> None:
+        """Answer a request whose body will not be read."""
+        outcome = self._conclude(exchange, error)
+        exchange.close()
+        self._count(exchange, Received(b"", time.monotonic()), outcome)
+
+    def _conclude(self, exchange: Exchange, error: BaseException) -> Outcome:
+        """Tell whoever still listens what has ended the work."""
+        where = (exchange.request_id, exchange.method, exchange.path)
+        if exchange.is_gone:
+            _log.info("%s %s %r: the client left", *where)
+            return Outcome.CANCELLED
+        if isinstance(error, asyncio.CancelledError):
+            if exchange.has_expired:
+                error = DeadlineExceeded(
                     f"the request was not done within {self.limits.deadline_s:g} seconds"
-                ) from None
+                )
+            else:  # only the server cancels its tasks, when it ends
+                error = Unavailable("the server is shutting down; try again")
+        assert isinstance(error, Exception)
+        if not isinstance(error, DynamoError):
+            _log.error("%s %s %r failed", *where, exc_info=error)
+        elif to_http(error).status >= 500:
+            _log.warning("%s %s %r: %s: %s", *where, error.code, error)
+        else:
+            _log.debug("%s %s %r: %s: %s", *where, error.code, error)
+        if not exchange.is_answered:
+            if exchange.is_streaming:
+                exchange.end_stream(error_event(error))
+            else:
+                exchange.send_error(error)
+        return _outcome(to_http(error).status)
 
     def _handler(self, exchange: Exchange) -> Handler:
         path, method = exchange.path, exchange.method
@@ -112,14 +121,6 @@ class OpenAIApp:
             )
         return handler
 
-    async def _send_error(self, exchange: Exchange, error: Exception) -> None:
-        if exchange.is_answered:
-            return
-        if exchange.is_streaming:
-            await exchange.end_stream(error_event(error))
-        elif exchange.status is None:
-            await exchange.send_error(error)
-
     def _count(self, exchange: Exchange, received: Received, outcome: Outcome) -> None:
         if exchange.method != "POST" or exchange.path not in self._routes:
             return
@@ -129,15 +130,6 @@ class OpenAIApp:
             model = self.metrics.model(received.model)
             model.inflight.dec()
             model.duration_s.observe(time.monotonic() - received.at_s)
-
-    def _log_error(self, exchange: Exchange, error: Exception) -> None:
-        where = (exchange.request_id, exchange.method, exchange.path)
-        if not isinstance(error, DynamoError):
-            _log.error("%s %s %r failed", *where, exc_info=error)
-        elif to_http(error).status >= 500:
-            _log.warning("%s %s %r: %s: %s", *where, error.code, error)
-        else:
-            _log.debug("%s %s %r: %s: %s", *where, error.code, error)
 
 
 def _outcome(status: int | None) -> Outcome:

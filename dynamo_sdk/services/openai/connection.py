@@ -1,174 +1,390 @@
-"""uvicorn's HTTP/1.1 connection with bounds where it has none.
+"""One HTTP/1.1 connection: requests in, within limits; their answers out, in order.
 
-uvicorn leaves to others: how long a request head may take and how large it may be (also trailers and
-chunk extensions), how long a client may leave an answer unread, and telling a request that is still being
-answered, when another was pipelined behind it, that the client has gone. It also loses the body of a
-request that offers an upgrade, as Java's HTTP client does with each first request (``h2c``).
+``httptools`` parses. A request is handed to the application once its body is there, so that reading and its
+bounds are done with before any work begins; whatever is wrong until then is answered from here. Nothing a
+client does grows or lasts for ever: heads, bodies, idling and answers left unread all have an end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-import sys
-from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from collections import deque
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from typing import Any, Protocol, cast
+from urllib.parse import unquote_to_bytes
 
-from httptools import HttpParserUpgrade, HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from httptools import (
+    HttpParserError,
+    HttpParserInvalidURLError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+    parse_url,
+)
 
-from .errors import ErrorBody, ErrorObject
+from dynamo_sdk.errors import DynamoError
+
+from .errors import BodyTimeout, ErrorBody, ErrorObject
+from .exchange import BodyBudget, Exchange
 from .limits import HttpLimits
 from .sse import encode_json
 
+_LINGER_S = 2.0
+"""How long to go on reading a body that was refused, so that its sender gets to read why."""
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
-class BoundedConnection(HttpToolsProtocol):
-    """Use through ``bounded_connection``, which sets the limits."""
+class Application(Protocol):
+    """What answers requests."""
 
-    limits: ClassVar[HttpLimits]
+    @property
+    def limits(self) -> HttpLimits: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def answer(self, exchange: Exchange) -> Coroutine[Any, Any, None]:
+        """In a task of its own, for a request that is complete. Answers whatever happens."""
+
+    def refuse(self, exchange: Exchange, error: DynamoError) -> None:
+        """Instead of ``answer``, for a request that is not, and will not be."""
+
+
+class Connections:
+    """All connections of one server, and what they share."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+        self.limits = app.limits
+        self.budget = BodyBudget(self.limits.max_buffered_bytes)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.is_ending = False
+        self._open: set[Connection] = set()
+        self._all_gone = asyncio.Event()
+        self._all_gone.set()
+
+    def make(self) -> Connection:
+        return Connection(self)
+
+    def add(self, connection: Connection) -> bool:
+        """False if there are too many."""
+        self._open.add(connection)
+        self._all_gone.clear()
+        return len(self._open) <= self.limits.max_connections
+
+    def discard(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if not self._open:
+            self._all_gone.set()
+
+    def end(self) -> None:
+        """Close each connection as soon as no answer is under way on it."""
+        self.is_ending = True
+        for connection in list(self._open):
+            connection.end()
+
+    def close(self) -> None:
+        for connection in list(self._open):
+            connection.close()
+
+    async def wait_gone(self) -> None:
+        await self._all_gone.wait()
+
+
+class _Expected(Enum):
+    """What must come next, in time."""
+
+    HEAD = auto()
+    BODY = auto()
+    NEXT = auto()
+
+
+class Connection(asyncio.Protocol):
+    """A request is *incoming* until its body is there; then it waits behind the one that is answered."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._limits = connections.limits
+        self._parser = HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._incoming: Exchange | None = None
+        self._answering: Exchange | None = None
+        self._behind: deque[Exchange] = deque()
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
         self._num_unparsed_bytes = 0
-        self._head_timer = _Timer()
+        self._is_reading = True
+        self._is_closed = False
+        self._expected: _Expected | None = None
+        self._read_timer = _Timer()
         self._stall_timer = _Timer()
-        self._answering: RequestResponseCycle | None = None
-        self._received = self._unread = b""
+        self._writable: asyncio.Future[None] | None = None  # while the client is slow to read
         self._body_framing: bytes | None = None
         self._is_replaying_head = False
 
     # --- connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is one in all but inheritance
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but inheritance
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(self.connections) > self.limits.max_connections:
-            transport.close()
+        if not self._connections.add(self):
+            self.close()
             return
-        self._expect_head()
+        self._expect(_Expected.HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer.stop()
+        self._is_closed = True
+        self._read_timer.stop()
         self._stall_timer.stop()
-        self.pipeline.clear()
-        answering = self._answering
-        if answering is not None and not answering.response_complete:
-            answering.disconnected = True
-            answering.message_event.set()
-        self._answering = None
-        super().connection_lost(exc)
+        self.resume_writing()
+        unanswered = [*self._behind, *([self._incoming] if self._incoming is not None else [])]
+        self._behind.clear()
+        for exchange in unanswered:
+            exchange.close()
+        answering, self._answering, self._incoming = self._answering, None, None
+        if answering is not None:
+            answering.leave()
+        self._connections.discard(self)
+
+    def close(self) -> None:
+        """Send what is left to send, and close."""
+        self._is_closed = True
+        if self._transport is not None:
+            self._transport.close()
+
+    def end(self) -> None:
+        """Close now if no answer is under way, else behind that."""
+        if self._answering is None:
+            self.close()
+        else:
+            self._answering.keeps_alive = False
 
     # --- reading
 
     def data_received(self, data: bytes) -> None:
         self._num_unparsed_bytes += len(data)
         while data:
-            self._received, self._unread = data, b""
-            super().data_received(data)
-            data = self._unread
-        if self.transport.is_closing():
+            try:
+                self._parser.feed_data(data)
+            except HttpParserUpgrade as stopped:
+                data = data[stopped.args[0] :]
+                self._decline_upgrade()
+                continue
+            except HttpParserError as error:
+                self._refuse(400, f"this is not HTTP: {error}")
+            break
+        if self._is_closed:
             return
         # Heads, trailers and chunk extensions grow this; a whole head or a piece of a body resets it.
-        if self._num_unparsed_bytes > self.limits.max_head_bytes:
-            self._refuse(431, f"the request head is larger than {self.limits.max_head_bytes} bytes")
-        elif not self._head_timer.is_running and (self.cycle is None or self.cycle.response_complete):
-            self._expect_head()
-
-    def on_message_begin(self) -> None:
-        if not self._is_replaying_head:
-            super().on_message_begin()
+        if self._num_unparsed_bytes > self._limits.max_head_bytes:
+            self._refuse(431, f"the request head is larger than {self._limits.max_head_bytes} bytes")
+        else:
+            self._expect_next()
 
     def on_url(self, url: bytes) -> None:
         if not self._is_replaying_head:
-            super().on_url(url)
+            self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._is_replaying_head:
-            super().on_header(name, value)
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        if self._is_replaying_head:
+        if self._is_replaying_head or self._is_closed:
             return
         self._num_unparsed_bytes = 0
-        self._head_timer.stop()
-        super().on_headers_complete()
+        self._expected = None
+        parser = self._parser
+        exchange = self._incoming = Exchange(
+            self,
+            method=parser.get_method().decode("ascii"),
+            path=_path_of(self._url),
+            headers=self._headers,
+            limits=self._limits,
+            budget=self._connections.budget,
+            is_http_1_0=parser.get_http_version() == "1.0",
+            keeps_alive=parser.should_keep_alive() and not self._connections.is_ending,
+        )
+        self._url, self._headers = b"", {}  # trailers must not get at the headers
+        if exchange.refusal is not None:
+            self._complete(exchange)
+        elif exchange.headers.get(b"expect", b"").lower() == b"100-continue" and self._answering is None:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._num_unparsed_bytes = 0
-        super().on_body(body)
+        exchange = self._incoming
+        if exchange is None or exchange.refusal is not None:
+            return
+        if not exchange.take_body(body):
+            self._complete(exchange)
 
     def on_message_complete(self) -> None:
         self._num_unparsed_bytes = 0
-        if self.parser.should_upgrade():
-            self._body_framing = _body_framing(self.headers)
+        exchange = self._incoming
+        if exchange is None:
+            return
+        if self._parser.should_upgrade():
+            self._body_framing = _body_framing(exchange.headers)
             if self._body_framing is not None:
                 return  # the parser skips the body of an upgrade, so the message is not complete
-        super().on_message_complete()
+        self._incoming = None
+        if exchange.refusal is None:
+            self._complete(exchange)
+        elif exchange.is_answered:
+            self.close()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """The parser has stopped behind a head that offers an upgrade. Go on without: a new parser is
-        shown how the body is framed, if there is one, and then all that has not been read."""
-        stopped = sys.exc_info()[1]
-        if isinstance(stopped, HttpParserUpgrade):
-            self._unread = self._received[stopped.args[0] :]
-        self.parser = HttpRequestParser(self)
+    def _decline_upgrade(self) -> None:
+        """The parser has stopped behind a head that offers an upgrade, as Java's HTTP client does with each
+        first request (``h2c``). Go on without: a new parser is shown how the body is framed, if there is
+        one, and then all that has not been read."""
+        self._parser = HttpRequestParser(self)
         framing, self._body_framing = self._body_framing, None
         if framing is not None:
             self._is_replaying_head = True
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
             self._is_replaying_head = False
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+    # --- one request after the other
 
-    def _expect_head(self) -> None:
-        self._head_timer.start(self.limits.head_timeout_s, self._on_head_timeout)
+    def _complete(self, exchange: Exchange) -> None:
+        """It can be answered: its body is there, or will not be read."""
+        if self._answering is None:
+            self._begin(exchange)
+            return
+        self._behind.append(exchange)
+        if self._is_reading:
+            self._is_reading = False
+            self._transport_or_fail().pause_reading()
+
+    def _begin(self, exchange: Exchange) -> None:
+        self._answering = exchange
+        connections = self._connections
+        if exchange.refusal is not None:
+            connections.app.refuse(exchange, exchange.refusal)
+            return
+        exchange.begin()
+        task = asyncio.get_running_loop().create_task(connections.app.answer(exchange))
+        exchange.task = task
+        connections.tasks.add(task)
+        task.add_done_callback(connections.tasks.discard)
+
+    def answered(self, exchange: Exchange) -> None:
+        """For ``Exchange``: its last byte was written."""
+        if exchange is not self._answering:
+            return
+        self._answering = None
+        if not exchange.keeps_alive:
+            if self._incoming is exchange:
+                self._read_timer.start(min(_LINGER_S, self._limits.body_timeout_s), self.close)
+            else:
+                self.close()
+            return
+        if self._behind:
+            self._begin(self._behind.popleft())
+        if not self._behind and not self._is_reading and not self._is_closed:
+            self._is_reading = True
+            self._transport_or_fail().resume_reading()
+        self._expect_next()
+
+    # --- what must come in time
+
+    def _expect_next(self) -> None:
+        if not self._is_reading:
+            self._expect(None)
+        elif self._incoming is not None:
+            if self._incoming.refusal is None:
+                self._expect(_Expected.BODY)
+        elif self._num_unparsed_bytes:
+            self._expect(_Expected.HEAD)
+        elif self._answering is None and self._expected is not _Expected.HEAD:
+            self._expect(_Expected.NEXT)
+        elif self._answering is not None:
+            self._expect(None)
+
+    def _expect(self, expected: _Expected | None) -> None:
+        if expected is self._expected:
+            return
+        self._expected = expected
+        limits = self._limits
+        match expected:
+            case None:
+                self._read_timer.stop()
+            case _Expected.HEAD:
+                self._read_timer.start(limits.head_timeout_s, self._on_head_timeout)
+            case _Expected.BODY:
+                self._read_timer.start(limits.body_timeout_s, self._on_body_timeout)
+            case _Expected.NEXT:
+                self._read_timer.start(limits.keep_alive_s, self.close)
 
     def _on_head_timeout(self) -> None:
-        self._refuse(408, f"no request head arrived within {self.limits.head_timeout_s:g} seconds")
+        self._refuse(408, f"no request head arrived within {self._limits.head_timeout_s:g} seconds")
+
+    def _on_body_timeout(self) -> None:
+        exchange = self._incoming
+        if exchange is not None and exchange.refusal is None:
+            exchange.refusal = BodyTimeout(
+                f"the request body did not arrive within {self._limits.body_timeout_s:g} seconds"
+            )
+            self._complete(exchange)
 
     # --- writing
 
+    def write(self, data: bytes) -> None:
+        if not self._is_closed:
+            self._transport_or_fail().write(data)
+
+    @property
+    def is_writable(self) -> bool:
+        """The client is not far behind."""
+        return self._writable is None
+
+    async def wait_writable(self) -> None:
+        if self._writable is not None:
+            await self._writable
+
     def pause_writing(self) -> None:
-        super().pause_writing()
-        self._stall_timer.start(self.limits.write_stall_timeout_s, self.transport.abort)
+        self._writable = asyncio.get_running_loop().create_future()
+        self._stall_timer.start(self._limits.write_stall_timeout_s, self._transport_or_fail().abort)
 
     def resume_writing(self) -> None:
         self._stall_timer.stop()
-        super().resume_writing()
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
 
-    # --- refusing before there is a request
+    def _transport_or_fail(self) -> asyncio.Transport:
+        assert self._transport is not None, "the connection has not been made"
+        return self._transport
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, msg)
+    # --- refusing where there is no request
 
     def _refuse(self, status: int, message: str) -> None:
-        if self.transport.is_closing():
+        if self._is_closed:
             return
-        is_answering = self._answering is not None and self._answering.response_started
-        if not is_answering or (self._answering and self._answering.response_complete):
+        if self._answering is None or self._answering.status is None:
             body = encode_json(ErrorBody(ErrorObject(message, "invalid_request_error", None, "bad_http")))
             head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\n" % (status, _REASONS[status])
-            self.transport.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
-        self.transport.close()
+            self.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
+        self.close()
 
 
-def bounded_connection(limits: HttpLimits) -> type[BoundedConnection]:
-    """The connection class for one server."""
-    return type("LimitedConnection", (BoundedConnection,), {"limits": limits})
+def _path_of(url: bytes) -> str:
+    if not url.startswith(b"/") or b"?" in url or b"#" in url:
+        with contextlib.suppress(HttpParserInvalidURLError):  # `OPTIONS *`: no route has this name
+            url = parse_url(url).path or b"/"
+    if b"%" in url:
+        return unquote_to_bytes(url).decode("utf-8", "replace")
+    return url.decode("latin-1")
 
 
-def _body_framing(headers: list[tuple[bytes, bytes]]) -> bytes | None:
+def _body_framing(headers: dict[bytes, bytes]) -> bytes | None:
     """The header that says how long the body is; None without a body."""
-    for name, value in headers:
-        if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
-            return name + b": " + value
-    return None
+    if b"transfer-encoding" in headers:
+        return b"transfer-encoding: " + headers[b"transfer-encoding"]
+    length = headers.get(b"content-length", b"0")
+    return None if length == b"0" else b"content-length: " + length
 
 
 class _Timer:
@@ -179,20 +395,11 @@ class _Timer:
     def __init__(self) -> None:
         self._handle: asyncio.TimerHandle | None = None
 
-    @property
-    def is_running(self) -> bool:
-        return self._handle is not None
-
     def start(self, delay_s: float, callback: Callable[[], None]) -> None:
         self.stop()
-
-        def fire() -> None:
-            self._handle = None
-            callback()
-
-        self._handle = asyncio.get_running_loop().call_later(delay_s, fire)
+        self._handle = asyncio.get_running_loop().call_later(delay_s, callback)
 
     def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.cancel()

@@ -143,16 +143,16 @@ class Routes:
             max_concurrent=self.limits.max_concurrent_embeddings,
             deadline_s=self.limits.deadline_s,
         )
-        await exchange.send_json(embedding_list(request, record.name, outputs))
+        exchange.send_json(embedding_list(request, record.name, outputs))
 
     async def models(self, exchange: Exchange, received: Received) -> None:
         records = self.backend.models().values()
         cards = [self._card(record) for record in sorted(records, key=lambda record: record.name)]
-        await exchange.send_json({"object": "list", "data": cards})
+        exchange.send_json({"object": "list", "data": cards})
 
     async def model(self, exchange: Exchange, received: Received) -> None:
         record = self.directory.record(exchange.path.removeprefix(MODELS_PREFIX))
-        await exchange.send_json(self._card(record))
+        exchange.send_json(self._card(record))
 
     async def health(self, exchange: Exchange, received: Received) -> None:
         """200 only when the graph can answer."""
@@ -163,17 +163,17 @@ class Routes:
             models=sorted(self.backend.models()),
             details=health.details,
         )
-        await exchange.send_json(body, status=200 if health.is_ready else 503)
+        exchange.send_json(body, status=200 if health.is_ready else 503)
 
     async def live(self, exchange: Exchange, received: Received) -> None:
-        await exchange.send_json({"status": "live"})
+        exchange.send_json({"status": "live"})
 
     async def prometheus(self, exchange: Exchange, received: Received) -> None:
         texts = [self.metrics.render(), *await self.backend.other_metrics()]
-        await exchange.send_bytes(merge_texts(texts), content_type=CONTENT_TYPE.encode())
+        exchange.send_bytes(merge_texts(texts), content_type=CONTENT_TYPE.encode())
 
     async def openapi(self, exchange: Exchange, received: Received) -> None:
-        await exchange.send_json(openapi_document())
+        exchange.send_json(openapi_document())
 
     def _served(self, received: Received, model: str) -> ModelRecord:
         """The model's record; from here on the request counts as one of this model."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dynamo_sdk.services.openai import OpenAIApp
 
-from .asgi import Answer, call, chat, completion
+from .asking import Answer, call, chat, completion
 from .fakes import CONTEXT_LENGTH, ScriptedBackend, ids_of
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import pytest
 from dynamo_sdk.services.openai import connection as connection_module
 from dynamo_sdk.types import GenerateRequest
 
-from .asgi import chat, completion
+from .asking import chat, completion
 from .fakes import ScriptedBackend, ids_of, running
 from .sockets import connected, post
 
@@ -268,13 +268,13 @@ async def test_more_connections_than_allowed_are_closed() -> None:
 
 async def test_small_writes_are_not_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    real = connection_module.BoundedConnection.connection_made
+    real = connection_module.Connection.connection_made
 
-    def spy(self: connection_module.BoundedConnection, transport: asyncio.BaseTransport) -> None:
+    def spy(self: connection_module.Connection, transport: asyncio.BaseTransport) -> None:
         real(self, transport)
         made.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    monkeypatch.setattr(connection_module.BoundedConnection, "connection_made", spy)
+    monkeypatch.setattr(connection_module.Connection, "connection_made", spy)
     async with running(ScriptedBackend()) as address, connected(address) as client:
         await client.send(GET_LIVE)
         await client.answer()

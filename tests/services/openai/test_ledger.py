@@ -11,7 +11,7 @@ from dynamo_sdk.services.openai import OpenAIApp
 from dynamo_sdk.services.openai.ledger import Ledger, server_timing, settle
 from dynamo_sdk.types import GenerateRequest, LegTiming
 
-from .asgi import call
+from .asking import call
 from .fakes import ScriptedBackend
 
 CHAT = "/v1/chat/completions"

@@ -11,7 +11,7 @@ import pytest
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.services.openai import HttpLimits, OpenAIApp, serve
 
-from .asgi import call, chat
+from .asking import call, chat
 from .fakes import MODEL, ScriptedBackend, running
 from .sockets import connected, post
 
