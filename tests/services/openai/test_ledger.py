@@ -87,7 +87,7 @@ async def test_unasked_it_is_a_metric_only() -> None:
     app = OpenAIApp(TimedBackend())
     answer = await call(app, CHAT, chat(n=2))
     assert "dynamo" not in answer.json()
-    stage = 'dynamo_frontend_stage_duration_seconds_%s{model="demo",stage="queue"} '
+    stage = 'dynamo_frontend_stage_duration_seconds_%s{model="demo",stage="queue",worker_id=""} '
     metrics = (await call(app, "/metrics")).body.decode()
     assert stage % "count" + "2.0" in metrics, "one per choice"
     assert stage % "sum" + "4.0" in metrics
