@@ -16,12 +16,21 @@ from .transfers import TransferCost
 _BYTES_PER_GB = 1e9
 
 
-def build_cores(model_path: str, config: MockerConfig) -> tuple[MockerCore, ...]:
-    """One core per data-parallel rank, for an engine or a simulation. Raises ``EngineStartError``."""
+def build_cores(
+    model_path: str,
+    config: MockerConfig,
+    *,
+    tokens: TokenSource | None = None,
+    events_have_tokens: bool = True,
+) -> tuple[MockerCore, ...]:
+    """One core per data-parallel rank, for an engine or a simulation. ``tokens``: None = those of the config.
+
+    Raises ``EngineStartError``.
+    """
     model = read_model(model_path, config)
     timing = _timing(config)
     try:
-        tokens = _tokens(model, config)
+        tokens = tokens or _tokens(model, config)
         scheduling = SchedulerConfig(
             block_size=config.block_size,
             num_blocks=config.num_blocks,
@@ -31,6 +40,7 @@ def build_cores(model_path: str, config: MockerConfig) -> tuple[MockerCore, ...]
             eos_token_ids=frozenset(model.eos_token_ids),
             enable_prefix_caching=config.enable_prefix_caching,
             enable_growth_reserve=config.enable_growth_reserve,
+            events_have_tokens=events_have_tokens,
         )
     except (ValueError, ConfigError) as error:
         raise EngineStartError(f"the mocker engine cannot run like this: {error}") from error

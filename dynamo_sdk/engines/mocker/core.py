@@ -25,7 +25,7 @@ import msgspec
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces import CacheKey
-from dynamo_sdk.scheduling import Scheduler, SchedulerConfig, SequenceUpdate, Step
+from dynamo_sdk.scheduling import ScheduledSequence, Scheduler, SchedulerConfig, SequenceUpdate, Step
 from dynamo_sdk.types import (
     FinishReason,
     ForwardPassMetrics,
@@ -41,9 +41,11 @@ from .transfers import TransferCost, Transfers
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """A request's first step. ``transfer_s``, ``transfer_bytes``: what its KV took to get here."""
+    """A request's first step, or the first after a preemption. ``num_cached_tokens``: of its prompt, found in
+    the cache, 0 where KV was fetched. ``transfer_s``, ``transfer_bytes``: what its KV took to get here."""
 
     request_id: str
+    num_cached_tokens: int = 0
     transfer_s: float = 0.0
     transfer_bytes: int = 0
 
@@ -51,8 +53,9 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """One step, all of which becomes true ``duration_s`` after ``started_s``.
 
-    ``updates``: the new tokens. ``admitted``: requests of which this is the first step (again after a
-    preemption it is not). ``events`` is None when the prefix cache did not change.
+    ``updates``: the new tokens. ``admitted``: requests of which this is the first step. ``preempted``: those
+    that lost their blocks; ``readmitted``: those that have some again. ``events`` is None when the prefix
+    cache did not change.
     """
 
     started_s: float
@@ -61,6 +64,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     admitted: tuple[Admission, ...]
     events: KVEventBatch | None
     metrics: ForwardPassMetrics
+    preempted: tuple[str, ...] = ()
+    readmitted: tuple[Admission, ...] = ()
 
 
 class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +105,7 @@ class MockerCore:
         self._num_capacity_tokens = config.num_blocks * config.block_size
         self._transfers = Transfers(self._scheduler, transfer_cost, speedup_ratio=speedup_ratio)
         self._admissions: dict[str, Admission] = {}  # of requests that have not been in a step yet
+        self._preempted: set[str] = set()
         self._num_batches = 0
 
     # -- requests in and out
@@ -121,6 +127,7 @@ class MockerCore:
     def abort(self, request_id: str) -> bool:
         """Forget a request in any state, its blocks free at once; False if there is none of this id."""
         self._admissions.pop(request_id, None)
+        self._preempted.discard(request_id)
         return self._transfers.cancel(request_id) or self._scheduler.abort(request_id)
 
     # -- steps
@@ -138,6 +145,7 @@ class MockerCore:
         step = self._scheduler.schedule()
         if not step.sequences:
             return None
+        readmitted = self._take_readmissions(step) if self._preempted or step.preempted else ()
         next_id = self._tokens.next_id
         sampled = {
             part.request.request_id: next_id(part.request.sampling, part.num_output_tokens)
@@ -156,6 +164,8 @@ class MockerCore:
             admitted=self._take_admissions(step) if self._admissions else (),
             events=self.take_kv_events(),
             metrics=self._metrics(step, now_s + duration_s, duration_s),
+            preempted=step.preempted,
+            readmitted=readmitted,
         )
 
     def plan_run(self, now_s: float) -> PlannedRun | None:
@@ -266,8 +276,15 @@ class MockerCore:
 
     def _take_admissions(self, step: Step) -> tuple[Admission, ...]:
         pop = self._admissions.pop
-        found = [pop(part.request.request_id, None) for part in step.sequences]
-        return tuple([admission for admission in found if admission is not None])
+        found = [(pop(part.request.request_id, None), part) for part in step.sequences]
+        return tuple([_with_cached(admission, part) for admission, part in found if admission is not None])
+
+    def _take_readmissions(self, step: Step) -> tuple[Admission, ...]:
+        """Before this step's own preemptions count: who is preempted is not in the step."""
+        back = [part for part in step.sequences if part.request.request_id in self._preempted]
+        self._preempted.difference_update([part.request_id for part in back])
+        self._preempted.update(step.preempted)
+        return tuple([_with_cached(Admission(request_id=part.request_id), part) for part in back])
 
     def _metrics(self, step: Step, at_s: float, wall_s: float) -> ForwardPassMetrics:
         load = self.load(at_s)
@@ -284,3 +301,12 @@ class MockerCore:
             num_waiting_tokens=load.num_waiting_tokens,
             num_free_blocks=load.num_free_blocks,
         )
+
+
+def _with_cached(admission: Admission, part: ScheduledSequence) -> Admission:
+    """What a prompt's first chunk leaves out was cached. A leg that goes on from fetched KV found nothing."""
+    if part.request.role is Role.DECODE and part.request.kv_transfer is not None:
+        return admission
+    return msgspec.structs.replace(
+        admission, num_cached_tokens=min(part.start, part.request.num_prompt_tokens)
+    )
