@@ -52,7 +52,9 @@ def routing_seed(*, lora: str | None = None, cache_salt: str | None = None) -> i
 
 def block_hashes(tokens: bytes, block_size: int, *, seed: int = ROUTING_SEED) -> list[BlockHash]:
     """One hash per full block of packed ``tokens``, each of its own tokens only."""
-    return [BlockHash(xxh3_64_intdigest(block, seed)) for block in _full_blocks(tokens, block_size)]
+    size = _block_bytes(block_size)
+    ends = range(size, len(tokens) + 1, size)
+    return cast(list[BlockHash], [xxh3_64_intdigest(tokens[end - size : end], seed) for end in ends])
 
 
 def sequence_hashes(hashes: Iterable[BlockHash], *, parent: RoutingHash | None = None) -> list[RoutingHash]:
@@ -98,13 +100,6 @@ def cache_keys(tokens: bytes, block_size: int, *, root: CacheKey) -> list[CacheK
         key = blake2b(key + tokens[end - block_bytes : end], digest_size=CACHE_KEY_BYTES).digest()
         keys.append(key)
     return cast(list[CacheKey], keys)
-
-
-def _full_blocks(tokens: bytes, block_size: int) -> Iterable[memoryview]:
-    view = memoryview(tokens)
-    block_bytes = _block_bytes(block_size)
-    last_start = len(view) - block_bytes
-    return (view[start : start + block_bytes] for start in range(0, last_start + 1, block_bytes))
 
 
 def _block_bytes(block_size: int) -> int:

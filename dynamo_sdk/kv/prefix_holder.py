@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from dynamo_sdk.types.kv_events import KVTier
+
+from .name_archive import NameArchive
 
 if TYPE_CHECKING:
     from .prefix_run import Run
 
-_MIN_RECENT_RUNS = 32
+_MAX_SEARCHED_RUNS = 16
 _MAX_RECENT_RUNS = 4096
+_MIN_ARCHIVE = 4096
 
 
 class Holder:
     """One tier of one seat; ``number`` is its bit in sets of holders.
 
     ``runs``: those of which it holds something. ``ends``: most of them by the name of the last block it holds
-    there, since engines nearly always continue or evict a sequence at its end; a hint, to be checked.
+    there, since engines nearly always continue or evict a sequence at its end. ``last``: the name, run and
+    offset of the block that it stored last. Both are hints, to be checked.
     """
 
-    __slots__ = ("_archive", "_recent", "bit", "ends", "num_blocks", "number", "runs", "seat", "tier")
+    __slots__ = (
+        "_archive",
+        "_recent",
+        "bit",
+        "ends",
+        "last",
+        "num_blocks",
+        "number",
+        "runs",
+        "seat",
+        "tier",
+    )
 
     def __init__(self, number: int, seat: int, tier: KVTier) -> None:
         self.number = number
@@ -32,18 +44,28 @@ class Holder:
         self.tier = tier
         self.runs: set[Run] = set()
         self.ends: dict[int, Run] = {}
+        self.last: tuple[int, Run | None, int] = (0, None, 0)
         self.num_blocks = 0
         self._recent: list[Run] | None = []
-        self._archive = _Archive([], self)
+        self._archive = NameArchive()
 
     def find(self, name: int) -> tuple[Run, int] | None:
         """The run and the offset in it of the block of this name; None = not held."""
+        last_name, run, offset = self.last
+        if name == last_name and run is not None and self._is_at(run, offset, name):
+            return run, offset
         run = self.ends.get(name)
         if run is not None:
-            offset = run.held(self).bit_length() - 1
-            if offset >= 0 and run.names_of(self)[offset] == name:
+            offset = run.num_held(self) - 1
+            if self._is_at(run, offset, name):
                 return run, offset
         return self._search(name) if self.runs else None
+
+    def _is_at(self, run: Run, offset: int, name: int) -> bool:
+        names = run.names_of(self)
+        if offset >= len(names) or names[offset] != name:
+            return False
+        return bool(run.full & self.bit or run.partial.get(self.number, 0) >> offset & 1)
 
     def move_end(self, run: Run, old: int | None, new: int | None) -> None:
         """The last block that it holds of ``run`` has another name; None = it holds nothing there."""
@@ -62,46 +84,26 @@ class Holder:
                 self._recent = None  # nobody has searched for long: read all runs when somebody does
 
     def _search(self, name: int) -> tuple[Run, int] | None:
-        """In the middle of runs: those that changed lately one by one, then all others in one array."""
+        """In the middle of runs: those that changed lately one by one, then all others in the archive."""
         recent = self._recent
-        if recent is None or len(recent) > max(_MIN_RECENT_RUNS, len(self.runs) // 16):
-            self._archive = _Archive(list(self.runs), self)
+        if recent is None or self._archive.num_names > 2 * self.num_blocks + _MIN_ARCHIVE:
+            self._archive = NameArchive()
+            self._archive.add(list(self.runs), self)
             recent = self._recent = []
+        elif len(recent) > _MAX_SEARCHED_RUNS:
+            self._archive.add(list(self.runs.intersection(recent)), self)
+            recent.clear()
         for run in recent:
-            if (offset := self._offset_in(run, name)) is not None:
+            names = run.names_of(self)
+            if name in names and self._is_at(run, offset := names.index(name), name):
                 return run, offset
-        for run in self._archive.runs_with(name):
-            if (offset := self._offset_in(run, name)) is not None:
+        for run, offset in self._archive.places(name):
+            if self._is_at(run, offset, name):
                 return run, offset
-        return None
-
-    def _offset_in(self, run: Run, name: int) -> int | None:
-        held = run.held(self)
-        if held:
-            for offset in np.flatnonzero(np.frombuffer(run.names_of(self), np.uint64) == name).tolist():
-                if held >> offset & 1:
-                    return int(offset)
         return None
 
     def forget_all(self) -> None:
         """For whoever has just taken everything from it."""
         self._recent = []
-        self._archive = _Archive([], self)
-
-
-class _Archive:
-    """The names of many runs in one array, as they were when it was made."""
-
-    __slots__ = ("_ends", "_names", "_runs")
-
-    def __init__(self, runs: list[Run], holder: Holder) -> None:
-        self._runs = runs
-        self._names: npt.NDArray[np.uint64] = np.concatenate(
-            [np.empty(0, np.uint64), *(np.frombuffer(run.names_of(holder), np.uint64) for run in runs)]
-        )
-        self._ends = np.cumsum([len(run.keys) for run in runs], dtype=np.int64)
-
-    def runs_with(self, name: int) -> list[Run]:
-        """Runs that had a block of this name."""
-        places = np.flatnonzero(self._names == name)
-        return [self._runs[at] for at in np.searchsorted(self._ends, places, side="right").tolist()]
+        self._archive = NameArchive()
+        self.last = (0, None, 0)

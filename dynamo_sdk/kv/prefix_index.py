@@ -25,6 +25,7 @@ No order of events raises: what does not fit (an unknown parent, an unknown name
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynamo_sdk.interfaces.router import Overlap
@@ -39,7 +40,7 @@ from dynamo_sdk.types.kv_events import (
 
 from .digest import digest
 from .prefix_holder import Holder
-from .prefix_keys import PrefixKeys, extend_keys
+from .prefix_keys import PrefixKeys, extend_keys, unpack_words
 from .prefix_run import Run
 from .prefix_tree import PrefixTree, bits_of
 
@@ -77,16 +78,14 @@ class PrefixIndex:
 
     def apply(self, seat: int, event: KVEvent | KVDigest) -> bool:
         """Take note of one event; False = it did not fit and changed nothing, or not all that it said."""
-        if not isinstance(event, (StoredDigest, RemovedDigest, BlocksCleared)):
-            event = digest(event)
-        match event:
-            case StoredDigest():
-                return self.store(seat, event.parent, event.names, event.hashes, event.tier)
-            case RemovedDigest():
-                return self.remove(seat, event.names, event.tier)
-            case BlocksCleared():
-                self.clear(seat)
-                return True
+        if isinstance(event, StoredDigest):
+            return self.store(seat, event.parent, event.names, event.hashes, event.tier)
+        if isinstance(event, RemovedDigest):
+            return self.remove(seat, event.names, event.tier)
+        if isinstance(event, BlocksCleared):
+            self.clear(seat)
+            return True
+        return self.apply(seat, digest(event))
 
     def store(
         self, seat: int, parent: int | None, names: bytes, hashes: bytes, tier: KVTier = KVTier.DEVICE
@@ -97,23 +96,23 @@ class PrefixIndex:
             raise ValueError(f"{len(names)} bytes of names for {len(hashes)} bytes of hashes")
         holder = self._holder(seat, tier)
         if parent is None:
-            return self._put(holder, None, 0, extend_keys(0, 0, hashes), names)
+            return self._put(holder, None, 0, extend_keys(0, 0, hashes), unpack_words(names))
         place = holder.find(parent) or self._find_elsewhere(holder, parent)
         if place is None:
             self._num_unplaced += 1
             return False
         run, offset = place
         keys = extend_keys(run.keys[offset], run.start + offset + 1, hashes)
-        return self._put(holder, run, offset + 1, keys, names)
+        return self._put(holder, run, offset + 1, keys, unpack_words(names))
 
     def store_prefix(self, seat: int, keys: PrefixKeys) -> bool:
         """``seat`` holds all these blocks on its device; their keys are their names."""
-        return self._put(self._holder(seat, KVTier.DEVICE), None, 0, keys, keys.tobytes())
+        return self._put(self._holder(seat, KVTier.DEVICE), None, 0, keys, array("Q", keys.tobytes()))
 
     def remove(self, seat: int, names: bytes, tier: KVTier = KVTier.DEVICE) -> bool:
         """``seat`` no longer holds these blocks in ``tier``. False = it did not hold all of them."""
         holder = self._of_seat.get(seat, {}).get(tier)
-        words = array("Q", names)
+        words = unpack_words(names)
         if holder is None:
             self._num_unknown += len(words)
             return False
@@ -149,7 +148,7 @@ class PrefixIndex:
 
     # -- what routers ask
 
-    def match(self, keys: PrefixKeys) -> dict[int, Overlap]:
+    def match(self, keys: Sequence[int]) -> dict[int, Overlap]:
         """The seats that hold leading blocks of the prompt with these keys, and how many in which tier."""
         path = self._tree.path(keys)
         found: dict[int, Overlap] = {}
@@ -242,7 +241,7 @@ class PrefixIndex:
         self._seats_of.clear()
         return holder
 
-    def _put(self, holder: Holder, run: Run | None, end: int, keys: PrefixKeys, names: bytes) -> bool:
+    def _put(self, holder: Holder, run: Run | None, end: int, keys: PrefixKeys, names: array[int]) -> bool:
         if self._tree.num_entries + len(keys) > self.max_entries:
             self._num_refused += 1
             return False

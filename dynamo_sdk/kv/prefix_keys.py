@@ -29,7 +29,8 @@ _UINT64_MASK = (1 << 64) - 1
 _WORD = np.dtype("<u8")
 _WORD_BYTES = 8
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_MIN_TABLE_BITS = 10
+_MIN_TABLE_BITS = 14
+_MIN_TABLE = (1 << _MIN_TABLE_BITS) - 1
 
 
 def prefix_keys(
@@ -46,16 +47,27 @@ def extend_keys(key: int, position: int, hashes: bytes) -> PrefixKeys:
     ``hashes``: their block hashes, packed as little-endian 64-bit words.
     """
     end = position + len(hashes) // _WORD_BYTES
-    odd = _odd_numbers(max(_MIN_TABLE_BITS, end.bit_length()))
+    odd = _odd_numbers(end.bit_length() if end > _MIN_TABLE else _MIN_TABLE_BITS)
     terms = np.multiply(np.frombuffer(hashes, _WORD), odd[position:end])
-    if len(terms) and key:
+    if key and end > position:
         terms[0] = (terms.item(0) + key) & _UINT64_MASK
     return np.add.accumulate(terms).data
 
 
 def pack_words(words: Sequence[int]) -> bytes:
     """64-bit numbers as little-endian bytes."""
-    return array("Q", words).tobytes() if _WORD.isnative else np.array(words, _WORD).tobytes()
+    packed = array("Q", words)
+    if not _WORD.isnative:
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_words(packed: bytes) -> array[int]:
+    """What ``pack_words`` packed. Raises ``ValueError`` when the length is no multiple of eight."""
+    words = array("Q", packed)
+    if not _WORD.isnative:
+        words.byteswap()
+    return words
 
 
 @cache

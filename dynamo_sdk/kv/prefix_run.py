@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 from .prefix_holder import Holder
 
@@ -33,6 +34,12 @@ class Run:
             return (1 << len(self.keys)) - 1
         return self.partial.get(holder.number, 0)
 
+    def num_held(self, holder: Holder) -> int:
+        """The length of the bitmap: one more than the offset of the last block that ``holder`` has here."""
+        if self.full & holder.bit:
+            return len(self.keys)
+        return self.partial.get(holder.number, 0).bit_length()
+
     def names_of(self, holder: Holder) -> array[int]:
         """Names by offset; those of blocks that ``holder`` does not hold mean nothing."""
         if self.own_names is None:
@@ -53,17 +60,16 @@ class Run:
             self.own_names.pop(holder.number, None)
             self.own_names = self.own_names or None
 
-    def rename(self, holder: Holder, at: int, names: bytes) -> None:
+    def rename(self, holder: Holder, at: int, names: array[int]) -> None:
         """From offset ``at`` on, ``holder`` has these names."""
         if self.own_names is None:
             self.own_names = {}
         own = self.own_names.get(holder.number)
         if own is None:
             own = self.own_names[holder.number] = self.names[:]
-        fresh = array("Q", names)
-        own[at : at + len(fresh)] = fresh
+        own[at : at + len(names)] = names
 
-    def num_equal(self, at: int, keys: memoryview, start: int) -> int:
+    def num_equal(self, at: int, keys: Sequence[int], start: int) -> int:
         """How many blocks from offset ``at`` on have the keys from ``keys[start]`` on."""
         ours = self.keys
         low, high = 0, min(len(ours) - at, len(keys) - start)

@@ -8,17 +8,15 @@ and shrinks where nobody holds its end. It stays, held by nobody, as long as som
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .prefix_holder import Holder
 from .prefix_keys import PrefixKeys
 from .prefix_run import Run
 
-NAME_BYTES = 8
-
 
 class PrefixTree:
-    """``holders``: by number; whoever owns the tree fills it. Names are packed 64-bit words."""
+    """``holders``: by number; whoever owns the tree fills it. Names come as arrays of 64-bit words."""
 
     def __init__(self) -> None:
         self.holders: list[Holder | None] = []
@@ -26,7 +24,7 @@ class PrefixTree:
         self.num_blocks = 0
         self.num_entries = 0
 
-    def path(self, keys: PrefixKeys) -> list[tuple[Run, int]]:
+    def path(self, keys: Sequence[int]) -> list[tuple[Run, int]]:
         """The runs that a prompt goes through, each with the number of its leading blocks that are the
         prompt's."""
         heads = self.heads
@@ -43,7 +41,7 @@ class PrefixTree:
             at += count
         return path
 
-    def put(self, holder: Holder, run: Run | None, end: int, keys: PrefixKeys, names: bytes) -> None:
+    def put(self, holder: Holder, run: Run | None, end: int, keys: PrefixKeys, names: array[int]) -> None:
         """``holder`` has the blocks ``keys`` after the first ``end`` ones of ``run`` (None: at the start)."""
         num_keys = len(keys)
         done = 0
@@ -51,7 +49,7 @@ class PrefixTree:
             if run is not None and end < len(run.keys):
                 count = run.num_equal(end, keys, done)
                 if count:
-                    self._hold(holder, run, end, names[done * NAME_BYTES : (done + count) * NAME_BYTES])
+                    self._hold(holder, run, end, names[done : done + count])
                     done, end = done + count, end + count
                     continue
                 run = self._split(run, end)
@@ -59,8 +57,11 @@ class PrefixTree:
             if child is not None:
                 run, end = child, 0
                 continue
-            self._add(holder, run, keys[done:] if done else keys, names[done * NAME_BYTES :])
-            return
+            run = self._add(holder, run, keys[done:] if done else keys, names[done:])
+            end = len(run.keys)
+            break
+        if run is not None and num_keys:
+            holder.last = (names[-1], run, end - 1)
 
     def release(self, holder: Holder, run: Run, bits: int) -> None:
         """``holder`` no longer has those blocks of ``run`` whose bits are set in ``bits``."""
@@ -84,7 +85,7 @@ class PrefixTree:
             self.release(holder, run, (1 << len(run.keys)) - 1)
         holder.forget_all()
 
-    def _add(self, holder: Holder, run: Run | None, keys: PrefixKeys, names: bytes) -> None:
+    def _add(self, holder: Holder, run: Run | None, keys: PrefixKeys, names: array[int]) -> Run:
         """New blocks after ``run``: in it when nobody else is concerned, else in a run of their own."""
         if (
             run is not None
@@ -93,12 +94,12 @@ class PrefixTree:
         ):
             holder.move_end(run, run.names[-1], None)
             run.keys.frombytes(keys.tobytes())
-            run.names.frombytes(names)
+            run.names.extend(names)
         else:
             start = 0 if run is None else run.start + len(run.keys)
             if run is not None:
                 run.num_children += 1
-            run = Run(start, array("Q", keys.tobytes()), array("Q", names), run)
+            run = Run(start, array("Q", keys.tobytes()), names, run)
             run.full = holder.bit
             holder.runs.add(run)
             self.heads[run.keys[0]] = run
@@ -107,14 +108,15 @@ class PrefixTree:
         self.num_blocks += len(keys)
         self.num_entries += len(keys)
         holder.num_blocks += len(keys)
+        return run
 
-    def _hold(self, holder: Holder, run: Run, at: int, names: bytes) -> None:
+    def _hold(self, holder: Holder, run: Run, at: int, names: array[int]) -> None:
         """``holder`` has the blocks from offset ``at`` on, under these names."""
-        count = len(names) // NAME_BYTES
+        count = len(names)
         held = run.held(holder)
         more = held | ((1 << count) - 1) << at
         known = run.names_of(holder)
-        is_renamed = known[at : at + count].tobytes() != names
+        is_renamed = known[at : at + count] != names
         if more == held and not is_renamed:
             return
         old_end = known[held.bit_length() - 1] if held else None
@@ -158,7 +160,7 @@ class PrefixTree:
             if held & first:
                 names = run.names_of(holder)
                 if names is not run.names:
-                    upper.rename(holder, 0, names[:at].tobytes())
+                    upper.rename(holder, 0, names[:at])
                 end = names[(held & first).bit_length() - 1]
                 if not held >> at:
                     holder.move_end(run, end, None)
