@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -42,6 +42,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a rough look in under four minutes")
     parser.add_argument("--router", default="round-robin", help="of both sides")
     parser.add_argument(
+        "--frontends", type=int, default=1, help="how many of our frontend processes share the port"
+    )
+    parser.add_argument(
         "--families", default=",".join(FAMILIES), help=f"which of {', '.join(FAMILIES)}, separated by commas"
     )
     parser.add_argument(
@@ -49,6 +52,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--soak-minutes", type=float, help="soak in long prompts instead of the cells")
     parser.add_argument("--repetitions", type=int, help="instead of the preset's")
+    parser.add_argument(
+        "--concurrencies", help="requests at a time, instead of the preset's, separated by commas"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the request bodies")
     parser.add_argument(
         "--lock", type=Path, help="lock this file around each cell, where others use the machine too"
@@ -83,6 +89,7 @@ class Run:
             speedup=speedup,
             context_length=model.CONTEXT_LENGTH,
             num_blocks=num_blocks,
+            num_frontends=self.arguments.frontends,
         )
         tree, python = self.arguments.tree.absolute(), self.arguments.dynamo.absolute()
         with (
@@ -131,7 +138,11 @@ def main() -> None:
             seed=arguments.seed,
         )
         bench = Bench(loadgen.build(folder), writer, folder, emit, arguments.lock)
-        run = Run(arguments, QUICK if arguments.quick else FULL, folder, bench)
+        scope = QUICK if arguments.quick else FULL
+        if arguments.concurrencies:
+            concurrencies = tuple(int(text) for text in arguments.concurrencies.split(","))
+            scope = replace(scope, concurrencies=concurrencies)
+        run = Run(arguments, scope, folder, bench)
         try:
             if arguments.soak_minutes:
                 run.soak()

@@ -41,13 +41,14 @@ graph = Graph(Api)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What both sides are given alike."""
+    """What both sides are given alike; but for ``num_frontends``, which is ours."""
 
     model: Path
     router: str
     speedup: float
     context_length: int
     num_blocks: int
+    num_frontends: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,7 @@ def ours(settings: Settings, *, tree: Path, port: int, folder: Path) -> Iterator
         "model.path": settings.model,
         "model.name": MODEL,
         "router": settings.router,
+        "services.Api.replicas": settings.num_frontends,
         **{f"services.Mock.args.{name}": value for name, value in args.items()},
     }
     command = [sys.executable, "-c", "from dynamo_sdk.cli import main; main()", "run", "graph.py"]
