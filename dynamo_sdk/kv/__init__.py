@@ -2,6 +2,7 @@
 worker holds them (the index). No bytes, no I/O."""
 
 from .block_pool import BlockPool, PoolAllocation
+from .decision_index import DecisionIndex, deepest
 from .digest import digest
 from .hashing import (
     BlockHash,
@@ -20,6 +21,7 @@ from .prefix_keys import PrefixKeys, prefix_keys
 __all__ = [
     "BlockHash",
     "BlockPool",
+    "DecisionIndex",
     "PoolAllocation",
     "PrefixIndex",
     "PrefixIndexStatistics",
@@ -28,6 +30,7 @@ __all__ = [
     "block_hashes",
     "cache_keys",
     "cache_root",
+    "deepest",
     "digest",
     "next_cache_key",
     "prefix_keys",
