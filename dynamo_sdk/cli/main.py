@@ -15,11 +15,18 @@ from .bench import bench
 from .plan import plan
 from .plugins import plugins
 from .run import run
+from .simulate import simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMANDS: dict[str, Callable[..., None]] = {"run": run, "plan": plan, "plugins": plugins, "bench": bench}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "plan": plan,
+    "plugins": plugins,
+    "bench": bench,
+    "simulate": simulate,
+}
 EXIT_INTERRUPTED = 130
 PLUGIN_GROUP = "dynamo_sdk"
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dynamo_sdk.plugins import Registry
-    from dynamo_sdk.types.plan import DeploymentPlan
+    from dynamo_sdk.types.plan import DeploymentPlan, Inventory
 
 Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="graph.py, graph.py:name or package.module:name.")
@@ -66,6 +66,20 @@ def load_plan(
 
     Raises ``GraphError``, ``ConfigError`` or ``PluginError``.
     """
+    inventory = registry.load(registry.launchers.require(launcher)).inventory()
+    compiled, _ = load_plan_for(inventory, target, deploy=deploy, overrides=overrides, registry=registry)
+    return compiled
+
+
+def load_plan_for(
+    inventory: Inventory,
+    target: str,
+    *,
+    deploy: Path | None,
+    overrides: Sequence[str],
+    registry: Registry,
+) -> tuple[DeploymentPlan, Registry]:
+    """The same for any inventory; with the registry that also knows what the graph's modules offer."""
     from dynamo_sdk.graph.compile import compile_plan
     from dynamo_sdk.graph.deploy import parse_deploy
     from dynamo_sdk.graph.local import deploy_text
@@ -73,12 +87,7 @@ def load_plan(
 
     name = deploy.name if deploy else "deploy file"
     settings = parse_deploy(deploy_text(deploy), overrides=overrides, name=name)
-    inventory = registry.load(registry.launchers.require(launcher)).inventory()
     graph = load_graph(target)
-    return compile_plan(
-        graph,
-        target=target,
-        registry=registry.including(*graph.modules()),
-        inventory=inventory,
-        deploy=settings,
-    )
+    registry = registry.including(*graph.modules())
+    compiled = compile_plan(graph, target=target, registry=registry, inventory=inventory, deploy=settings)
+    return compiled, registry

@@ -25,7 +25,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """``name``: what people call it. ``arrivals`` in order of time, those of one session in their order."""
+    """``name``: what people call it. ``arrivals``: those with a time in its order, then those that follow
+    others, each session's in its order."""
 
     name: str
     arrivals: tuple[Arrival, ...]

@@ -54,8 +54,8 @@ class Gaps:
 
 
 class SimRank:
-    """``busy_s``: time in steps. ``num_prefill_tokens``: computed. ``seat``: its number in the book, None once
-    it has left."""
+    """``busy_s``: time in steps. ``num_prefill_tokens``: computed. ``seat``: its number in the book, None
+    when it has left."""
 
     def __init__(self, core: MockerCore, seat: int, timeline: Timeline, listener: RankListener) -> None:
         self.core = core

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dynamo_sdk.bench.load import Load
-from dynamo_sdk.bench.plot import plot, ticks
+from dynamo_sdk.bench.panels import ticks
+from dynamo_sdk.bench.plot import plot
 from dynamo_sdk.bench.record import RequestRecord
 from dynamo_sdk.bench.report import Report, Summary, Targets, make_report
 from dynamo_sdk.bench.text import print_report, progress_line
