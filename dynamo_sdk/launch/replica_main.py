@@ -19,6 +19,7 @@ import msgspec
 from dynamo_sdk.runtime.replica import ReplicaSpec, run_replica
 
 from .exits import EXIT_CLEAN, exit_code, innermost, is_debug, readable
+from .idle_memory import trim_when_idle
 from .lifeline import watch_lifeline
 
 CHATTY_LOGGERS = ("httpx",)
@@ -62,6 +63,8 @@ def main() -> int:
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
         spec = msgspec.json.decode(sys.stdin.buffer.read(), type=ReplicaSpec)
+        if spec.plan.service(spec.service).is_frontend:
+            trim_when_idle()
         has_uvloop = importlib.util.find_spec("uvloop") is not None
         anyio.run(serve, spec, backend_options={"use_uvloop": has_uvloop})
     except Exception as error:
