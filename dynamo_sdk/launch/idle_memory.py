@@ -2,7 +2,7 @@
 
 After a burst of long prompts the C library keeps most of what was freed: 340 of 500 MiB after 64 prompts of
 200,000 tokens at once. It cannot know that no more are coming; a process that has been idle for a while does.
-Giving back at once, by a low ``MALLOC_MMAP_THRESHOLD_``, was measured to make such prompts half as dear again.
+Giving back at once, by a low ``MALLOC_MMAP_THRESHOLD_``, makes such prompts half as dear again (measured).
 """
 
 from __future__ import annotations
