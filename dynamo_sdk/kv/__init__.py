@@ -4,6 +4,7 @@ worker holds them (the index). No bytes, no I/O."""
 from .block_pool import BlockPool, PoolAllocation
 from .decision_index import DecisionIndex, deepest
 from .digest import digest
+from .event_cursor import Apply, AskSnapshot, CursorAction, EventCursor, Replace
 from .hashing import (
     BlockHash,
     RoutingHash,
@@ -19,13 +20,18 @@ from .prefix_index import PrefixIndex, PrefixIndexStatistics
 from .prefix_keys import PrefixKeys, prefix_keys
 
 __all__ = [
+    "Apply",
+    "AskSnapshot",
     "BlockHash",
     "BlockPool",
+    "CursorAction",
     "DecisionIndex",
+    "EventCursor",
     "PoolAllocation",
     "PrefixIndex",
     "PrefixIndexStatistics",
     "PrefixKeys",
+    "Replace",
     "RoutingHash",
     "block_hashes",
     "cache_keys",

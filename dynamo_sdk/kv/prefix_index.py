@@ -42,6 +42,7 @@ from .digest import digest
 from .prefix_holder import Holder
 from .prefix_keys import PrefixKeys, extend_keys, unpack_words
 from .prefix_run import Run
+from .prefix_snapshot import take_snapshot
 from .prefix_tree import PrefixTree, bits_of
 
 _TIERS = tuple(KVTier)  # fastest first
@@ -194,6 +195,10 @@ class PrefixIndex:
         return Overlap(
             device_blocks=counts[0], host_blocks=counts[1], disk_blocks=counts[2], remote_blocks=counts[3]
         )
+
+    def snapshot(self, seat: int) -> tuple[KVDigest, ...]:
+        """Digests that give an empty seat all that this one holds, hidden blocks included."""
+        return take_snapshot(list(self._of_seat.get(seat, {}).values()))
 
     # -- facts
 

@@ -54,6 +54,14 @@ def extend_keys(key: int, position: int, hashes: bytes) -> PrefixKeys:
     return np.add.accumulate(terms).data
 
 
+def hashes_of_keys(keys: Sequence[int], *, key: int, position: int) -> bytes:
+    """What ``extend_keys`` made ``keys`` of: the block hashes, packed."""
+    end = position + len(keys)
+    inverse = _inverses(end.bit_length() if end > _MIN_TABLE else _MIN_TABLE_BITS)[position:end]
+    steps = np.diff(np.array(keys, np.uint64), prepend=np.uint64(key))
+    return np.multiply(steps, inverse).astype(_WORD, copy=False).tobytes()
+
+
 def pack_words(words: Sequence[int]) -> bytes:
     """64-bit numbers as little-endian bytes."""
     packed = array("Q", words)
@@ -77,3 +85,13 @@ def _odd_numbers(bits: int) -> npt.NDArray[np.uint64]:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)
+
+
+@cache
+def _inverses(bits: int) -> npt.NDArray[np.uint64]:
+    """Of the odd numbers, modulo 2**64. (Newton: each round doubles the low bits that are right; 3 are.)"""
+    odd = _odd_numbers(bits)
+    inverse = odd
+    for _ in range(5):
+        inverse = inverse * (np.uint64(2) - odd * inverse)
+    return inverse

@@ -74,8 +74,10 @@ class KVEventBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class KVDigestBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A ``KVEventBatch`` whose events are digests."""
+    """A ``KVEventBatch`` whose events are digests. ``is_snapshot``: they build the state after batch
+    ``sequence`` (-1: before the first one) from nothing."""
 
     sequence: int
     dp_rank: int
     digests: tuple[KVDigest, ...]
+    is_snapshot: bool = False

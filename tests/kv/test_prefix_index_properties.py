@@ -115,6 +115,14 @@ class IndexAgainstNaive(RuleBasedStateMachine):
                 keys = extend_keys(0, 0, hashes_of(prompt))
                 assert self.index.match(keys) == self.naive.match(prompt)
 
+    @rule(seat=SEATS)
+    def move_to_another_index(self, seat: int) -> None:
+        """A snapshot is as good as what it was taken of, also for all that follows."""
+        snapshot = self.index.snapshot(seat)
+        self.index.clear(seat)
+        for event in snapshot:
+            assert self.index.apply(seat, event)
+
     @invariant()
     def books_add_up(self) -> None:
         self.index.check_integrity()
