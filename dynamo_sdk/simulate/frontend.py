@@ -29,7 +29,7 @@ from dynamo_sdk.types import (
 from .arrivals import Arrival, Workload
 from .fleet import Fleet, SimWorker
 from .prompts import Prompt, PromptBook, own_token
-from .rank import SimRank
+from .rank import Gaps, SimRank
 from .record import RequestRecord
 from .spec import SimOptions
 from .timeline import Order, Timeline
@@ -47,6 +47,7 @@ class _Call:
     leg: Role = Role.AGGREGATED
     worker: SimWorker | None = None
     num_told: int = 0
+    told_s: float = 0.0
     keys: PrefixKeys | None = None
 
 
@@ -63,6 +64,7 @@ class Frontend:
         block_size: int,
     ) -> None:
         self.records: list[RequestRecord] = []
+        self.gaps = Gaps()  # between the last token of one leg and the first of the next
         self.fleet = Fleet(
             timeline, options, self, has_index=any(router.uses_overlap for router in routers.values())
         )
@@ -228,7 +230,9 @@ class Frontend:
         call = self._call(update.request_id)
         record, now_s, reason = call.record, self._timeline.now_s, update.finish_reason
         num_new = update.num_output_tokens - call.num_told
-        call.num_told = update.num_output_tokens
+        if is_first and call.num_told:
+            self.gaps.add(now_s - call.told_s, 1)
+        call.num_told, call.told_s = update.num_output_tokens, now_s
         record.num_tokens = update.num_output_tokens
         if record.first_token_s is None:
             record.first_token_s = now_s

@@ -168,19 +168,19 @@ class SimRank:
             listener.admitted(admission, step.started_s, is_again=False)
         for admission in step.readmitted:
             listener.admitted(admission, step.started_s, is_again=True)
-        num_gaps = metrics.num_decode_requests
+        num_gaps = len(step.updates)
         if step.events is not None:
             listener.changed(self, step.events)
         for update in step.updates:
             request_id = update.request_id
             is_first = request_id in unanswered
-            if is_first:
+            if is_first:  # a gap before it, if there is one, began on another worker
                 unanswered.discard(request_id)
                 stalled.pop(request_id, None)
-                if update.num_output_tokens > 1:
-                    num_gaps -= 1  # a decode leg's; its gap began on another worker
+                num_gaps -= 1
             elif stalled and (since_s := stalled.pop(request_id, None)) is not None:
                 self.gaps.add(now_s - since_s, 1)
+                num_gaps -= 1
             if is_first or update.finish_reason is not None:
                 listener.answered(update, is_first=is_first)
         self.gaps.add(step.duration_s, num_gaps)

@@ -40,7 +40,7 @@ def _outcome(spec: FleetSpec, frontend: Frontend, scalings: list[Scaling]) -> Ou
     fleet = frontend.fleet
     ended_s = max([found.last_token_s or found.arrival_s for found in frontend.records], default=0.0)
     workers = [*fleet.gone, *fleet.workers.values()]
-    gaps = [rank.gaps for worker in workers for rank in worker.ranks]
+    gaps = [frontend.gaps, *(rank.gaps for worker in workers for rank in worker.ranks)]
     return Outcome(
         router=spec.router_name,
         requests=frontend.records,

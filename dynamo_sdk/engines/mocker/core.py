@@ -105,6 +105,7 @@ class MockerCore:
         self._num_capacity_tokens = config.num_blocks * config.block_size
         self._transfers = Transfers(self._scheduler, transfer_cost, speedup_ratio=speedup_ratio)
         self._admissions: dict[str, Admission] = {}  # of requests that have not been in a step yet
+        self._arrived: set[str] = set()  # of these, whose KV is here and who run already
         self._preempted: set[str] = set()
         self._num_batches = 0
 
@@ -128,6 +129,7 @@ class MockerCore:
         """Forget a request in any state, its blocks free at once; False if there is none of this id."""
         self._admissions.pop(request_id, None)
         self._preempted.discard(request_id)
+        self._arrived.discard(request_id)
         return self._transfers.cancel(request_id) or self._scheduler.abort(request_id)
 
     # -- steps
@@ -142,6 +144,7 @@ class MockerCore:
             self._admissions[request_id] = Admission(
                 request_id=request_id, transfer_s=transfer.duration_s, transfer_bytes=transfer.num_bytes
             )
+            self._arrived.add(request_id)
         step = self._scheduler.schedule()
         if not step.sequences:
             return None
@@ -175,6 +178,8 @@ class MockerCore:
         """
         transfers = self._transfers
         arrival_s = transfers.next_arrival_s if transfers else None
+        if self._arrived:  # left out of the last step; its first one is of interest
+            return None
         if transfers and (transfers.num_waiting or (arrival_s is not None and arrival_s <= now_s)):
             return None
         plan = self._scheduler.plan_run(self._tokens.next_ids)
@@ -194,6 +199,10 @@ class MockerCore:
         """The first ``num_steps`` of what was planned are made. Raises ``RuntimeError`` without a plan."""
         updates = self._scheduler.end_run(num_steps)
         return RunResult(updates=updates, events=self.take_kv_events())
+
+    def record_kv_events(self, is_wanted: bool) -> None:
+        """Whether there are KV events from now on. By default there are."""
+        self._scheduler.record_kv_events(is_wanted)
 
     def take_kv_events(self) -> KVEventBatch | None:
         """What changed in the prefix cache outside of steps; None = nothing."""
@@ -277,6 +286,7 @@ class MockerCore:
     def _take_admissions(self, step: Step) -> tuple[Admission, ...]:
         pop = self._admissions.pop
         found = [(pop(part.request.request_id, None), part) for part in step.sequences]
+        self._arrived.difference_update([part.request.request_id for part in step.sequences])
         return tuple([_with_cached(admission, part) for admission, part in found if admission is not None])
 
     def _take_readmissions(self, step: Step) -> tuple[Admission, ...]:

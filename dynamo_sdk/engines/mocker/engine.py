@@ -70,6 +70,8 @@ class MockerEngine(Engine, OpensSources, PublishesKVEvents, PublishesMetrics):
             raise EngineStartError("the engine was closed while it started")
         if self._wants_own_clock:
             self._clock = self._own_clock = _precise_clock()
+        for core in cores:
+            core.record_kv_events(self._kv_events.has_listeners)
         self._ranks = tuple(
             Rank(
                 core,
@@ -160,6 +162,8 @@ class MockerEngine(Engine, OpensSources, PublishesKVEvents, PublishesMetrics):
 
     def subscribe_kv_events(self, listener: Callable[[KVEventBatch], None]) -> None:
         self._kv_events.subscribe(listener)
+        for rank in self._ranks:
+            rank.core.record_kv_events(True)
 
     def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
         return tuple(rank.kv_snapshot() for rank in self._ranks)
