@@ -53,13 +53,15 @@ def heap_trimmer() -> Callable[[], object] | None:
 
 
 def trim_when_idle() -> None:
-    """Watch this process on a thread from now on, where memory can be given back."""
+    """Give back what the start has left, then watch this process on a thread, where that can be done."""
     if (trim := heap_trimmer()) is not None:
+        trim()
         Thread(target=_watch, args=(trim,), name="idle-memory", daemon=True).start()
 
 
 def _watch(trim: Callable[[], object]) -> None:
     decider, looked_s = TrimDecider(), time.monotonic()
+    decider.trimmed(resident_bytes())
     while True:
         time.sleep(LOOK_INTERVAL_S)
         now_s = time.monotonic()

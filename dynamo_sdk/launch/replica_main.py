@@ -40,6 +40,12 @@ def spare_the_collector() -> None:
 
 async def serve(spec: ReplicaSpec) -> None:
     """Run the replica until SIGTERM, then drain. Raises ``DynamoError``."""
+
+    def on_ready() -> None:
+        spare_the_collector()
+        if spec.plan.service(spec.service).is_frontend:
+            trim_when_idle()
+
     stop = anyio.Event()
 
     async def listen(scope: anyio.CancelScope) -> None:
@@ -50,7 +56,7 @@ async def serve(spec: ReplicaSpec) -> None:
     async with anyio.create_task_group() as tasks:
         scope = anyio.CancelScope()
         tasks.start_soon(listen, scope)
-        await run_replica(spec, stop, on_ready=spare_the_collector)
+        await run_replica(spec, stop, on_ready=on_ready)
         scope.cancel()
 
 
@@ -63,8 +69,6 @@ def main() -> int:
             logging.getLogger(name).setLevel(logging.WARNING)
     try:
         spec = msgspec.json.decode(sys.stdin.buffer.read(), type=ReplicaSpec)
-        if spec.plan.service(spec.service).is_frontend:
-            trim_when_idle()
         has_uvloop = importlib.util.find_spec("uvloop") is not None
         anyio.run(serve, spec, backend_options={"use_uvloop": has_uvloop})
     except Exception as error:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 
 import anyio
 import msgspec
 
-from dynamo_sdk.errors import ConfigError, EngineFailed
+from dynamo_sdk.errors import ConfigError, EngineFailed, Unavailable
 from dynamo_sdk.graph import FrontendService, endpoint
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.runtime.service import ManagedService, ServiceContext
@@ -29,10 +30,13 @@ from .dispatch import DispatchLimits
 from .fleet_backend import FleetBackend
 from .openai import HttpLimits, OpenAIApp, serve
 
+logger = logging.getLogger(__name__)
+
 
 class Frontend(FrontendService, ManagedService):
     """Serves the OpenAI API. The arguments are what ``services.NAME.args`` may set."""
 
+    _app: OpenAIApp
     _metrics: FrontendMetrics
     _backend: FleetBackend | None = None
     _serving: asyncio.Task[None] | None = None
@@ -62,7 +66,7 @@ class Frontend(FrontendService, ManagedService):
         metrics = self._metrics = FrontendMetrics(worker_id=context.record.worker_id)
         self._backend = FleetBackend(context, self._dispatch_limits, metrics)
         limits = msgspec.structs.replace(self._http_limits, drain_timeout_s=context.drain_timeout_s)
-        app = OpenAIApp(self._backend, metrics=metrics, limits=limits)
+        app = self._app = OpenAIApp(self._backend, metrics=metrics, limits=limits)
         self._shutdown = asyncio.Event()
         self._serving = asyncio.get_running_loop().create_task(serve(app, listener, shutdown=self._shutdown))
         host, port = listener.getsockname()[:2]
@@ -72,6 +76,11 @@ class Frontend(FrontendService, ManagedService):
     async def check_edges(self) -> None:
         assert self._backend is not None
         await self._backend.try_out()
+        for record in list(self._backend.models().values()):
+            try:  # now, not while the first client waits
+                await self._app.directory.pipeline(record)
+            except Unavailable as error:
+                logger.warning("%s", error)
 
     async def wait_failed(self) -> None:
         assert self._serving is not None
