@@ -1,7 +1,8 @@
-"""What a frontend has done before it is ready."""
+"""The life of a frontend: what it has done before it is ready, and others that join it on its port."""
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from dynamo_sdk import Graph, depends, service
@@ -33,3 +34,18 @@ async def test_no_client_waits_for_a_tokenizer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ModelPipeline, "load", counted)
     async with InProcessLauncher.app(Graph(Api), overrides=["services.Whole.engine=echo"]):
         assert loaded == ["demo"]
+
+
+async def test_a_frontend_that_is_added_answers_at_the_same_address() -> None:
+    async with InProcessLauncher.app(Graph(Api), overrides=["services.Whole.engine=echo"]) as app:
+        assert app.url is not None
+        await app.scale_to("Api", 2)
+        await app.wait_ready()
+        for _ in range(40):  # the kernel leaves one of them out once in a million million runs
+            async with httpx.AsyncClient(base_url=app.url) as client:
+                body = {"model": "demo", "prompt": [20], "max_tokens": 1}
+                assert (await client.post("/v1/completions", json=body)).status_code == 200
+                text = (await client.get("/metrics")).text
+        counted = [line for line in text.splitlines() if line.startswith("dynamo_frontend_requests_total{")]
+        assert len(counted) == 2
+        assert sum(float(line.rpartition(" ")[2]) for line in counted) == 40
