@@ -4,7 +4,8 @@
 
 Each cell (index, workload, workers, blocks, prompt length) is a fresh process, so that memory is its own; the
 same seed gives every index the same blocks. Both get what they would get over a wire, and decode it: the
-binding reads JSON, ours a msgpack ``StoredDigest``. Both are asked with block hashes; ours makes keys of them.
+binding reads JSON, ours a msgpack ``StoredDigest``. Both are asked with block hashes, which ours makes keys
+of.
 
 =========  ===========================================================================================
 workload   sequences of ``depth`` blocks

@@ -5,6 +5,7 @@ from .block_pool import BlockPool, PoolAllocation
 from .decision_index import DecisionIndex, deepest
 from .digest import digest
 from .event_cursor import Apply, AskSnapshot, CursorAction, EventCursor, Replace
+from .event_log import EventLog
 from .hashing import (
     BlockHash,
     RoutingHash,
@@ -27,6 +28,7 @@ __all__ = [
     "CursorAction",
     "DecisionIndex",
     "EventCursor",
+    "EventLog",
     "PoolAllocation",
     "PrefixIndex",
     "PrefixIndexStatistics",

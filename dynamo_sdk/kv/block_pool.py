@@ -75,6 +75,7 @@ class BlockPool:
         self._num_refs = [0] * num_blocks
         self._contents: list[_CachedBlock | None] = [None] * num_blocks
         self._block_of: dict[CacheKey, int] = {}
+        self._is_recording = True
         self._events: list[KVEvent] = []
         self._evicted: list[CacheKey] = []  # of a BlocksRemoved that is still growing
 
@@ -141,7 +142,8 @@ class BlockPool:
         assert content is not None
         self._contents[block] = None
         del self._block_of[content.key]
-        self._evicted.append(content.key)
+        if self._is_recording:
+            self._evicted.append(content.key)
         return block
 
     def register(
@@ -219,7 +221,15 @@ class BlockPool:
         self._free.extend(self._evictable)
         self._evictable.clear()
         self._evicted.clear()
-        self._events.append(BlocksCleared())
+        if self._is_recording:
+            self._events.append(BlocksCleared())
+
+    def record_events(self, is_wanted: bool) -> None:
+        """Whether ``take_events`` gives any from now on; making them costs more than all else here."""
+        self._is_recording = is_wanted
+        if not is_wanted:
+            self._events.clear()
+            self._evicted.clear()
 
     @property
     def has_events(self) -> bool:
@@ -249,7 +259,7 @@ class BlockPool:
         return ordered
 
     def _store_event(self, contents: list[_CachedBlock]) -> None:
-        if contents:
+        if contents and self._is_recording:
             self._flush_evicted()
             self._events.append(self._stored(contents))
 

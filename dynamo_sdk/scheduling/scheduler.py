@@ -301,6 +301,10 @@ class Scheduler:
         self._leave_run()
         return self._sequences[request_id].token_ids()
 
+    def record_kv_events(self, is_wanted: bool) -> None:
+        """Whether ``take_kv_events`` gives any from now on. By default it does."""
+        self._blocks.pool.record_events(is_wanted)
+
     def take_kv_events(self) -> tuple[KVEvent, ...]:
         """What changed in the prefix cache since the last call, in order."""
         return self._blocks.pool.take_events()

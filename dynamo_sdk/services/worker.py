@@ -22,6 +22,7 @@ from dynamo_sdk.interfaces import (
     ExposesBlocks,
     ItemSource,
     OpensSources,
+    PublishesKVEvents,
 )
 from dynamo_sdk.metrics import WorkerMetrics
 from dynamo_sdk.runtime.model_path import resolve_model_path
@@ -35,6 +36,7 @@ from dynamo_sdk.types import (
     FinishReason,
     GenerateChunk,
     GenerateRequest,
+    KVDigestBatch,
     LoadSnapshot,
     ModelRecord,
     ModelSpec,
@@ -46,6 +48,7 @@ from dynamo_sdk.types import (
 
 from .agreement import check_agreement
 from .handover import BlockHandover
+from .kv_publisher import KVPublisher
 from .leg_meter import metered_leg, observe_load, open_metered
 
 LOAD_INTERVAL_S = 0.1
@@ -63,6 +66,7 @@ class Worker(EngineService, ManagedService):
     _context: ServiceContext
     _metrics: WorkerMetrics
     _handover: BlockHandover | None = None
+    _kv_publisher: KVPublisher | None = None
     _is_open = False
 
     # -- endpoints
@@ -109,6 +113,16 @@ class Worker(EngineService, ManagedService):
             await self._context.clock.sleep(LOAD_INTERVAL_S)
 
     @endpoint
+    async def kv_events(self, seen: dict[int, int]) -> AsyncIterator[KVDigestBatch]:
+        """What the engine's prefix caches hold, and every change. ``seen``: by rank the number of the last
+        batch that the caller has; the stream goes on after it, or with a snapshot."""
+        if self._kv_publisher is None:
+            raise InvalidRequest("the engine of this worker publishes no KV events")
+        async with aclosing(self._kv_publisher.follow(seen)) as batches:
+            async for batch in batches:
+                yield batch
+
+    @endpoint
     async def metrics(self) -> bytes:
         """This worker's series, as Prometheus text."""
         observe_load(self._metrics, self._engine.load())
@@ -140,6 +154,8 @@ class Worker(EngineService, ManagedService):
         self._engine = context.plugins.build_engine(service.engine.name, setup, service.engine.args)
         self._is_open = True
         facts = await self._engine.start()
+        if isinstance(self._engine, PublishesKVEvents):
+            self._kv_publisher = KVPublisher(self._engine)
         if service.connector == DIRECT:
             await self._start_handover(context)
         await self._try_out(spec.name)
@@ -199,6 +215,7 @@ class Worker(EngineService, ManagedService):
             models=(model,),
             dp_size=facts.dp_size,
             num_blocks=facts.num_blocks,
+            publishes_kv_events=self._kv_publisher is not None,
         )
         check_agreement(announced, self._context.fleet.workers)
         return announced

@@ -32,4 +32,5 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     models: tuple[ModelRecord, ...] = ()
     dp_size: int = 1
     num_blocks: int | None = None
+    publishes_kv_events: bool = False
     pid: int | None = None

@@ -119,6 +119,7 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
                 cache_namespace=cache.layout.fingerprint.encode(),
             )
         )
+        scheduler.record_kv_events(self._kv_events.has_listeners)
         core = EngineCore(
             scheduler,
             runner,
@@ -209,6 +210,8 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
 
     def subscribe_kv_events(self, listener: Callable[[KVEventBatch], None]) -> None:
         self._kv_events.subscribe(listener)
+        if self._started is not None:
+            self._started.core.scheduler.record_kv_events(True)
 
     def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
         if self._started is None:
