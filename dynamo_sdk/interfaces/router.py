@@ -43,12 +43,13 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     *Counted by this frontend, at once*, of the requests that it has on the worker: how many; how many of them
     have no token yet, and how many of their prompt tokens were not cached; the tokens of the one of
-    them that is first in line, and since when it has been (None = none waits); KV blocks that they hold, as
-    far as they were not cached, an average answer included; the average of ``num_active_requests`` over
-    the last minute or so, as it was at ``recent_at_s``.
+    them that is first in line, and since when it has been (None = none waits); the prompt tokens of all of
+    them; KV blocks that they hold, as far as they were not cached, an average answer included; the seconds of
+    prefill that it was given of the last requests of its pool; and when tokens last came from it.
 
-    *Measured, by the same*: a prompt takes ``prefill_s_per_request`` and ``prefill_s_per_token`` for each
-    token that is not cached, a token of the answer ``decode_s_per_token``; 0 = nothing is known yet.
+    *Measured, by the same*: a prompt takes ``prefill_s_per_request``, ``prefill_s_per_token`` for each token
+    that is not cached, and ``prefill_s_per_active_token`` for each token of requests that decode beside it;
+    a token of the answer takes ``decode_s_per_token``. 0 = nothing is known yet.
 
     *Reported by the worker*: ``load``, which arrived at ``load_at_s`` of the router's clock (None = nothing
     yet), and what was in it beyond this frontend's own requests: those of other frontends.
@@ -65,13 +66,16 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
     num_prefill_tokens: int = 0
     first_prefill_tokens: int = 0
     prefill_since_s: float | None = None
+    num_active_tokens: int = 0
     num_active_blocks: int = 0
-    recent_requests: float = 0.0
-    recent_at_s: float = 0.0
+    step_at_s: float | None = None
+    recent_prefill_s: float = 0.0
 
     prefill_s_per_request: float = 0.0
     prefill_s_per_token: float = 0.0
+    prefill_s_per_active_token: float = 0.0
     decode_s_per_token: float = 0.0
+    decode_s_per_request: float = 0.0
 
     load: LoadSnapshot | None = None
     load_at_s: float | None = None

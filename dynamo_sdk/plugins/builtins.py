@@ -53,6 +53,29 @@ def dynamo_sdk_engines() -> list[EngineDescriptor]:
 def dynamo_sdk_routers() -> list[RouterDescriptor]:
     return [
         RouterDescriptor(
+            name="kv",
+            factory="dynamo_sdk.routing.kv:KvRouter",
+            config="dynamo_sdk.routing.config:KvConfig",
+            summary="where the request costs least time, with what is cached there",
+        ),
+        RouterDescriptor(
+            name="dynamo-kv",
+            factory="dynamo_sdk.routing.dynamo_kv:DynamoKvRouter",
+            config="dynamo_sdk.routing.config:DynamoKvConfig",
+            summary="the documented cost of NVIDIA Dynamo's KV router, to compare with",
+        ),
+        RouterDescriptor(
+            name="session",
+            factory="dynamo_sdk.routing.session:SessionRouter",
+            config="dynamo_sdk.routing.config:SessionConfig",
+            summary="a session stays with its worker; other requests as another router says",
+        ),
+        RouterDescriptor(
+            name="direct",
+            factory="dynamo_sdk.routing.direct:DirectRouter",
+            summary="the worker that the request names",
+        ),
+        RouterDescriptor(
             name="round-robin",
             factory="dynamo_sdk.routing.policies:RoundRobinRouter",
             summary="everybody in turn",

@@ -25,12 +25,14 @@ from dynamo_sdk.types import LoadSnapshot, WorkerId
 
 from .rates import PRIOR_DECODE_S_PER_TOKEN, Average, PrefillModel, Slowness
 
-RECENT_S = 60.0
-"""The time over which ``Candidate.recent_requests`` is averaged."""
+RECENT_REQUESTS = 64
+"""Of each worker of the pool, on average: as many requests later, work that it was given is forgotten, all
+but a third. Not after some time: the slowest traffic must be remembered too."""
 
 _SAME_STEP_S = 1e-3
 _OTHERS_SMOOTHING_S = 1.0
-_REFRESH_INTERVAL = 32
+_REFRESH_INTERVAL = 16
+_EARLY = 64
 
 
 class OverlapIndex(Protocol):
@@ -48,7 +50,9 @@ class _Pool:
     prefill: PrefillModel = field(default_factory=PrefillModel)
     prefill_s: Average = field(default_factory=lambda: Average(0.1, 64))  # of one observation
     decode_s_per_token: Average = field(default_factory=lambda: Average(PRIOR_DECODE_S_PER_TOKEN, 64))
+    decode_s_per_request: Average = field(default_factory=lambda: Average(128 * PRIOR_DECODE_S_PER_TOKEN, 64))
     output_tokens: Average = field(default_factory=lambda: Average(128.0, 256))
+    num_routed: int = 0
     seats: set[int] = field(default_factory=set)
 
 
@@ -56,8 +60,10 @@ class _Pool:
 class _Flight:
     """One of our requests on a seat. ``prefill_tokens``: not cached; counted until the first token."""
 
+    num_tokens: int
     prefill_tokens: int
     num_blocks: int
+    routed_s: float
     first_token_s: float | None = None
 
 
@@ -67,7 +73,9 @@ class _Finished:
 
     num_requests: int
     num_tokens: int
+    num_active_tokens: int
     seconds: float
+    at_s: float
 
 
 @dataclass(slots=True)
@@ -79,6 +87,7 @@ class _Seat:
     flights: dict[str, _Flight] = field(default_factory=dict)
     waiting: dict[str, _Flight] = field(default_factory=dict)  # without a token, oldest first
     finished: _Finished | None = None
+    is_prefilling: bool = False
     slowness: Slowness = field(default_factory=Slowness)
     decode_s_per_token: Average = field(default_factory=lambda: Average(0.0, 32))
     others: float | None = None  # requests that are not ours, signed and smoothed
@@ -176,6 +185,18 @@ class CandidateBook:
             candidate.load = candidate.load_at_s = seat.others = None
             candidate.num_other_requests = candidate.num_other_prefill_tokens = 0
 
+    def stepped(self, worker_id: WorkerId, now_s: float, dp_rank: int = 0) -> None:
+        """Tokens have come from the worker: a step of its engine has ended, and the next one has begun."""
+        seats = self._workers.get(worker_id)
+        if seats is None:
+            return
+        seat = seats[dp_rank]
+        candidate = seat.candidate
+        candidate.step_at_s = now_s
+        if seat.waiting and not seat.is_prefilling:
+            seat.is_prefilling = True
+            candidate.prefill_since_s = now_s
+
     def observe(self, fact: RouterFact, now_s: float) -> None:
         """One of our requests went somewhere, got its first token there, or ended. Facts about workers that
         are gone, or about requests that never were there, change nothing."""
@@ -207,17 +228,30 @@ class CandidateBook:
             return
         num_prefill_tokens = max(1, fact.num_tokens - fact.num_cached_tokens)
         num_new_tokens = num_prefill_tokens + seat.pool.output_tokens.value
-        flight = _Flight(num_prefill_tokens, math.ceil(num_new_tokens / seat.block_size))
+        num_blocks = math.ceil(num_new_tokens / seat.block_size)
+        flight = _Flight(fact.num_tokens, num_prefill_tokens, num_blocks, now_s)
         candidate = seat.candidate
-        _count_recent(candidate, now_s)
+        seconds = seat.pool.prefill.seconds(1, num_prefill_tokens, 0)
+        candidate.recent_prefill_s += seconds
+        self._forget(seat.pool)
         seat.flights[fact.request_id] = seat.waiting[fact.request_id] = flight
         candidate.num_active_requests += 1
         candidate.num_active_blocks += flight.num_blocks
+        candidate.num_active_tokens += flight.num_tokens
         candidate.num_prefill_requests += 1
         candidate.num_prefill_tokens += num_prefill_tokens
         if len(seat.waiting) == 1:
             candidate.first_prefill_tokens = num_prefill_tokens
             candidate.prefill_since_s = now_s
+            seat.is_prefilling = candidate.num_active_requests == 1
+
+    def _forget(self, pool: _Pool) -> None:
+        """A little of the recent work, each time that every seat may have had a request."""
+        pool.num_routed += 1
+        if pool.num_routed >= len(pool.seats):
+            pool.num_routed = 0
+            for number in pool.seats:
+                self._seats[number].candidate.recent_prefill_s *= 1 - 1 / RECENT_REQUESTS
 
     def _prefill_done(self, seat: _Seat, request_id: str, flight: _Flight, now_s: float) -> None:
         if flight.first_token_s is not None:
@@ -226,23 +260,26 @@ class CandidateBook:
         since_s = seat.candidate.prefill_since_s
         self._stop_waiting(seat, request_id, flight, now_s, is_progress=True)
         assert since_s is not None, "a request waited and nothing was first in line"
-        seconds = now_s - since_s
         finished = seat.finished
-        if finished is not None and seconds < _SAME_STEP_S:
+        if finished is not None and now_s - finished.at_s < _SAME_STEP_S:
             finished.num_requests += 1
             finished.num_tokens += flight.prefill_tokens
             return
-        seat.finished = _Finished(1, flight.prefill_tokens, seconds)
+        if (seconds := now_s - since_s) < _SAME_STEP_S:
+            seconds = now_s - flight.routed_s  # the line moved in this very step
+        num_active_tokens = seat.candidate.num_active_tokens - flight.num_tokens
+        seat.finished = _Finished(1, flight.prefill_tokens, num_active_tokens, seconds, now_s)
         if finished is not None:
             self._learn_prefill(seat, finished, now_s)
 
     def _learn_prefill(self, seat: _Seat, finished: _Finished, now_s: float) -> None:
         pool = seat.pool
-        expected_s = pool.prefill.seconds(finished.num_requests, finished.num_tokens)
-        seat.slowness.observe(finished.seconds, expected_s, now_s)
-        pool.prefill.observe(finished.num_requests, finished.num_tokens, finished.seconds)
+        work = (finished.num_requests, finished.num_tokens, finished.num_active_tokens)
+        seat.slowness.observe(finished.seconds, pool.prefill.seconds(*work), now_s)
+        pool.prefill.observe(*work, finished.seconds)
         pool.prefill_s.add(finished.seconds)
-        if pool.prefill.num_observations % _REFRESH_INTERVAL == 0:
+        num_observations = pool.prefill.num_observations
+        if num_observations < _EARLY or num_observations % _REFRESH_INTERVAL == 0:
             for number in pool.seats:
                 _set_rates(self._seats[number], now_s)
         else:
@@ -250,10 +287,10 @@ class CandidateBook:
 
     def _freed(self, seat: _Seat, fact: Freed, flight: _Flight, now_s: float) -> None:
         candidate = seat.candidate
-        _count_recent(candidate, now_s)
         del seat.flights[fact.request_id]
         candidate.num_active_requests -= 1
         candidate.num_active_blocks -= flight.num_blocks
+        candidate.num_active_tokens -= flight.num_tokens
         if flight.first_token_s is None:
             self._stop_waiting(seat, fact.request_id, flight, now_s, is_progress=False)
         elif fact.num_output_tokens > 1 and not fact.is_failure:
@@ -261,6 +298,8 @@ class CandidateBook:
             seat.pool.decode_s_per_token.add(seconds)
             seat.decode_s_per_token.add(seconds)
             seat.pool.output_tokens.add(fact.num_output_tokens)
+            seat.pool.decode_s_per_request.add(now_s - flight.first_token_s)
+            candidate.decode_s_per_request = seat.pool.decode_s_per_request.value
             candidate.decode_s_per_token = seat.decode_s_per_token.value
 
     def _stop_waiting(
@@ -279,6 +318,7 @@ class CandidateBook:
             candidate.prefill_since_s = None
         elif is_progress or is_first:
             candidate.prefill_since_s = now_s
+            seat.is_prefilling = is_progress
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(requests)."""
@@ -293,6 +333,7 @@ class CandidateBook:
             assert candidate.num_active_requests == len(seat_flights)
             assert candidate.num_prefill_requests == len(waiting)
             assert candidate.num_prefill_tokens == sum(f.prefill_tokens for f in waiting.values())
+            assert candidate.num_active_tokens == sum(f.num_tokens for f in seat_flights.values())
             assert candidate.num_active_blocks == sum(f.num_blocks for f in seat_flights.values())
             first = next(iter(waiting.values()), None)
             assert candidate.first_prefill_tokens == (first.prefill_tokens if first else 0)
@@ -315,23 +356,12 @@ def _take_report(seat: _Seat, load: LoadSnapshot, now_s: float) -> None:
     candidate.num_other_prefill_tokens = max(0, foreign_tokens) if candidate.num_other_requests else 0
 
 
-def _count_recent(candidate: Candidate, now_s: float) -> None:
-    """Before the number of requests changes: the time until now had as many as there are."""
-    candidate.recent_requests = recent_requests(candidate, now_s)
-    candidate.recent_at_s = now_s
-
-
-def recent_requests(candidate: Candidate, now_s: float) -> float:
-    """The average of ``num_active_requests`` until ``now_s``."""
-    keep = math.exp(-max(0.0, now_s - candidate.recent_at_s) / RECENT_S)
-    active = candidate.num_active_requests
-    return active + (candidate.recent_requests - active) * keep
-
-
 def _set_rates(seat: _Seat, now_s: float) -> None:
     pool, candidate = seat.pool, seat.candidate
     factor = seat.slowness.factor(Slowness.PRIOR_OBSERVATIONS * pool.prefill_s.value, now_s)
     candidate.prefill_s_per_request = factor * pool.prefill.s_per_request
     candidate.prefill_s_per_token = factor * pool.prefill.s_per_token
+    candidate.prefill_s_per_active_token = factor * pool.prefill.s_per_active_token
+    candidate.decode_s_per_request = pool.decode_s_per_request.value
     if not candidate.decode_s_per_token:
         candidate.decode_s_per_token = pool.decode_s_per_token.value

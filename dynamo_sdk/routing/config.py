@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -13,3 +15,44 @@ class LoadConfig(BaseModel):
 
     max_load_age_s: float = Field(default=10.0, gt=0)
     waiting_weight: float = Field(default=1.0, ge=0)
+
+
+class KvConfig(BaseModel):
+    """``*_credit``: the share of a block's prefill that is saved where the block is not on the device, but in
+    that tier. ``temperature``: 0 = the lowest cost; above, by chance, the likelier the cheaper. ``filters``,
+    ``scorers``, ``picker``: import strings of stages; filters go first, scorers add to the cost, a picker
+    takes the place of ours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host_credit: float = Field(default=0.8, ge=0, le=1)
+    disk_credit: float = Field(default=0.3, ge=0, le=1)
+    remote_credit: float = Field(default=0.6, ge=0, le=1)
+    max_load_age_s: float = Field(default=10.0, gt=0)
+    temperature: float = Field(default=0.0, ge=0)
+    filters: tuple[str, ...] = ()
+    scorers: tuple[str, ...] = ()
+    picker: str | None = None
+
+
+class SessionConfig(BaseModel):
+    """``ttl_s``: how long after its last request a session stays bound. ``otherwise``: who decides about
+    requests without one, and about the first of each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttl_s: float = Field(default=600.0, gt=0)
+    max_sessions: int = Field(default=100_000, ge=1)
+    otherwise: Literal["kv", "least-loaded", "power-of-two", "random", "round-robin"] = "kv"
+
+
+class DynamoKvConfig(BaseModel):
+    """Names and defaults of NVIDIA Dynamo's own settings, shortened. ``temperature`` 0 = the lowest cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefill_load_scale: float = Field(default=1.0, ge=0)
+    device_credit: float = Field(default=1.0, ge=0)
+    host_credit: float = Field(default=0.75, ge=0)
+    disk_credit: float = Field(default=0.25, ge=0)
+    temperature: float = Field(default=0.0, ge=0)

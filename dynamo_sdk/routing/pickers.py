@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from dynamo_sdk.interfaces import Candidate, RoutingContext
@@ -23,3 +24,40 @@ def pick_lowest(candidates: Sequence[Candidate], totals: Sequence[float], contex
 def pick_any(candidates: Sequence[Candidate], totals: Sequence[float], context: RoutingContext) -> Pick:
     """Anybody, by chance, whatever the costs are."""
     return Pick(context.rng.randrange(len(totals)), f"by chance, one of {len(totals)}")
+
+
+def pick_among_frontends(
+    candidates: Sequence[Candidate], totals: Sequence[float], context: RoutingContext
+) -> Pick:
+    """The lowest total cost, but for other frontends: they see the same worker as the best one, and choose it
+    before any report says so. Alone, a request costs what it costs; with a share ``s`` of the requests
+    theirs, it meets one of theirs that often, which costs about as much again. So whoever is within
+    ``s`` times the lowest cost is as good, and chance decides."""
+    num_others = sum([candidate.num_other_requests for candidate in candidates])
+    if not num_others:
+        return pick_lowest(candidates, totals, context)
+    num_ours = sum([candidate.num_active_requests for candidate in candidates])
+    lowest = min(totals)
+    limit = lowest + abs(lowest) * num_others / (num_others + num_ours)
+    good = [index for index, total in enumerate(totals) if total <= limit]
+    index = context.rng.choice(good)
+    return Pick(index, f"cost {totals[index]:g}, by chance one of {len(good)} near the lowest {lowest:g}")
+
+
+class SoftmaxPicker:
+    """By chance, the likelier the lower the cost: ``p ~ exp(-(cost - lowest) / ((highest - lowest) * T))``.
+    A temperature ``T`` near 0 takes the lowest, a high one anybody."""
+
+    def __init__(self, temperature: float) -> None:
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {temperature}")
+        self._temperature = temperature
+
+    def __call__(
+        self, candidates: Sequence[Candidate], totals: Sequence[float], context: RoutingContext
+    ) -> Pick:
+        lowest, highest = min(totals), max(total for total in totals if total < math.inf)
+        scale = (highest - lowest) * self._temperature or 1.0
+        weights = [math.exp((lowest - total) / scale) for total in totals]
+        [index] = context.rng.choices(range(len(totals)), weights)
+        return Pick(index, f"by chance, the likelier the cheaper, cost {totals[index]:g} of {len(totals)}")

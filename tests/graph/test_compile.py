@@ -211,7 +211,7 @@ def test_a_model_that_nothing_serves_is_refused() -> None:
         ("router: rund-robin", "router.name: no router 'rund-robin' (installed:"),
         ("router: rund-robin", "did you mean 'round-robin'?"),
         ("planner: wize", "planner.name: no planner 'wize' (installed: wise); did you mean 'wise'?"),
-        ("model: {path: x, router: {args: {a: 1}}}", "model.router: has args but no name (installed: least"),
+        ("model: {path: x, router: {args: {a: 1}}}", "model.router: has args but no name (installed: direct"),
         ("planner: {args: {a: 1}}", "planner: has args but no name (installed: wise)"),
         ("router: {name: picky}", "router.args.license: is missing; router 'picky' needs it"),
         ("router: {args: {speed: 1}}", "router.args: router 'round-robin' takes no arguments"),

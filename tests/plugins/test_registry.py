@@ -26,7 +26,16 @@ def test_builtins_come_through_the_hooks() -> None:
     registry = Registry.of()
     assert registry.problems == ()
     assert list(registry.engines) == ["echo", "mocker", "torch"]
-    assert list(registry.routers) == ["least-loaded", "power-of-two", "random", "round-robin"]
+    assert list(registry.routers) == [
+        "direct",
+        "dynamo-kv",
+        "kv",
+        "least-loaded",
+        "power-of-two",
+        "random",
+        "round-robin",
+        "session",
+    ]
     assert list(registry.launchers) == ["inprocess", "local"]
     assert {
         registry.catalogue(kind).source(name) for kind in Kind for name in registry.catalogue(kind)

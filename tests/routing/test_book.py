@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from dynamo_sdk.interfaces import Candidate, Freed, Overlap, PrefillDone, Routed
 from dynamo_sdk.routing import CandidateBook
+from dynamo_sdk.routing.book import RECENT_REQUESTS
 from dynamo_sdk.types import LoadSnapshot, Role, WorkerId
 
 A, B = WorkerId("a"), WorkerId("b")
@@ -274,11 +276,30 @@ def test_our_own_requests_are_not_others_when_a_report_comes_late() -> None:
     assert only(book).num_other_requests == 0
 
 
-def test_recent_requests_are_an_average_over_time() -> None:
+def test_recent_work_fades_with_what_comes_after_it_and_not_with_time() -> None:
+    book = CandidateBook()
+    book.join(A)
+    book.join(B)
+    book.observe(routed("r", A, tokens=10_000), 0.0)
+    given_s = only(book, A).recent_prefill_s
+    assert given_s > 0
+    book.observe(freed("r", A), 1e6)
+    assert only(book, A).recent_prefill_s == given_s
+    for number in range(2 * RECENT_REQUESTS):  # as many as are half of those that they have together
+        book.observe(routed(f"s{number}", B, tokens=10), 1e6)
+    assert only(book, A).recent_prefill_s == pytest.approx(given_s / math.e, rel=0.02)
+
+
+def test_a_step_of_the_engine_starts_the_clock_of_those_that_came_during_it() -> None:
+    """A prompt that comes while others decode waits for the end of their step; that is not its own time."""
     book = CandidateBook()
     book.join(A)
     book.observe(routed("r"), 0.0)
-    book.observe(freed("r"), 1e6)
-    assert only(book).recent_requests == pytest.approx(1.0)
-    book.observe(routed("s"), 2e6)
-    assert only(book).recent_requests == pytest.approx(0.0)
+    book.observe(done("r"), 1.0)
+    book.observe(routed("s"), 1.2)
+    assert only(book).prefill_since_s == 1.2
+    book.stepped(A, 1.5)
+    assert (only(book).prefill_since_s, only(book).step_at_s) == (1.5, 1.5)
+    book.stepped(A, 1.8)  # a second step for a long prompt
+    assert only(book).prefill_since_s == 1.5
+    book.stepped(WorkerId("stranger"), 2.0)

@@ -1,0 +1,203 @@
+"""The terms of the ``kv`` cost, one at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.interfaces import Candidate, Overlap, RoutingContext, RoutingRequest
+from dynamo_sdk.routing import Pick
+from dynamo_sdk.routing.config import KvConfig
+from dynamo_sdk.routing.kv import KvRouter
+from dynamo_sdk.routing.kv_cost import KvCost
+from dynamo_sdk.types import LoadSnapshot, Role, WorkerId
+
+from .strategies import context
+
+A, B = WorkerId("a"), WorkerId("b")
+IDLE = Candidate(
+    worker_id=A,
+    num_blocks=1000,
+    prefill_s_per_request=0.01,
+    prefill_s_per_token=1e-4,
+    prefill_s_per_active_token=1e-7,
+    decode_s_per_token=0.02,
+    decode_s_per_request=2.0,
+)
+
+
+def ask(num_tokens: int = 1000, role: Role = Role.AGGREGATED) -> RoutingRequest:
+    return RoutingRequest(request_id="r", model="m", role=role, num_tokens=num_tokens, block_size=10)
+
+
+def like(candidate: Candidate, **changes: object) -> Candidate:
+    return msgspec.structs.replace(candidate, **changes)
+
+
+def parts(
+    candidate: Candidate, request: RoutingRequest | None = None, now_s: float = 0.0
+) -> dict[str, float]:
+    [terms] = KvCost().terms(request or ask(), [candidate], context(now_s=now_s))
+    return {term.name: term.value for term in terms}
+
+
+candidates = st.builds(
+    Candidate,
+    worker_id=st.sampled_from([A, B]),
+    overlap=st.builds(Overlap, device_blocks=st.integers(0, 120), host_blocks=st.integers(0, 9)),
+    num_blocks=st.none() | st.integers(1, 500),
+    num_active_requests=st.integers(0, 40),
+    num_active_tokens=st.integers(0, 10_000),
+    num_prefill_requests=st.integers(0, 9),
+    num_prefill_tokens=st.integers(0, 9000),
+    first_prefill_tokens=st.integers(0, 900),
+    prefill_since_s=st.none() | st.floats(-100, 0),
+    step_at_s=st.none() | st.floats(-100, 0),
+    recent_prefill_s=st.floats(0, 100),
+    prefill_s_per_request=st.floats(0, 1),
+    prefill_s_per_token=st.floats(0, 1e-2),
+    prefill_s_per_active_token=st.floats(0, 1e-4),
+    decode_s_per_token=st.floats(0, 1),
+    decode_s_per_request=st.floats(0, 100),
+    num_other_prefill_tokens=st.integers(0, 1000),
+    load=st.none() | st.builds(LoadSnapshot, at_s=st.just(0.0), num_free_blocks=st.integers(0, 9)),
+    load_at_s=st.none() | st.floats(-20, 0),
+)
+
+
+@given(fleet=st.lists(candidates, min_size=1, max_size=5), role=st.sampled_from(list(Role)))
+def test_terms_are_times_and_add_up(fleet: list[Candidate], role: Role) -> None:
+    cost, ctx = KvCost(), context()
+    totals = cost.totals(ask(role=role), fleet, ctx)
+    for total, terms in zip(totals, cost.terms(ask(role=role), fleet, ctx), strict=True):
+        assert total == pytest.approx(sum(term.value for term in terms))
+        assert all(term.value >= 0 for term in terms)
+
+
+def test_an_idle_worker_costs_the_prompt_twice() -> None:
+    """Once itself; and for its time the worker does nothing else."""
+    assert parts(IDLE)["prefill_s"] == pytest.approx(0.01 + 0.1)
+    assert parts(IDLE)["others_s"] == pytest.approx(0.01 + 0.1)
+    assert parts(IDLE)["wait_s"] == 0
+
+
+def test_what_is_cached_is_not_computed() -> None:
+    tiers = Overlap(device_blocks=40, host_blocks=10, remote_blocks=10, disk_blocks=10)
+    found = parts(like(IDLE, overlap=tiers))
+    assert found["prefill_s"] == pytest.approx(0.01 + 1e-4 * (1000 - 400 - 80 - 60 - 30))
+
+
+def test_the_last_token_is_always_computed() -> None:
+    assert parts(like(IDLE, overlap=Overlap(device_blocks=100)))["prefill_s"] == pytest.approx(0.0101)
+
+
+def test_those_in_line_come_first() -> None:
+    busy = like(
+        IDLE,
+        num_active_requests=2,
+        num_prefill_requests=2,
+        num_prefill_tokens=3000,
+        first_prefill_tokens=1000,
+        prefill_since_s=0.0,
+    )
+    assert parts(busy, now_s=0.05)["wait_s"] == pytest.approx(0.11 + 0.21 - 0.05)
+    assert parts(busy)["others_s"] == pytest.approx(3 * 0.11), "as many will come behind it"
+
+
+def test_what_is_overdue_gets_dearer() -> None:
+    hung = like(
+        IDLE,
+        num_active_requests=1,
+        num_prefill_requests=1,
+        num_prefill_tokens=1000,
+        first_prefill_tokens=1000,
+        prefill_since_s=0.0,
+    )
+    waits = [parts(hung, now_s=now_s)["wait_s"] for now_s in (0.0, 0.11, 1.0, 10.0)]
+    assert waits == pytest.approx([0.11, 0.0, 0.89, 9.89])
+
+
+def test_a_decoding_worker_is_waited_for_and_beside() -> None:
+    decoding = like(IDLE, num_active_requests=1, num_active_tokens=200_000, step_at_s=1.0)
+    assert parts(decoding, now_s=1.005)["wait_s"] == pytest.approx(0.02 - 0.005)
+    assert parts(decoding)["prefill_s"] == pytest.approx(0.11 + 0.02)
+
+
+def test_memory_costs_before_it_is_full_and_a_wait_when_it_is() -> None:
+    def memory_s(num_free: int) -> float:
+        load = LoadSnapshot(at_s=0.0, num_blocks=1000, num_free_blocks=num_free)
+        busy = like(IDLE, load=load, load_at_s=0.0, num_active_requests=10, num_active_tokens=10_000)
+        return parts(like(busy, num_other_requests=1))["memory_s"]
+
+    assert memory_s(1000) < 0.001
+    assert memory_s(200) == pytest.approx(2.0 * 100 / 1000 * 2.718281828**-1)
+    assert memory_s(50) == pytest.approx(2.0 * (50 + 150) / 1000)
+
+
+def test_an_old_report_says_nothing() -> None:
+    full = LoadSnapshot(at_s=0.0, num_blocks=1000, num_free_blocks=0)
+    assert parts(like(IDLE, load=full, load_at_s=-11.0)) == parts(IDLE)
+
+
+def test_prefill_pools_need_no_memory_and_decode_pools_count_the_answer() -> None:
+    full = like(IDLE, load=LoadSnapshot(at_s=0.0, num_blocks=100, num_free_blocks=0), load_at_s=0.0)
+    assert parts(full, ask(role=Role.PREFILL))["memory_s"] == 0
+    decoding = like(IDLE, num_active_requests=1, num_active_tokens=100_000)
+    assert parts(decoding, ask(role=Role.DECODE))["decode_s"] == pytest.approx(0.01 * 100)
+    assert parts(decoding)["decode_s"] == 0
+
+
+def test_more_than_a_share_of_recent_work_takes_the_credit_away() -> None:
+    def prefill_s(recent_s: float) -> float:
+        lucky = like(IDLE, overlap=Overlap(device_blocks=90), recent_prefill_s=recent_s)
+        other = like(IDLE, worker_id=B, recent_prefill_s=100.0)
+        [terms, _] = KvCost().terms(ask(), [lucky, other], context())
+        return terms[1].value
+
+    assert prefill_s(100.0) == pytest.approx(0.02)
+    assert prefill_s(140.0) == pytest.approx(0.02), "less than a quarter more is chance"
+    assert 0.02 < prefill_s(200.0) < 0.11
+    assert prefill_s(400.0) == pytest.approx(0.11)
+
+
+def test_only_with_other_frontends_is_the_second_best_good_enough() -> None:
+    def chosen(num_others: int) -> Counter[str]:
+        busier = like(IDLE, worker_id=B, num_active_tokens=500_000, num_active_requests=4)
+        best = like(IDLE, num_other_requests=num_others)
+        router, ctx = KvRouter(), context()
+        return Counter(router.select(ask(), [best, busier], ctx).worker_id for _ in range(100))
+
+    assert chosen(0) == {A: 100}
+    assert min(chosen(40).values()) > 25
+
+
+def never_a(
+    request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+) -> Sequence[Candidate]:
+    return [candidate for candidate in candidates if candidate.worker_id != A]
+
+
+def pick_last(candidates: Sequence[Candidate], totals: Sequence[float], context: RoutingContext) -> Pick:
+    return Pick(len(candidates) - 1, "the last")
+
+
+def test_stages_are_named_by_import_string() -> None:
+    here = __name__
+    fleet = [IDLE, like(IDLE, worker_id=B, num_active_tokens=10**6)]
+    assert KvRouter().select(ask(), fleet, context()).worker_id == A
+    filtered = KvRouter(KvConfig(filters=(f"{here}:never_a",)))
+    decision = filtered.select(ask(), fleet, context())
+    assert decision.worker_id == B
+    assert [cost.filtered_by for cost in decision.costs] == [None, "never_a"]
+    picked = KvRouter(KvConfig(picker=f"{here}:pick_last", scorers=("dynamo_sdk.routing:active_requests",)))
+    decision = picked.select(ask(), fleet, context())
+    assert (decision.worker_id, decision.reason) == (B, "the last")
+    assert decision.costs[0].terms[-1].name == "active_requests"
+    with pytest.raises(ConfigError, match=r"router.args.picker: cannot import 'nowhere:x'"):
+        KvRouter(KvConfig(picker="nowhere:x"))
