@@ -30,23 +30,30 @@ class EventLog:
         self._ranks: dict[int, _RankLog] = {}
 
     def begin(self, snapshot: Iterable[KVEventBatch]) -> None:
-        """The state to start from: the engine's, one batch per rank."""
+        """The state to start from: the engine's, one batch per rank. Again: forget all that was before."""
+        for number in self._ranks:
+            self._index.clear(number)
+        self._ranks.clear()
         for batch in snapshot:
             self._ranks[batch.dp_rank] = _RankLog(batch.sequence)
             for event in _digests(batch.events):
                 self._index.apply(batch.dp_rank, event)
 
-    def append(self, batch: KVEventBatch) -> None:
-        """The next batch of a rank."""
-        digests = _digests(batch.events)
-        for event in digests:
-            self._index.apply(batch.dp_rank, event)
+    def append(self, batch: KVEventBatch) -> bool:
+        """Take the next batch of a rank; an old one changes nothing. False = one before it is missing, and
+        it is not taken: ``begin`` anew."""
         rank = self._ranks.get(batch.dp_rank)
         if rank is None:
             rank = self._ranks[batch.dp_rank] = _RankLog(BEFORE_ALL)
+        if batch.sequence != rank.last + 1:
+            return batch.sequence <= rank.last
+        digests = _digests(batch.events)
+        for event in digests:
+            self._index.apply(batch.dp_rank, event)
         rank.append(
             KVDigestBatch(sequence=batch.sequence, dp_rank=batch.dp_rank, digests=digests), self._max_blocks
         )
+        return True
 
     @property
     def ranks(self) -> set[int]:
@@ -88,9 +95,6 @@ class _RankLog:
         self._num_blocks = 0
 
     def append(self, batch: KVDigestBatch, max_blocks: int) -> None:
-        if batch.sequence != self.last + 1:  # an engine that loses count: readers need a snapshot
-            self._batches.clear()
-            self._num_blocks = 0
         self.last = batch.sequence
         self._batches.append(batch)
         self._num_blocks += _num_blocks(batch)

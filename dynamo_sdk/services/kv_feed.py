@@ -72,7 +72,7 @@ class KVFeed:
     """One event loop only. ``index`` may be fed by others as well, for other seats."""
 
     def __init__(self, index: PrefixIndex, clock: Clock) -> None:
-        self._index = index
+        self.index = index
         self._clock = clock
         self._followed: dict[WorkerId, _Followed] = {}
 
@@ -141,10 +141,10 @@ class KVFeed:
                 asks = True
                 continue
             if isinstance(action, Replace):
-                self._index.clear(seat)
+                self.index.clear(seat)
             for event in action.digests:
                 try:
-                    followed.num_misfits += not self._index.apply(seat, event)
+                    followed.num_misfits += not self.index.apply(seat, event)
                 except ValueError:  # names and hashes that do not fit together
                     followed.num_misfits += 1
         return asks

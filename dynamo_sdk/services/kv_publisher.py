@@ -48,7 +48,8 @@ class KVPublisher:
     def _on_batch(self, batch: KVEventBatch) -> None:
         if self._log is None:
             return  # said while the snapshot is taken, and part of it
-        self._log.append(batch)
+        if not self._log.append(batch):
+            self._log.begin(self._engine.kv_snapshot())
         waiting, self._waiting = self._waiting, set()
         for waiter in waiting:
             if not waiter.done():

@@ -1,0 +1,330 @@
+"""From an engine's KV events to a frontend's index, over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import anyio
+import msgspec
+import pytest
+from anyio.lowlevel import checkpoint
+
+import dynamo_sdk
+from dynamo_sdk.engines.mocker.config import MockerConfig
+from dynamo_sdk.engines.mocker.engine import MockerEngine
+from dynamo_sdk.errors import InvalidRequest
+from dynamo_sdk.graph import endpoint, endpoints_of, service
+from dynamo_sdk.interfaces import EngineSetup, Overlap, PublishesKVEvents
+from dynamo_sdk.kv import PrefixIndex, prefix_keys
+from dynamo_sdk.runtime.calls import codecs_of, serve_endpoints
+from dynamo_sdk.runtime.clock import Clock, ManualClock, SystemClock, settle
+from dynamo_sdk.runtime.discovery import MemoryDiscovery
+from dynamo_sdk.runtime.edges import ServiceClient
+from dynamo_sdk.runtime.fleet import FleetView
+from dynamo_sdk.runtime.memory import MemoryNetwork
+from dynamo_sdk.runtime.network import Network, SocketNetwork
+from dynamo_sdk.runtime.server import Server
+from dynamo_sdk.services.kv_feed import FEED_RETRY_S, KVFeed
+from dynamo_sdk.services.kv_publisher import KVPublisher
+from dynamo_sdk.testing import generate_request
+from dynamo_sdk.types import (
+    BlocksRemoved,
+    BlocksStored,
+    FinishReason,
+    KVDigestBatch,
+    KVEvent,
+    KVEventBatch,
+    KVTransferParams,
+    ModelSpec,
+    Role,
+    WorkerId,
+    WorkerRecord,
+    pack_tokens,
+)
+
+pytestmark = pytest.mark.anyio
+
+BLOCK = 4
+TOKENS = tuple(range(100, 140))
+DEMO_MODEL = Path(dynamo_sdk.__file__).parent / "demo_model"
+WORKER = WorkerId("w")
+
+
+class Talker(PublishesKVEvents):
+    """An engine that only talks: block ``i`` of ``TOKENS`` is named ``i``. Two ranks."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[KVEventBatch], None]] = []
+        self.held: dict[int, list[int]] = {0: [], 1: []}
+        self.numbers = {0: -1, 1: -1}
+
+    def subscribe_kv_events(self, listener: Callable[[KVEventBatch], None]) -> None:
+        self.listeners.append(listener)
+
+    def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
+        return tuple(
+            KVEventBatch(sequence=self.numbers[rank], dp_rank=rank, events=stored(*held))
+            for rank, held in self.held.items()
+        )
+
+    def store(self, *blocks: int, rank: int = 0) -> None:
+        self.held[rank] += blocks
+        self.say(rank, *stored(*blocks))
+
+    def remove(self, block: int, *, rank: int = 0) -> None:
+        self.held[rank].remove(block)
+        self.say(rank, BlocksRemoved(block_hashes=(block,)))
+
+    def say(self, rank: int, *events: KVEvent) -> None:
+        self.numbers[rank] += 1
+        for listener in self.listeners:
+            listener(KVEventBatch(sequence=self.numbers[rank], dp_rank=rank, events=events))
+
+
+def stored(*blocks: int) -> tuple[BlocksStored, ...]:
+    return tuple(
+        BlocksStored(
+            block_hashes=(block,),
+            parent_hash=block - 1 if block else None,
+            token_ids=TOKENS[block * BLOCK : (block + 1) * BLOCK],
+            block_size=BLOCK,
+        )
+        for block in blocks
+    )
+
+
+@service
+class Teller:
+    """A worker's one endpoint that matters here."""
+
+    def __init__(self, engine: PublishesKVEvents | None) -> None:
+        self.publisher = None if engine is None else KVPublisher(engine)
+        self.num_calls = 0
+        self.drops = False
+
+    @endpoint
+    async def kv_events(self, seen: dict[int, int]) -> AsyncIterator[KVDigestBatch]:
+        self.num_calls += 1
+        if self.publisher is None:
+            raise InvalidRequest("no events here")
+        async with aclosing(self.publisher.follow(seen)) as batches:
+            async for batch in batches:
+                if not self.drops:
+                    yield batch
+
+
+@dataclass
+class Line:
+    """Workers, a frontend's index, and a feed between them."""
+
+    network: Network
+    clock: Clock
+    index: PrefixIndex = field(default_factory=PrefixIndex)
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    async def __aenter__(self) -> Self:
+        self.discovery = MemoryDiscovery(clock=self.clock)
+        view = FleetView(self.discovery)
+        await view.start()
+        self.stack.push_async_callback(view.close)
+        self.client = ServiceClient("Teller", Teller, view, self.network, self.clock, None)
+        self.stack.push_async_callback(self.client.close)
+        self.feed = KVFeed(self.index, self.clock)
+        self.stack.push_async_callback(self.feed.close)
+        self.view = view
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stack.aclose()
+
+    async def add(self, worker: WorkerId, engine: PublishesKVEvents | None, address: str) -> Teller:
+        teller = Teller(engine)
+        handler = serve_endpoints(teller, codecs_of(endpoints_of(Teller), "Teller"))
+        server = Server(self.network, handler, clock=self.clock)
+        await server.start(address)
+        self.stack.push_async_callback(server.close)
+        record = WorkerRecord(
+            worker_id=worker, service="Teller", replica=0, address=server.address, is_ready=True
+        )
+        await self.discovery.register(record)
+        await self.view.wait_until(lambda workers: worker in workers)
+        return teller
+
+    def depth(self, num_blocks: int = 10) -> dict[int, Overlap]:
+        return self.index.match(prefix_keys(pack_tokens(TOKENS[: num_blocks * BLOCK]), BLOCK))
+
+
+def memory_line() -> Line:
+    clock = ManualClock()
+    return Line(MemoryNetwork(clock=clock), clock)
+
+
+async def test_a_feed_starts_with_what_is_there_and_follows_each_rank() -> None:
+    async with memory_line() as line:
+        engine = Talker()
+        engine.store(0, 1, 2)
+        await line.add(WORKER, engine, "memory:w")
+        assert not engine.listeners, "nobody has asked yet"
+        line.feed.follow(WORKER, line.client, (5, 6))
+        line.feed.follow(WORKER, line.client, (5, 6))
+        await settle()
+        assert line.depth() == {5: Overlap(device_blocks=3)}
+        engine.store(3)
+        engine.store(0, rank=1)
+        engine.remove(2)
+        await settle()
+        assert line.depth() == {5: Overlap(device_blocks=2), 6: Overlap(device_blocks=1)}
+        found = line.feed.statistics()[WORKER]
+        assert found.is_live
+        assert found.publishes
+        assert (found.num_snapshots, found.num_batches, found.num_gaps) == (2, 5, 0)
+        assert found.last_batch_at_s == line.clock.now_s()
+        assert len(engine.listeners) == 1
+
+
+async def test_a_broken_connection_is_caught_up_without_a_snapshot() -> None:
+    async with memory_line() as line:
+        engine = Talker()
+        await line.add(WORKER, engine, "memory:w")
+        line.feed.follow(WORKER, line.client, (0, 1))
+        await settle()
+        engine.store(0)
+        await settle()
+        (await line.client.connections.to(WORKER, None)).close_soon()
+        await settle()
+        engine.store(1, 2)
+        assert not line.feed.statistics()[WORKER].is_live
+        assert line.depth() == {0: Overlap(device_blocks=1)}, "what was known stays"
+        assert isinstance(line.clock, ManualClock)
+        await line.clock.advance(FEED_RETRY_S)
+        await settle()
+        assert line.depth() == {0: Overlap(device_blocks=3)}
+        found = line.feed.statistics()[WORKER]
+        assert found.is_live
+        assert (found.num_snapshots, found.num_breaks) == (2, 1)
+
+
+async def test_a_batch_that_the_engine_lost_costs_a_snapshot() -> None:
+    async with memory_line() as line:
+        engine = Talker()
+        await line.add(WORKER, engine, "memory:w")
+        line.feed.follow(WORKER, line.client, (0, 1))
+        await settle()
+        engine.store(0, 1, 2)
+        await settle()
+        engine.held[0] = [0]
+        engine.numbers[0] += 1
+        engine.store(1)
+        await settle()
+        assert line.depth() == {0: Overlap(device_blocks=2)}
+        found = line.feed.statistics()[WORKER]
+        assert (found.num_snapshots, found.num_gaps, found.is_live) == (3, 0, True)
+
+
+async def test_a_batch_that_is_lost_on_the_way_costs_a_new_call() -> None:
+    async with memory_line() as line:
+        engine = Talker()
+        teller = await line.add(WORKER, engine, "memory:w")
+        line.feed.follow(WORKER, line.client, (0, 1))
+        await settle()
+        teller.drops = True
+        engine.store(0)
+        await settle()
+        teller.drops = False
+        engine.store(1)
+        await settle()
+        assert line.depth() == {0: Overlap(device_blocks=2)}
+        found = line.feed.statistics()[WORKER]
+        assert (found.num_snapshots, found.num_gaps, found.is_live) == (3, 1, True)
+        assert teller.num_calls == 2
+
+
+async def test_a_worker_without_events_is_asked_once() -> None:
+    async with memory_line() as line:
+        teller = await line.add(WORKER, None, "memory:w")
+        line.feed.follow(WORKER, line.client, (0,))
+        await settle()
+        assert isinstance(line.clock, ManualClock)
+        await line.clock.advance(10 * FEED_RETRY_S)
+        assert teller.num_calls == 1
+        found = line.feed.statistics()[WORKER]
+        assert not found.publishes
+        assert not found.is_live
+
+
+async def test_nothing_reaches_seats_of_a_worker_that_is_not_followed_any_more() -> None:
+    async with memory_line() as line:
+        engine = Talker()
+        await line.add(WORKER, engine, "memory:w")
+        line.feed.follow(WORKER, line.client, (0, 1))
+        await settle()
+        engine.store(0, 1, 2)
+        line.feed.unfollow(WORKER)
+        line.index.drop(0)
+        await settle()
+        assert line.depth() == {}
+        assert line.feed.statistics() == {}
+        line.feed.unfollow(WORKER)
+
+
+async def test_mockers_over_sockets_are_followed_to_the_block(tmp_path: Path) -> None:
+    """Prefill and decode workers with two ranks and few blocks each, so that they evict: in the end the index
+    holds what the engines hold, also for a frontend that comes late."""
+    config = MockerConfig(
+        block_size=BLOCK, num_blocks=40, max_num_batched_tokens=512, dp_size=2, speedup_ratio=1e6
+    )
+    engines: dict[str, MockerEngine] = {}
+    seen: list[type[KVEvent]] = []
+    async with AsyncExitStack() as stack, Line(SocketNetwork(), SystemClock()) as line:
+        for name, role in (("prefill", Role.PREFILL), ("decode", Role.DECODE)):
+            setup = EngineSetup(model=ModelSpec(name="m", path=str(DEMO_MODEL)), role=role)
+            engine = engines[name] = MockerEngine(setup, config)
+            await engine.start()
+            stack.push_async_callback(engine.close)
+            engine.subscribe_kv_events(lambda batch: seen.extend(type(event) for event in batch.events))
+            await line.add(WorkerId(name), engine, f"unix:{tmp_path}/{name}")
+        line.feed.follow(WorkerId("prefill"), line.client, (0, 1))
+        line.feed.follow(WorkerId("decode"), line.client, (2, 3))
+        late = KVFeed(PrefixIndex(), line.clock)
+        stack.push_async_callback(late.close)
+        for turn in range(4):
+            await asyncio.gather(*(disaggregated(engines, conversation, turn) for conversation in range(6)))
+            if turn == 1:
+                late.follow(WorkerId("prefill"), line.client, (0, 1))
+                late.follow(WorkerId("decode"), line.client, (2, 3))
+        expected = {
+            2 * place + batch.dp_rank: sum(
+                len(event.block_hashes) for event in batch.events if isinstance(event, BlocksStored)
+            )
+            for place, engine in enumerate(engines.values())
+            for batch in engine.kv_snapshot()
+        }
+        assert all(expected.values())
+        assert BlocksRemoved in seen
+        with anyio.fail_after(10):
+            for feed in (line.feed, late):
+                while {seat: feed.index.num_held(seat) for seat in expected} != expected:
+                    await checkpoint()
+        for feed in (line.feed, late):
+            feed.index.check_integrity()
+            for found in feed.statistics().values():
+                assert found.is_live
+                assert found.num_misfits == found.num_gaps == found.num_duplicates == 0
+        assert line.feed.index.statistics().num_entries == sum(expected.values())
+
+
+async def disaggregated(engines: dict[str, MockerEngine], conversation: int, turn: int) -> None:
+    """One request through both: the prompt grows by turns."""
+    prompt = [conversation % 2, conversation, *range(1000, 1020 + 8 * turn)]
+    ticket: KVTransferParams | None = None
+    for name, role in (("prefill", Role.PREFILL), ("decode", Role.DECODE)):
+        leg = msgspec.structs.replace(generate_request(prompt, role=role), kv_transfer=ticket)
+        async with aclosing(engines[name].generate(leg)) as chunks:
+            async for chunk in chunks:
+                if chunk.finish_reason is FinishReason.HANDOVER:
+                    ticket = chunk.kv_transfer
