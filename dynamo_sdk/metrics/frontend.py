@@ -52,9 +52,9 @@ class ModelMetrics:
         self.itl_s = registry.histogram(d.FRONTEND_ITL, *labels)
         self.input_tokens = registry.histogram(d.FRONTEND_INPUT_TOKENS, *labels)
         self.output_tokens = registry.histogram(d.FRONTEND_OUTPUT_TOKENS, *labels)
-        self.stage_s = {
-            stage: registry.histogram(d.FRONTEND_STAGE_DURATION, *labels, stage) for stage in LEDGER_STAGES
-        }
+        self.stages_s = [
+            registry.histogram(d.FRONTEND_STAGE_DURATION, *labels, stage) for stage in LEDGER_STAGES
+        ]
         self.cached_tokens = registry.histogram(d.FRONTEND_CACHED_TOKENS, *labels)
         self._migrations_before = registry.counter(d.FRONTEND_MIGRATIONS, *labels, "new_request")
         self._migrations_after = registry.counter(d.FRONTEND_MIGRATIONS, *labels, "ongoing_request")

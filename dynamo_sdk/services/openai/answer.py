@@ -151,12 +151,12 @@ async def send_whole(exchange: Exchange, generation: Generation, inbox: DeltaInb
         for index, delta in await inbox.take():
             finished[index].add(delta)
     ledger = generation.ledger
-    headers = [(b"server-timing", server_timing(ledger.stages()))] if ledger is not None else []
+    headers = [(b"server-timing", server_timing(*ledger.stages_us()))] if ledger is not None else []
     exchange.send_json(format.whole(finished, usage_of(generation)), headers=headers)
 
 
 def _first_stages(generation: Generation) -> Headers:
-    return [(b"server-timing", server_timing(generation.first_stages_us()))]
+    return [(b"server-timing", server_timing(*generation.first_stages_us()))]
 
 
 def usage_of(generation: Generation) -> UsageBody:

@@ -135,8 +135,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closed = True
-        self._read_timer.stop()
-        self._stall_timer.stop()
+        self._read_timer.close()
+        self._stall_timer.close()
         self.resume_writing()
         unanswered = [*self._behind, *([self._incoming] if self._incoming is not None else [])]
         self._behind.clear()
@@ -388,18 +388,41 @@ def _body_framing(headers: dict[bytes, bytes]) -> bytes | None:
 
 
 class _Timer:
-    """Calls back once, unless it is stopped before."""
+    """Calls back once, unless it is stopped before. Made to be moved with every request and to run out
+    almost never: the loop's own timer is only touched when it would run too late."""
 
-    __slots__ = ("_handle",)
+    __slots__ = ("_callback", "_due_s", "_handle")
 
     def __init__(self) -> None:
         self._handle: asyncio.TimerHandle | None = None
+        self._callback: Callable[[], None] | None = None
+        self._due_s = 0.0
 
     def start(self, delay_s: float, callback: Callable[[], None]) -> None:
-        self.stop()
-        self._handle = asyncio.get_running_loop().call_later(delay_s, callback)
+        loop = asyncio.get_running_loop()
+        self._callback, self._due_s = callback, loop.time() + delay_s
+        if self._handle is not None:
+            if self._handle.when() <= self._due_s:
+                return
+            self._handle.cancel()
+        self._handle = loop.call_at(self._due_s, self._fire)
 
     def stop(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.cancel()
+        self._callback = None
+
+    def close(self) -> None:
+        self.stop()
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _fire(self) -> None:
+        self._handle = None
+        callback = self._callback
+        if callback is None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._due_s:
+            self._handle = loop.call_at(self._due_s, self._fire)
+            return
+        self._callback = None
+        callback()

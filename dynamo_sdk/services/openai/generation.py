@@ -73,10 +73,10 @@ class Generation:
         ended = [choice.ledger for choice in self.choices if choice.ledger is not None]
         return max(ended, key=lambda ledger: ledger.total_us, default=None)
 
-    def first_stages_us(self) -> dict[str, int]:
-        """What is known of the ledger when a stream begins."""
-        route_s = max(choice.route_s for choice in self.choices)
-        return {"tokenize": round(self.tokenize_s * 1e6), "route": round(route_s * 1e6)}
+    def first_stages_us(self) -> tuple[int, int]:
+        """What is known of the ledger when a stream begins: ``tokenize`` and ``route``."""
+        route_s = max([choice.route_s for choice in self.choices])
+        return round(self.tokenize_s * 1e6), round(route_s * 1e6)
 
 
 class _ChoiceRun(ChunkSink):
@@ -136,8 +136,8 @@ class _ChoiceRun(ChunkSink):
             route_s=self._choice.route_s,
             legs=legs,
         )
-        for stage, stage_us in ledger.stages().items():
-            self._metrics.stage_s[stage].observe(stage_us / 1e6)
+        for stage_s, stage_us in zip(self._metrics.stages_s, ledger.stages_us(), strict=True):
+            stage_s.observe(stage_us / 1e6)
 
     def close(self) -> None:
         """Free what the choice holds and count it. Idempotent."""

@@ -7,6 +7,11 @@ import msgspec
 from dynamo_sdk.metrics import LEDGER_STAGES
 from dynamo_sdk.types import LegTiming
 
+_SERVER_TIMING = [
+    ", ".join([f"{stage};dur=%.3f" for stage in LEDGER_STAGES[:num_stages]]).encode()
+    for num_stages in range(len(LEDGER_STAGES) + 1)
+]
+
 
 class Ledger(msgspec.Struct, frozen=True):
     """Microseconds, from the last byte of the request to its last token; the stages sum to ``total_us``.
@@ -25,9 +30,9 @@ class Ledger(msgspec.Struct, frozen=True):
     sdk_us: int
     total_us: int
 
-    def stages(self) -> dict[str, int]:
-        """Stage -> microseconds."""
-        return dict(zip(LEDGER_STAGES, msgspec.structs.astuple(self), strict=False))
+    def stages_us(self) -> tuple[int, ...]:
+        """In the order of ``LEDGER_STAGES``."""
+        return msgspec.structs.astuple(self)[:-1]
 
 
 def settle(*, total_s: float, tokenize_s: float, route_s: float, legs: LegTiming) -> Ledger:
@@ -38,6 +43,6 @@ def settle(*, total_s: float, tokenize_s: float, route_s: float, legs: LegTiming
     return Ledger(*[*known, sdk_us, sum(known) + sdk_us])
 
 
-def server_timing(stages_us: dict[str, int]) -> bytes:
-    """The value of a ``Server-Timing`` header (W3C), whose unit is milliseconds."""
-    return ", ".join([f"{stage};dur={us / 1000:.3f}" for stage, us in stages_us.items()]).encode()
+def server_timing(*stages_us: int) -> bytes:
+    """The value of a ``Server-Timing`` header (W3C), whose unit is milliseconds, for the first stages."""
+    return _SERVER_TIMING[len(stages_us)] % tuple([stage_us / 1000 for stage_us in stages_us])
