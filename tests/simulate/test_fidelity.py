@@ -1,43 +1,18 @@
 """The rows of NVIDIA Dynamo's offline replay (ai-dynamo 1.6.1, round-robin, deterministic), within 2 %.
 
-Eight workers, blocks of 64 tokens, 2,048 of them per worker, 256 sequences, 8,192 tokens a step. What comes:
-64 system prompts of 8 pieces of 512 tokens, asked for by Zipf's law, each time with 1 to 3 new pieces.
+Eight workers, blocks of 64 tokens, 2,048 of them per worker, 256 sequences and 8,192 tokens a step.
 """
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
+from benchmarks.reference_traces import zipf_prompts
 from dynamo_sdk.bench.report import Targets
-from dynamo_sdk.simulate import Arrival, Workload, simulate
+from dynamo_sdk.simulate import Workload, simulate
 from dynamo_sdk.simulate.report import PolicyReport, make_report
 
 from .fleets import fleet
-
-
-def zipf_prompts(num_requests: int, rate: float) -> Workload:
-    rng = Random(7)
-    prompts = [tuple(range(8 * number, 8 * number + 8)) for number in range(64)]
-    next_id, at_ms = 8 * 64, 0.0
-    arrivals: list[Arrival] = []
-    for _ in range(num_requests):
-        at_ms += rng.expovariate(rate) * 1e3
-        (prompt,) = rng.choices(prompts, [1 / (number + 1) for number in range(64)])
-        num_own = rng.randint(1, 3)
-        ids = (*prompt, *range(next_id, next_id + num_own))
-        next_id += num_own
-        num_input_tokens = len(ids) * 512 - rng.randint(0, 511)
-        arrivals.append(
-            Arrival(
-                at_s=round(at_ms, 3) / 1e3,
-                num_input_tokens=num_input_tokens,
-                num_output_tokens=max(1, int(rng.expovariate(1 / 128))),
-                hash_ids=ids,
-            )
-        )
-    return Workload(name="zipf", arrivals=tuple(arrivals))
 
 
 def figures(workload: Workload) -> PolicyReport:

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.simulate.arrivals import Arrival, Workload
@@ -34,10 +35,15 @@ class Generator(msgspec.Struct, frozen=True, kw_only=True):
         raise NotImplementedError
 
     def make(self, *, seed: int, block_tokens: int) -> Workload:
-        """The whole workload; equal seeds give equal ones."""
+        """The whole workload, its first request at 0; equal seeds give equal ones. Times are whole
+        microseconds, so that a trace file holds them exactly."""
         found = list(self.arrivals(Source(seed, block_tokens)))
         timed = sorted([a for a in found if not a.is_relative], key=lambda arrival: arrival.at_s)
-        followers = [arrival for arrival in found if arrival.is_relative]
+        first_s = timed[0].at_s
+        timed = [replace(arrival, at_s=round(arrival.at_s - first_s, 6)) for arrival in timed]
+        followers = [
+            replace(arrival, at_s=round(arrival.at_s, 6)) for arrival in found if arrival.is_relative
+        ]
         name = str(self.__struct_config__.tag)
         return Workload(name=name, arrivals=(*timed, *followers), block_tokens=block_tokens)
 
