@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from enum import Enum, auto
 from typing import Any, Protocol, cast
 from urllib.parse import unquote_to_bytes
@@ -28,6 +28,7 @@ from dynamo_sdk.errors import DynamoError
 
 from .errors import BodyTimeout, ErrorBody, ErrorObject
 from .exchange import BodyBudget, Exchange
+from .lazy_timer import LazyTimer
 from .limits import HttpLimits
 from .sse import encode_json
 
@@ -115,8 +116,8 @@ class Connection(asyncio.Protocol):
         self._is_reading = True
         self._is_closed = False
         self._expected: _Expected | None = None
-        self._read_timer = _Timer()
-        self._stall_timer = _Timer()
+        self._read_timer = LazyTimer()
+        self._stall_timer = LazyTimer()
         self._writable: asyncio.Future[None] | None = None  # while the client is slow to read
         self._body_framing: bytes | None = None
         self._is_replaying_head = False
@@ -385,44 +386,3 @@ def _body_framing(headers: dict[bytes, bytes]) -> bytes | None:
         return b"transfer-encoding: " + headers[b"transfer-encoding"]
     length = headers.get(b"content-length", b"0")
     return None if length == b"0" else b"content-length: " + length
-
-
-class _Timer:
-    """Calls back once, unless it is stopped before. Made to be moved with every request and to run out
-    almost never: the loop's own timer is only touched when it would run too late."""
-
-    __slots__ = ("_callback", "_due_s", "_handle")
-
-    def __init__(self) -> None:
-        self._handle: asyncio.TimerHandle | None = None
-        self._callback: Callable[[], None] | None = None
-        self._due_s = 0.0
-
-    def start(self, delay_s: float, callback: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        self._callback, self._due_s = callback, loop.time() + delay_s
-        if self._handle is not None:
-            if self._handle.when() <= self._due_s:
-                return
-            self._handle.cancel()
-        self._handle = loop.call_at(self._due_s, self._fire)
-
-    def stop(self) -> None:
-        self._callback = None
-
-    def close(self) -> None:
-        self.stop()
-        if self._handle is not None:
-            self._handle.cancel()
-
-    def _fire(self) -> None:
-        self._handle = None
-        callback = self._callback
-        if callback is None:
-            return
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._due_s:
-            self._handle = loop.call_at(self._due_s, self._fire)
-            return
-        self._callback = None
-        callback()
