@@ -14,6 +14,7 @@ COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#0891b2", "#be185d", "#4
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 34, 40
 _MAX_POINTS = 2000
+_LETTER_WIDTH = 6.5
 _AXIS_COLOUR, _GRID_COLOUR = "#6b7280", "#e5e7eb"
 
 Point = tuple[float, float]
@@ -116,17 +117,20 @@ def _colour(series: Iterable[str], name: str) -> str:
 
 
 def _legend(series: Iterable[str]) -> str:
-    """Needed only where there are several."""
+    """Below the frame; needed only where there are several. Names keep their ends, which differ."""
     names = list(series)
     if len(names) < 2:
         return ""
     parts: list[str] = []
+    room = (WIDTH - _LEFT - _RIGHT) / len(names)
+    num_letters = max(4, int(room / _LETTER_WIDTH) - 2)
     for number, name in enumerate(names):
-        y = _TOP + 6 + 14 * number
+        x, y = _LEFT + number * room, HEIGHT - 6
+        shown = name if len(name) <= num_letters else f"…{name[1 - num_letters :]}"
         parts.append(
-            f'<rect x="{_LEFT + 8}" y="{y - 7}" width="8" height="8" fill="{_colour(names, name)}"/>'
+            f'<rect x="{x:.1f}" y="{y - 8}" width="8" height="8" fill="{_colour(names, name)}"/>'
+            f'<text x="{x + 11:.1f}" y="{y}">{escape(shown)}</text>'
         )
-        parts.append(f'<text x="{_LEFT + 20}" y="{y}">{escape(name)}</text>')
     return "".join(parts)
 
 
