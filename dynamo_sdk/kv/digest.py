@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from dynamo_sdk.types.kv_events import (
     BlocksCleared,
+    BlocksMoved,
     BlocksRemoved,
     BlocksStored,
     EngineBlockHash,
     KVDigest,
     KVEvent,
+    MovedDigest,
     RemovedDigest,
     StoredDigest,
 )
@@ -39,6 +41,8 @@ def digest(event: KVEvent) -> KVDigest:
             )
         case BlocksRemoved():
             return RemovedDigest(names=_pack_names(event.block_hashes), tier=event.tier)
+        case BlocksMoved():
+            return MovedDigest(names=_pack_names(event.block_hashes), tier=event.tier, to_tier=event.to_tier)
         case BlocksCleared():
             return event
 

@@ -34,6 +34,7 @@ from dynamo_sdk.types.kv_events import (
     KVDigest,
     KVEvent,
     KVTier,
+    MovedDigest,
     RemovedDigest,
     StoredDigest,
 )
@@ -83,6 +84,8 @@ class PrefixIndex:
             return self.store(seat, event.parent, event.names, event.hashes, event.tier)
         if isinstance(event, RemovedDigest):
             return self.remove(seat, event.names, event.tier)
+        if isinstance(event, MovedDigest):
+            return self.move(seat, event.names, event.tier, event.to_tier)
         if isinstance(event, BlocksCleared):
             self.clear(seat)
             return True
@@ -130,6 +133,22 @@ class PrefixIndex:
             count = _num_backwards(words, at, run.names_of(holder), offset)
             self._tree.release(holder, run, ((1 << count) - 1) << (offset + 1 - count))
             at += count
+        self._num_unknown += num_unknown
+        return not num_unknown
+
+    def move(self, seat: int, names: bytes, tier: KVTier, to_tier: KVTier) -> bool:
+        """``seat`` has moved blocks from ``tier`` to ``to_tier``. False = it did not hold all of them."""
+        source = self._of_seat.get(seat, {}).get(tier)
+        num_unknown = 0
+        for name in unpack_words(names):
+            place = None if source is None else source.find(name)
+            if place is None or source is None:
+                num_unknown += 1
+            elif tier is not to_tier:
+                run, offset = place
+                key = memoryview(run.keys[offset : offset + 1])
+                self._tree.put(self._holder(seat, to_tier), run, offset, key, array("Q", [name]))
+                self._tree.release(source, run, 1 << offset)
         self._num_unknown += num_unknown
         return not num_unknown
 

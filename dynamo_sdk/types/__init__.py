@@ -2,6 +2,7 @@
 
 from .kv_events import (
     BlocksCleared,
+    BlocksMoved,
     BlocksRemoved,
     BlocksStored,
     KVDigest,
@@ -9,6 +10,7 @@ from .kv_events import (
     KVEvent,
     KVEventBatch,
     KVTier,
+    MovedDigest,
     RemovedDigest,
     StoredDigest,
 )
@@ -23,6 +25,7 @@ from .workers import WorkerId, WorkerRecord
 __all__ = [
     "NO_TOKENS",
     "BlocksCleared",
+    "BlocksMoved",
     "BlocksRemoved",
     "BlocksStored",
     "EmbedOutput",
@@ -42,6 +45,7 @@ __all__ = [
     "LoadSnapshot",
     "ModelRecord",
     "ModelSpec",
+    "MovedDigest",
     "PackedTokens",
     "RemovedDigest",
     "Role",

@@ -35,11 +35,19 @@ class BlocksRemoved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     tier: KVTier = KVTier.DEVICE
 
 
+class BlocksMoved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="moved"):
+    """Blocks that were in ``tier`` are in ``to_tier`` now, and no longer where they were."""
+
+    block_hashes: tuple[EngineBlockHash, ...]
+    tier: KVTier
+    to_tier: KVTier
+
+
 class BlocksCleared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="cleared"):
     """The whole prefix cache of this rank is gone."""
 
 
-KVEvent = BlocksStored | BlocksRemoved | BlocksCleared
+KVEvent = BlocksStored | BlocksRemoved | BlocksMoved | BlocksCleared
 
 
 class StoredDigest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="stored"):
@@ -62,7 +70,15 @@ class RemovedDigest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     tier: KVTier = KVTier.DEVICE
 
 
-KVDigest = StoredDigest | RemovedDigest | BlocksCleared
+class MovedDigest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="moved"):
+    """``names`` as in ``StoredDigest``."""
+
+    names: bytes
+    tier: KVTier
+    to_tier: KVTier
+
+
+KVDigest = StoredDigest | RemovedDigest | MovedDigest | BlocksCleared
 
 
 class KVEventBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

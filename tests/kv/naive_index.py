@@ -35,6 +35,15 @@ class NaiveIndex:
         for name in names:
             self.names.get((seat, tier), {}).pop(name, None)
 
+    def move(self, seat: int, names: Sequence[int], tier: KVTier, to_tier: KVTier) -> None:
+        for name in names:
+            prefix = self.names.get((seat, tier), {}).pop(name, None)
+            if prefix is not None:
+                held = self.names.setdefault((seat, to_tier), {})
+                for old in [old for old, known in held.items() if known == prefix]:
+                    del held[old]
+                held[name] = prefix
+
     def clear(self, seat: int) -> None:
         for tier in KVTier:
             self.names.pop((seat, tier), None)

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from dynamo_sdk.kv import PrefixIndex
 from dynamo_sdk.kv.prefix_keys import extend_keys, pack_words
-from dynamo_sdk.types import BlocksCleared, KVTier, RemovedDigest, StoredDigest
+from dynamo_sdk.types import BlocksCleared, KVTier, MovedDigest, RemovedDigest, StoredDigest
 
 from .naive_index import NaiveIndex, Prefix
 
@@ -97,6 +97,17 @@ class IndexAgainstNaive(RuleBasedStateMachine):
             names.insert(len(names) // 2, 77)
         self.naive.remove(seat, names, tier)
         self.index.apply(seat, RemovedDigest(names=pack_words(names), tier=tier))
+
+    @precondition(lambda self: self.naive.names)
+    @rule(data=st.data(), to_tier=TIERS)
+    def move(self, data: st.DataObject, to_tier: KVTier) -> None:
+        seat, tier = data.draw(st.sampled_from(sorted(self.naive.names)))
+        held = sorted(self.naive.names[seat, tier])
+        if not held:
+            return
+        names = data.draw(st.lists(st.sampled_from(held), min_size=1, max_size=4, unique=True))
+        self.naive.move(seat, names, tier, to_tier)
+        assert self.index.apply(seat, MovedDigest(names=pack_words(names), tier=tier, to_tier=to_tier))
 
     @rule(seat=SEATS)
     def clear(self, seat: int) -> None:
