@@ -16,23 +16,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from dynamo_sdk.interfaces import Candidate, Freed, Overlap, PrefillDone, Routed, RouterFact
 from dynamo_sdk.interfaces.router import NO_OVERLAP
-from dynamo_sdk.types import LoadSnapshot, WorkerId
+from dynamo_sdk.kv import DecisionIndex, PrefixKeys, deepest
+from dynamo_sdk.types import LoadSnapshot, Role, WorkerId
 
-from .rates import PRIOR_DECODE_S_PER_TOKEN, Average, PrefillModel, Slowness
+from .seats import Finished, Flight, Predictions, Seat, SeatPool, note_step, set_rates, take_report
 
 RECENT_REQUESTS = 64
 """Of each worker of the pool, on average: as many requests later, work that it was given is forgotten, all
 but a third. Not after some time: the slowest traffic must be remembered too."""
 
 _SAME_STEP_S = 1e-3
-_OTHERS_SMOOTHING_S = 1.0
 _REFRESH_INTERVAL = 16
 _EARLY = 64
+
+
+RECENT_DECISION_TTL_S = 5.0
+"""Until then a worker's KV events say what became of a decision; what is sent there now counts as held."""
+
+DECISION_TTL_S = 120.0
+"""Where no KV events come, what was sent to a worker counts as held for so long."""
 
 
 class OverlapIndex(Protocol):
@@ -43,64 +49,18 @@ class OverlapIndex(Protocol):
     def drop(self, seat: int) -> None: ...
 
 
-@dataclass(slots=True)
-class _Pool:
-    """What the seats of one pool have in common."""
-
-    prefill: PrefillModel = field(default_factory=PrefillModel)
-    prefill_s: Average = field(default_factory=lambda: Average(0.1, 64))  # of one observation
-    decode_s_per_token: Average = field(default_factory=lambda: Average(PRIOR_DECODE_S_PER_TOKEN, 64))
-    decode_s_per_request: Average = field(default_factory=lambda: Average(128 * PRIOR_DECODE_S_PER_TOKEN, 64))
-    output_tokens: Average = field(default_factory=lambda: Average(128.0, 256))
-    num_routed: int = 0
-    seats: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Flight:
-    """One of our requests on a seat. ``prefill_tokens``: not cached; counted until the first token."""
-
-    num_tokens: int
-    prefill_tokens: int
-    num_blocks: int
-    routed_s: float
-    first_token_s: float | None = None
-
-
-@dataclass(slots=True)
-class _Finished:
-    """First tokens of one engine step: they came together and are one observation."""
-
-    num_requests: int
-    num_tokens: int
-    num_active_tokens: int
-    seconds: float
-    at_s: float
-
-
-@dataclass(slots=True)
-class _Seat:
-    number: int
-    block_size: int
-    pool: _Pool
-    candidate: Candidate
-    flights: dict[str, _Flight] = field(default_factory=dict)
-    waiting: dict[str, _Flight] = field(default_factory=dict)  # without a token, oldest first
-    finished: _Finished | None = None
-    is_prefilling: bool = False
-    slowness: Slowness = field(default_factory=Slowness)
-    decode_s_per_token: Average = field(default_factory=lambda: Average(0.0, 32))
-    others: float | None = None  # requests that are not ours, signed and smoothed
-
-
 class CandidateBook:
     """Not thread-safe. Bounded by the workers that are there and the requests that are under way."""
 
-    def __init__(self, index: OverlapIndex | None = None) -> None:
+    def __init__(self, index: OverlapIndex | None = None, *, remembers_decisions: bool = False) -> None:
+        """``remembers_decisions``: count what was sent to a worker as held there, for seconds where KV events
+        come and for minutes where none do."""
         self._index = index
-        self._pools: dict[Hashable, _Pool] = {}
-        self._workers: dict[WorkerId, tuple[_Seat, ...]] = {}
-        self._seats: dict[int, _Seat] = {}
+        self._recent = DecisionIndex(RECENT_DECISION_TTL_S) if remembers_decisions else None
+        self._approximate = DecisionIndex(DECISION_TTL_S) if remembers_decisions else None
+        self._pools: dict[Hashable, SeatPool] = {}
+        self._workers: dict[WorkerId, tuple[Seat, ...]] = {}
+        self._seats: dict[int, Seat] = {}
         self._free_numbers: list[int] = []
         self._matched: list[Candidate] = []
 
@@ -118,7 +78,7 @@ class CandidateBook:
         """A worker has come; returns its seats, by rank. Workers of a ``pool`` do the same work, so what is
         measured of one is a first guess of the next. One that is there already keeps its seats."""
         if worker_id not in self._workers:
-            shared = self._pools.setdefault(pool, _Pool())
+            shared = self._pools.setdefault(pool, SeatPool())
             candidates = [
                 Candidate(worker_id=worker_id, dp_rank=rank, num_blocks=num_blocks) for rank in range(dp_size)
             ]
@@ -133,8 +93,9 @@ class CandidateBook:
             del self._seats[seat.number]
             seat.pool.seats.discard(seat.number)
             self._free_numbers.append(seat.number)
-            if self._index is not None:
-                self._index.drop(seat.number)
+            for index in (self._index, self._recent, self._approximate):
+                if index is not None:
+                    index.drop(seat.number)
         self._pools = {key: pool for key, pool in self._pools.items() if pool.seats}
 
     def seats(self, worker_id: WorkerId) -> tuple[int, ...]:
@@ -152,14 +113,18 @@ class CandidateBook:
         worker is there, so the list can be kept as long as the fleet does not change."""
         return [seat.candidate for worker_id in workers for seat in self._workers.get(worker_id, ())]
 
-    def look_up(self, keys: Sequence[int]) -> None:
+    def look_up(self, keys: Sequence[int], now_s: float = 0.0) -> None:
         """Set every candidate's ``overlap`` to what it holds of the prompt with these block keys."""
         for candidate in self._matched:
             candidate.overlap = NO_OVERLAP
         self._matched.clear()
-        if self._index is None or not keys:
+        if not len(keys):
             return
-        for number, overlap in self._index.match(keys).items():
+        found = self._index.match(keys) if self._index is not None else {}
+        for decisions in (self._recent, self._approximate):
+            if decisions is not None:
+                found = deepest(dict(found), decisions.match(keys, now_s))
+        for number, overlap in found.items():
             if (seat := self._seats.get(number)) is not None:
                 seat.candidate.overlap = overlap
                 self._matched.append(seat.candidate)
@@ -170,13 +135,29 @@ class CandidateBook:
 
     # -- what is heard
 
+    def sent(self, candidate: Candidate, keys: PrefixKeys, now_s: float) -> None:
+        """The prompt with these block keys goes to ``candidate``."""
+        seat = self._workers[candidate.worker_id][candidate.dp_rank]
+        if self._recent is not None and self._approximate is not None:
+            (self._recent if seat.has_events else self._approximate).record(seat.number, keys, now_s)
+
+    def hears_events(self, worker_id: WorkerId, has_events: bool) -> None:
+        """Whether the worker's KV events arrive, complete so far; until it is said, they do not."""
+        for seat in self._workers.get(worker_id, ()):
+            seat.has_events = has_events
+
+    def predictions(self, pool: Hashable) -> Predictions:
+        """How well cached tokens were predicted, since the pool is there."""
+        found = self._pools.get(pool)
+        return Predictions(0, 0, 0) if found is None else found.predictions
+
     def reported(
         self, worker_id: WorkerId, load: LoadSnapshot, now_s: float, dp_rank: int | None = None
     ) -> None:
         """The worker (None: all its ranks alike) says how busy it is."""
         for seat in self._workers.get(worker_id, ()):
             if dp_rank is None or dp_rank == seat.candidate.dp_rank:
-                _take_report(seat, load, now_s)
+                take_report(seat, load, now_s)
 
     def silent(self, worker_id: WorkerId) -> None:
         """No reports come any more: old ones are worse than none."""
@@ -190,12 +171,7 @@ class CandidateBook:
         seats = self._workers.get(worker_id)
         if seats is None:
             return
-        seat = seats[dp_rank]
-        candidate = seat.candidate
-        candidate.step_at_s = now_s
-        if seat.waiting and not seat.is_prefilling:
-            seat.is_prefilling = True
-            candidate.prefill_since_s = now_s
+        note_step(seats[dp_rank], now_s)
 
     def observe(self, fact: RouterFact, now_s: float) -> None:
         """One of our requests went somewhere, got its first token there, or ended. Facts about workers that
@@ -211,25 +187,30 @@ class CandidateBook:
             if flight is not None:
                 if isinstance(fact, PrefillDone):
                     self._prefill_done(seat, fact.request_id, flight, now_s)
+                    note_step(seat, now_s)
                 else:
                     self._freed(seat, fact, flight, now_s)
+                    if fact.num_output_tokens and not fact.is_failure:
+                        note_step(seat, now_s)
 
     # -- inside
 
-    def _sit_down(self, candidate: Candidate, pool: _Pool, block_size: int) -> _Seat:
+    def _sit_down(self, candidate: Candidate, pool: SeatPool, block_size: int) -> Seat:
         number = self._free_numbers.pop() if self._free_numbers else len(self._seats)
-        seat = self._seats[number] = _Seat(number, block_size, pool, candidate)
+        seat = self._seats[number] = Seat(number, block_size, pool, candidate)
         pool.seats.add(number)
-        _set_rates(seat, 0.0)
+        set_rates(seat, 0.0)
         return seat
 
-    def _routed(self, seat: _Seat, fact: Routed, now_s: float) -> None:
+    def _routed(self, seat: Seat, fact: Routed, now_s: float) -> None:
         if fact.request_id in seat.flights:
             return
         num_prefill_tokens = max(1, fact.num_tokens - fact.num_cached_tokens)
         num_new_tokens = num_prefill_tokens + seat.pool.output_tokens.value
         num_blocks = math.ceil(num_new_tokens / seat.block_size)
-        flight = _Flight(fact.num_tokens, num_prefill_tokens, num_blocks, now_s)
+        flight = Flight(
+            fact.num_tokens, num_prefill_tokens, num_blocks, now_s, fact.role, fact.num_cached_tokens
+        )
         candidate = seat.candidate
         seconds = seat.pool.prefill.seconds(1, num_prefill_tokens, 0)
         candidate.recent_prefill_s += seconds
@@ -245,7 +226,7 @@ class CandidateBook:
             candidate.prefill_since_s = now_s
             seat.is_prefilling = candidate.num_active_requests == 1
 
-    def _forget(self, pool: _Pool) -> None:
+    def _forget(self, pool: SeatPool) -> None:
         """A little of the recent work, each time that every seat may have had a request."""
         pool.num_routed += 1
         if pool.num_routed >= len(pool.seats):
@@ -253,7 +234,7 @@ class CandidateBook:
             for number in pool.seats:
                 self._seats[number].candidate.recent_prefill_s *= 1 - 1 / RECENT_REQUESTS
 
-    def _prefill_done(self, seat: _Seat, request_id: str, flight: _Flight, now_s: float) -> None:
+    def _prefill_done(self, seat: Seat, request_id: str, flight: Flight, now_s: float) -> None:
         if flight.first_token_s is not None:
             return
         flight.first_token_s = now_s
@@ -268,11 +249,11 @@ class CandidateBook:
         if (seconds := now_s - since_s) < _SAME_STEP_S:
             seconds = now_s - flight.routed_s  # the line moved in this very step
         num_active_tokens = seat.candidate.num_active_tokens - flight.num_tokens
-        seat.finished = _Finished(1, flight.prefill_tokens, num_active_tokens, seconds, now_s)
+        seat.finished = Finished(1, flight.prefill_tokens, num_active_tokens, seconds, now_s)
         if finished is not None:
             self._learn_prefill(seat, finished, now_s)
 
-    def _learn_prefill(self, seat: _Seat, finished: _Finished, now_s: float) -> None:
+    def _learn_prefill(self, seat: Seat, finished: Finished, now_s: float) -> None:
         pool = seat.pool
         work = (finished.num_requests, finished.num_tokens, finished.num_active_tokens)
         seat.slowness.observe(finished.seconds, pool.prefill.seconds(*work), now_s)
@@ -281,13 +262,18 @@ class CandidateBook:
         num_observations = pool.prefill.num_observations
         if num_observations < _EARLY or num_observations % _REFRESH_INTERVAL == 0:
             for number in pool.seats:
-                _set_rates(self._seats[number], now_s)
+                set_rates(self._seats[number], now_s)
         else:
-            _set_rates(seat, now_s)
+            set_rates(seat, now_s)
 
-    def _freed(self, seat: _Seat, fact: Freed, flight: _Flight, now_s: float) -> None:
+    def _freed(self, seat: Seat, fact: Freed, flight: Flight, now_s: float) -> None:
         candidate = seat.candidate
         del seat.flights[fact.request_id]
+        if fact.num_cached_tokens is not None and flight.role is not Role.DECODE:
+            predictions = seat.pool.predictions
+            predictions.num_requests += 1
+            predictions.num_predicted_tokens += flight.num_cached_tokens
+            predictions.num_actual_tokens += fact.num_cached_tokens
         candidate.num_active_requests -= 1
         candidate.num_active_blocks -= flight.num_blocks
         candidate.num_active_tokens -= flight.num_tokens
@@ -303,7 +289,7 @@ class CandidateBook:
             candidate.decode_s_per_token = seat.decode_s_per_token.value
 
     def _stop_waiting(
-        self, seat: _Seat, request_id: str, flight: _Flight, now_s: float, *, is_progress: bool
+        self, seat: Seat, request_id: str, flight: Flight, now_s: float, *, is_progress: bool
     ) -> None:
         """The request has its first token, or will not get one. Engines work in the order of arrival: the
         time until the next first token counts from the last one, or from the end of the first in line."""
@@ -338,30 +324,3 @@ class CandidateBook:
             first = next(iter(waiting.values()), None)
             assert candidate.first_prefill_tokens == (first.prefill_tokens if first else 0)
             assert (candidate.prefill_since_s is None) is (first is None)
-
-
-def _take_report(seat: _Seat, load: LoadSnapshot, now_s: float) -> None:
-    """A report counts our own requests too, some of them a little late; hence the difference, smoothed."""
-    candidate = seat.candidate
-    difference = load.num_running + load.num_waiting - candidate.num_active_requests
-    last_s = candidate.load_at_s
-    if seat.others is None or last_s is None:
-        seat.others = float(difference)
-    else:
-        weight = 1 - math.exp(-max(0.0, now_s - last_s) / _OTHERS_SMOOTHING_S)
-        seat.others += weight * (difference - seat.others)
-    candidate.load, candidate.load_at_s = load, now_s
-    candidate.num_other_requests = max(0, round(seat.others))
-    foreign_tokens = load.num_waiting_tokens - candidate.num_prefill_tokens
-    candidate.num_other_prefill_tokens = max(0, foreign_tokens) if candidate.num_other_requests else 0
-
-
-def _set_rates(seat: _Seat, now_s: float) -> None:
-    pool, candidate = seat.pool, seat.candidate
-    factor = seat.slowness.factor(Slowness.PRIOR_OBSERVATIONS * pool.prefill_s.value, now_s)
-    candidate.prefill_s_per_request = factor * pool.prefill.s_per_request
-    candidate.prefill_s_per_token = factor * pool.prefill.s_per_token
-    candidate.prefill_s_per_active_token = factor * pool.prefill.s_per_active_token
-    candidate.decode_s_per_request = pool.decode_s_per_request.value
-    if not candidate.decode_s_per_token:
-        candidate.decode_s_per_token = pool.decode_s_per_token.value

@@ -7,10 +7,21 @@ from random import Random
 
 from dynamo_sdk.errors import DynamoError, EngineFailed, Unavailable
 from dynamo_sdk.flow import Action, RequestFlow, Route
-from dynamo_sdk.interfaces import Router, RouterFact, RoutingContext, RoutingRequest
+from dynamo_sdk.interfaces import (
+    Candidate,
+    Router,
+    RouterFact,
+    RoutingContext,
+    RoutingDecision,
+    RoutingRequest,
+)
+from dynamo_sdk.kv import PrefixKeys, prefix_keys
+from dynamo_sdk.routing.explanation import explain
 from dynamo_sdk.runtime.clock import Clock
+from dynamo_sdk.types import GenerateRequest, WorkerId
 
-from .pools import Pools
+from .openai.backend import NO_HINTS, RoutingHints
+from .pools import Pool, Pools
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +34,9 @@ class Chooser:
         self._clock = clock
         self._rng = rng
 
-    def choose(self, flow: RequestFlow, model: str, router: Router, ask: Route) -> list[Action]:
+    def choose(
+        self, flow: RequestFlow, model: str, router: Router, ask: Route, hints: RoutingHints = NO_HINTS
+    ) -> list[Action]:
         """A worker of the pool for the request; report it to the flow."""
         pool = self._pools.pool(model, ask.pool)
         candidates = pool.candidates
@@ -32,21 +45,16 @@ class Chooser:
         if not candidates:
             nobody = Unavailable(f"no {ask.pool} worker of model {model!r} can take the request now")
             return flow.not_routed(ask.pool, nobody)
-        request = flow.request
         now_s = self._clock.now_s()
+        keys = _keys(flow.request, pool) if router.uses_overlap else None
+        if keys is not None:
+            self._pools.book.look_up(keys, now_s)
+        request = _routing_request(flow.request, ask, pool, hints, keys)
         try:
             decision = router.select(
-                RoutingRequest(
-                    request_id=request.request_id,
-                    model=request.model,
-                    role=ask.pool,
-                    num_tokens=ask.num_tokens,
-                    block_size=pool.block_size,
-                    max_output_tokens=request.sampling.max_tokens,
-                    priority=request.priority,
-                ),
+                request,
                 candidates,
-                RoutingContext(now_s=now_s, rng=self._rng),
+                RoutingContext(now_s=now_s, rng=self._rng, is_explaining=hints.explanations is not None),
             )
         except DynamoError as error:
             return flow.not_routed(ask.pool, error)
@@ -59,7 +67,13 @@ class Chooser:
         if chosen is None or chosen.worker_id in ask.excluded:
             stray = EngineFailed(f"the router chose {decision.worker_id!r}, which was not a candidate")
             return flow.not_routed(ask.pool, stray)
-        return flow.routed(ask.pool, chosen, now_s, decision.dp_rank if chosen.dp_size > 1 else None)
+        if hints.explanations is not None:
+            hints.explanations.append(explain(request, candidates, decision, ask.excluded, now_s))
+        num_cached_tokens = 0
+        if keys is not None:
+            num_cached_tokens = self._expect(pool, candidates, decision, request, keys, now_s)
+        dp_rank = decision.dp_rank if chosen.dp_size > 1 else None
+        return flow.routed(ask.pool, chosen, now_s, dp_rank, num_cached_tokens)
 
     def observe(self, model: str, router: Router, fact: RouterFact) -> None:
         """Let book and router learn a fact."""
@@ -69,3 +83,46 @@ class Chooser:
             router.observe(fact, now_s)
         except Exception:  # the request does not depend on what it learns
             logger.exception("router of model %s failed to learn", model)
+
+    def _expect(
+        self,
+        pool: Pool,
+        candidates: list[Candidate],
+        decision: RoutingDecision,
+        request: RoutingRequest,
+        keys: PrefixKeys,
+        now_s: float,
+    ) -> int:
+        """How many tokens should be cached where it goes; from now on all of it counts as held there."""
+        book = self._pools.book
+        for candidate in candidates:
+            if candidate.worker_id == decision.worker_id and candidate.dp_rank == decision.dp_rank:
+                book.sent(candidate, keys, now_s)
+                return book.cached_tokens(candidate, request.num_tokens, pool.block_size)
+        return 0
+
+
+def _keys(request: GenerateRequest, pool: Pool) -> PrefixKeys | None:
+    """Of everything whose KV the worker needs; None where no block size is known."""
+    if pool.block_size is None:
+        return None
+    tokens = request.prompt + request.generated if request.generated else request.prompt
+    return prefix_keys(tokens, pool.block_size, lora=request.lora, cache_salt=request.cache_salt)
+
+
+def _routing_request(
+    request: GenerateRequest, ask: Route, pool: Pool, hints: RoutingHints, keys: PrefixKeys | None
+) -> RoutingRequest:
+    return RoutingRequest(
+        request_id=request.request_id,
+        model=request.model,
+        role=ask.pool,
+        num_tokens=ask.num_tokens,
+        block_size=pool.block_size,
+        max_output_tokens=request.sampling.max_tokens,
+        block_keys=() if keys is None else keys,
+        priority=request.priority,
+        session=hints.session,
+        tenant=hints.tenant,
+        worker_id=None if hints.worker is None else WorkerId(hints.worker),
+    )

@@ -35,7 +35,7 @@ from dynamo_sdk.types import GenerateChunk, GenerateRequest, Role, WorkerRecord
 
 from .choosing import Chooser
 from .legs import Legs
-from .openai.backend import BackendCall, ChunkSink
+from .openai.backend import NO_HINTS, BackendCall, ChunkSink, RoutingHints
 from .pools import Pools
 
 logger = logging.getLogger(__name__)
@@ -73,10 +73,15 @@ class Dispatcher:
         self._background = Background()
 
     def start(
-        self, request: GenerateRequest, route: ModelRoute, deadline_s: float, sink: ChunkSink
+        self,
+        request: GenerateRequest,
+        route: ModelRoute,
+        deadline_s: float,
+        sink: ChunkSink,
+        hints: RoutingHints = NO_HINTS,
     ) -> DispatchedCall:
         """Give ``sink`` the request's chunks, whatever it takes until ``deadline_s`` of the clock."""
-        call = DispatchedCall(self, request, route, deadline_s, sink, self._clock, self._limits)
+        call = DispatchedCall(self, request, route, deadline_s, sink, hints, self._clock, self._limits)
         call.start()
         return call
 
@@ -108,9 +113,9 @@ class Dispatcher:
         wait_s = min(self._limits.wait_for_worker_s, deadline_s - self._clock.now_s())
         await self._pools.wait_for_worker(lambda: bool(self.eligible(route, ask)), wait_s)
 
-    def choose(self, flow: RequestFlow, route: ModelRoute, ask: Route) -> list[Action]:
+    def choose(self, flow: RequestFlow, route: ModelRoute, ask: Route, hints: RoutingHints) -> list[Action]:
         """Ask the pool's router; report what came of it."""
-        return self._chooser.choose(flow, route.name, route.routers[ask.pool], ask)
+        return self._chooser.choose(flow, route.name, route.routers[ask.pool], ask, hints)
 
     async def release(self, worker_id: str, request_id: str) -> None:
         """Tell a prefill worker that nobody will fetch what it holds. Best effort."""
@@ -138,6 +143,7 @@ class DispatchedCall(BackendCall):
         route: ModelRoute,
         deadline_s: float,
         sink: ChunkSink,
+        hints: RoutingHints,
         clock: Clock,
         limits: DispatchLimits,
     ) -> None:
@@ -145,6 +151,7 @@ class DispatchedCall(BackendCall):
         self._route = route
         self._deadline_s = deadline_s
         self._sink = sink
+        self._hints = hints
         self._flow = RequestFlow(request, route.config)
         self._legs = Legs(clock, limits.stall_timeout_s)
         self._waiting: asyncio.Task[None] | None = None
@@ -199,7 +206,7 @@ class DispatchedCall(BackendCall):
                     if action.can_wait and not self._dispatcher.eligible(self._route, action):
                         self._waiting = asyncio.get_running_loop().create_task(self._wait(action))
                     else:
-                        self._carry_out(self._dispatcher.choose(self._flow, self._route, action))
+                        self._carry_out(self._dispatcher.choose(self._flow, self._route, action, self._hints))
                 case Migrated(error, num_kept_tokens):
                     logger.warning(
                         "request %s starts again, %d tokens kept: %s",
@@ -218,7 +225,7 @@ class DispatchedCall(BackendCall):
         await self._dispatcher.wait_for_worker(self._route, ask, self._deadline_s)
         self._waiting = None
         try:
-            self._carry_out(self._dispatcher.choose(self._flow, self._route, ask))
+            self._carry_out(self._dispatcher.choose(self._flow, self._route, ask, self._hints))
         except Exception as error:
             self._fail(error)
 

@@ -45,8 +45,6 @@ class FleetBackend(Backend):
         self._worker_id = context.record.worker_id
         self._peers = context.peers
         clients = {client.service: client for client in context.edges.values()}
-        self._pools = Pools(context.fleet, clients, context.clock)
-        self._dispatcher = Dispatcher(self._pools, context.clock, limits)
         self._records: dict[str, tuple[list[WorkerRecord], ModelRecord | None]] = {}  # with the pool asked
         self._planned = _planned_roles(context.plan, set(clients))
         self._routes = {
@@ -62,6 +60,11 @@ class FleetBackend(Backend):
             for model in context.plan.models
             if model.spec.name in self._planned
         }
+        has_overlaps = any(
+            router.uses_overlap for route in self._routes.values() for router in route.routers.values()
+        )
+        self._pools = Pools(context.fleet, clients, context.clock, has_overlaps=has_overlaps)
+        self._dispatcher = Dispatcher(self._pools, context.clock, limits)
 
     def _connector(self, context: ServiceContext, model: str, name: str | None) -> KVConnector | None:
         if Role.PREFILL not in self._planned[model] or name is None:
@@ -103,7 +106,9 @@ class FleetBackend(Backend):
 
     def generate(self, request: GenerateRequest, sink: ChunkSink, *, options: GenerateOptions) -> BackendCall:
         route = self._route(request.model)
-        return self._dispatcher.start(request, route, self._clock.now_s() + options.deadline_s, sink)
+        return self._dispatcher.start(
+            request, route, self._clock.now_s() + options.deadline_s, sink, options.hints
+        )
 
     async def embed(self, request: EmbedRequest, *, options: GenerateOptions) -> EmbedOutput:
         route = self._route(request.model)

@@ -9,21 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from dynamo_sdk.errors import DynamoError
 from dynamo_sdk.interfaces import Candidate, Fleet, RouterFact
+from dynamo_sdk.kv import PrefixIndex
 from dynamo_sdk.routing import CandidateBook
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.runtime.edges import ServiceClient
 from dynamo_sdk.runtime.fleet import FleetView
 from dynamo_sdk.types import Role, WorkerId, WorkerRecord
 
+from .kv_feed import KVFeed
+
 logger = logging.getLogger(__name__)
 
 FEED_RETRY_S = 1.0
+EVENTS_CHECK_S = 1.0
+EVENTS_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +43,25 @@ class Pool:
 
 
 class Pools:
-    """The workers behind a frontend's engine edges. ``clients``: service name -> client."""
+    """The workers behind a frontend's engine edges. ``clients``: service name -> client. ``has_overlaps``:
+    some router looks at what workers hold, so their KV events are followed."""
 
-    def __init__(self, fleet: FleetView, clients: dict[str, ServiceClient], clock: Clock) -> None:
+    def __init__(
+        self,
+        fleet: FleetView,
+        clients: dict[str, ServiceClient],
+        clock: Clock,
+        *,
+        has_overlaps: bool = False,
+    ) -> None:
         self._fleet = fleet
         self._clients = clients
         self._clock = clock
-        self.book = CandidateBook()
+        self.events = KVFeed(PrefixIndex(), clock) if has_overlaps else None
+        self.book = CandidateBook(
+            self.events.index if self.events is not None else None, remembers_decisions=has_overlaps
+        )
+        self._event_watch: asyncio.Task[None] | None = None
         self._pools: dict[tuple[str, Role], Pool] = {}  # until the fleet changes
         self._feeds: dict[WorkerId, asyncio.Task[None]] = {}
         self._unsubscribe = fleet.subscribe(self._on_change)
@@ -107,6 +125,10 @@ class Pools:
     async def close(self) -> None:
         self._unsubscribe()
         feeds, self._feeds = list(self._feeds.values()), {}
+        if self._event_watch is not None:
+            feeds.append(self._event_watch)
+        if self.events is not None:
+            await self.events.close()
         for feed in feeds:
             feed.cancel()
         if feeds:
@@ -115,6 +137,8 @@ class Pools:
     def _on_change(self, fleet: Fleet) -> None:
         self._pools.clear()
         for worker_id in [known for known in self.book.workers if known not in fleet]:
+            if self.events is not None:
+                self.events.unfollow(worker_id)
             self.book.leave(worker_id)
         self._follow_feeds(fleet)
 
@@ -134,6 +158,8 @@ class Pools:
         for record in fleet.values():
             if record.is_ready and record.service in self._clients and record.worker_id not in self._feeds:
                 self._join(record)
+                if self.events is not None:
+                    self._follow_events(self.events, record)
                 self._feeds[record.worker_id] = asyncio.get_running_loop().create_task(
                     self._read_loads(record)
                 )
@@ -148,6 +174,32 @@ class Pools:
                         self.book.reported(record.worker_id, load, self._clock.now_s())
             self.book.silent(record.worker_id)
             await self._clock.sleep(FEED_RETRY_S)
+
+    def _follow_events(self, events: KVFeed, record: WorkerRecord) -> None:
+        client = self._clients[record.service]
+        events.follow(record.worker_id, client, self.book.seats(record.worker_id))
+        if self._event_watch is None:
+            self._event_watch = asyncio.get_running_loop().create_task(self._watch_events(events))
+
+    async def _watch_events(self, events: KVFeed) -> None:
+        """Tell the book whose events arrive; say once of each worker that it gives none."""
+        silent_since_s: dict[WorkerId, float] = {}
+        while True:
+            now_s, statistics = self._clock.now_s(), events.statistics()
+            for worker_id, feed in statistics.items():
+                self.book.hears_events(worker_id, feed.is_live)
+                since_s = silent_since_s.setdefault(worker_id, now_s)
+                if feed.is_live:
+                    silent_since_s[worker_id] = math.inf
+                elif now_s - since_s >= EVENTS_GRACE_S:
+                    silent_since_s[worker_id] = math.inf
+                    logger.warning(
+                        "no KV events from %s for %.0f s: its cache is guessed from what was sent to it",
+                        worker_id, EVENTS_GRACE_S,
+                    )  # fmt: skip
+            for worker_id in [known for known in silent_since_s if known not in statistics]:
+                del silent_since_s[worker_id]
+            await self._clock.sleep(EVENTS_CHECK_S)
 
 
 def _block_size(worker: WorkerRecord, model: str) -> int | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from dynamo_sdk.routing.explanation import Explanation
+
 from .choice import Delta, ScoredToken
 from .exchange import Exchange, Headers
 from .generation import Generation
@@ -33,7 +35,8 @@ class UsageBody(msgspec.Struct, frozen=True):
 class Extras(msgspec.Struct, frozen=True, kw_only=True):
     """The key ``dynamo`` of an answer: what the request's ``dynamo`` asked for."""
 
-    ledger: Ledger | None
+    ledger: Ledger | msgspec.UnsetType | None = msgspec.UNSET
+    explain: tuple[Explanation, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(slots=True)
@@ -109,7 +112,13 @@ class Format(ABC):
     def extras(self) -> Extras | msgspec.UnsetType:
         """Our own part of the answer, once it is complete."""
         generation = self._generation
-        return Extras(ledger=generation.ledger) if generation.wants_ledger else msgspec.UNSET
+        explanations = generation.hints.explanations
+        if not generation.wants_ledger and explanations is None:
+            return msgspec.UNSET
+        return Extras(
+            ledger=generation.ledger if generation.wants_ledger else msgspec.UNSET,
+            explain=msgspec.UNSET if explanations is None else tuple(explanations),
+        )
 
     @abstractmethod
     def logprobs(self, part: Delta | Finished, index: int) -> msgspec.Struct:
@@ -139,7 +148,7 @@ async def send_streamed(
         elif content := b"".join(events):
             await exchange.send_events(content)
         events.clear()
-    if shows_usage or generation.wants_ledger:
+    if shows_usage or generation.has_extras:
         events.append(format.closing_event(usage_of(generation) if shows_usage else None))
     events.append(DONE)
     exchange.end_stream(b"".join(events), () if exchange.is_streaming else _first_stages(generation))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import msgspec
 
+from dynamo_sdk.routing.explanation import Explanation
 from dynamo_sdk.types import EmbedOutput, EmbedRequest, GenerateChunk, GenerateRequest, ModelRecord
 
 
@@ -20,10 +22,25 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingHints:
+    """What a client says about where its request should go. ``worker``: the id of one, for the router
+    ``direct``. ``explanations``: each decision about the request is explained in there, unless it is None."""
+
+    session: str | None = None
+    tenant: str | None = None
+    worker: str | None = None
+    explanations: list[Explanation] | None = None
+
+
+NO_HINTS = RoutingHints()
+
+
 class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to serve one request, beside what to generate. ``deadline_s``: seconds from now."""
 
     deadline_s: float
+    hints: RoutingHints = NO_HINTS
 
 
 class ChunkSink(ABC):

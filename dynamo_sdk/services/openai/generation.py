@@ -18,7 +18,7 @@ from dynamo_sdk.metrics import ModelMetrics
 from dynamo_sdk.preprocess import ModelPipeline
 from dynamo_sdk.types import GenerateChunk, GenerateRequest, LegTiming, ModelRecord, pack_tokens
 
-from .backend import Backend, BackendCall, ChunkSink, GenerateOptions
+from .backend import Backend, BackendCall, ChunkSink, GenerateOptions, RoutingHints
 from .choice import ChoiceStream
 from .inbox import DeltaInbox
 from .ledger import Ledger, settle
@@ -48,6 +48,7 @@ class Generation:
     tokenize_s: float
     model: str
     wants_ledger: bool
+    hints: RoutingHints
     prompts: Sequence[Sequence[int]]
     choices: list[Choice]
     pipeline: ModelPipeline
@@ -57,7 +58,7 @@ class Generation:
         for prompt in self.prompts:
             metrics.input_tokens.observe(len(prompt))
         inbox = DeltaInbox()
-        options = GenerateOptions(deadline_s=deadline_s)
+        options = GenerateOptions(deadline_s=deadline_s, hints=self.hints)
         try:
             for choice in self.choices:
                 run = _ChoiceRun(self, choice, inbox, metrics)
@@ -72,6 +73,11 @@ class Generation:
         """Of the choice that took the longest."""
         ended = [choice.ledger for choice in self.choices if choice.ledger is not None]
         return max(ended, key=lambda ledger: ledger.total_us, default=None)
+
+    @property
+    def has_extras(self) -> bool:
+        """Something was asked for beside the text."""
+        return self.wants_ledger or self.hints.explanations is not None
 
     def first_stages_us(self) -> tuple[int, int]:
         """What is known of the ledger when a stream begins: ``tokenize`` and ``route``."""
@@ -216,8 +222,17 @@ async def plan_generation(
         received_s=received_s,
         tokenize_s=tokenize_s,
         wants_ledger=extensions.ledger,
+        hints=_hints(extensions),
         model=record.name,
         prompts=prompts,
         choices=choices,
         pipeline=pipeline,
+    )
+
+
+def _hints(extensions: Extensions) -> RoutingHints:
+    return RoutingHints(
+        session=extensions.session,
+        worker=extensions.worker,
+        explanations=[] if extensions.explain else None,
     )
