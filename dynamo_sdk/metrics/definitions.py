@@ -97,6 +97,16 @@ FRONTEND_MIGRATIONS = _counter(
     "Requests moved to another worker: before their first token (new_request) or after (ongoing_request).",
     (*_MODEL, "migration_type"),
 )
+ROUTER_PREDICTED_CACHED_TOKENS = _counter(
+    "dynamo_router_predicted_cached_tokens_total",
+    "Prompt tokens that should have been cached where requests were sent, as the KV router had it.",
+    _MODEL,
+)
+ROUTER_ACTUAL_CACHED_TOKENS = _counter(
+    "dynamo_router_actual_cached_tokens_total",
+    "Prompt tokens of the same requests that engines found cached; the same number when all is well.",
+    _MODEL,
+)
 
 COMPONENT_REQUESTS = _counter(
     "dynamo_component_requests_total",
@@ -166,6 +176,8 @@ FRONTEND_METRICS = (
     FRONTEND_STAGE_DURATION,
     FRONTEND_CACHED_TOKENS,
     FRONTEND_MIGRATIONS,
+    ROUTER_PREDICTED_CACHED_TOKENS,
+    ROUTER_ACTUAL_CACHED_TOKENS,
 )
 COMPONENT_METRICS = (
     COMPONENT_REQUESTS,

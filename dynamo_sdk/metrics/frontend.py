@@ -56,6 +56,8 @@ class ModelMetrics:
             registry.histogram(d.FRONTEND_STAGE_DURATION, *labels, stage) for stage in LEDGER_STAGES
         ]
         self.cached_tokens = registry.histogram(d.FRONTEND_CACHED_TOKENS, *labels)
+        self.predicted_cached_tokens = registry.counter(d.ROUTER_PREDICTED_CACHED_TOKENS, *labels)
+        self.actual_cached_tokens = registry.counter(d.ROUTER_ACTUAL_CACHED_TOKENS, *labels)
         self._migrations_before = registry.counter(d.FRONTEND_MIGRATIONS, *labels, "new_request")
         self._migrations_after = registry.counter(d.FRONTEND_MIGRATIONS, *labels, "ongoing_request")
 

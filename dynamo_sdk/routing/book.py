@@ -103,6 +103,11 @@ class CandidateBook:
         return tuple(seat.number for seat in self._workers.get(worker_id, ()))
 
     @property
+    def pools(self) -> Collection[Hashable]:
+        """Those that have workers."""
+        return self._pools.keys()
+
+    @property
     def workers(self) -> Collection[WorkerId]:
         return self._workers.keys()
 

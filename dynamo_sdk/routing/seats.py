@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dynamo_sdk.interfaces import Candidate
 from dynamo_sdk.types import LoadSnapshot, Role
@@ -20,6 +20,25 @@ class Predictions:
     num_requests: int
     num_predicted_tokens: int
     num_actual_tokens: int
+
+    def copy(self) -> Predictions:
+        return replace(self)
+
+    def since(self, earlier: Predictions | None) -> Predictions:
+        """What came after ``earlier``; everything when the pool has begun anew."""
+        if earlier is None or earlier.num_requests > self.num_requests:
+            return self
+        return Predictions(
+            self.num_requests - earlier.num_requests,
+            self.num_predicted_tokens - earlier.num_predicted_tokens,
+            self.num_actual_tokens - earlier.num_actual_tokens,
+        )
+
+    @property
+    def error(self) -> float:
+        """The difference, as a share of the larger number."""
+        larger = max(self.num_predicted_tokens, self.num_actual_tokens)
+        return abs(self.num_predicted_tokens - self.num_actual_tokens) / larger if larger else 0.0
 
 
 @dataclass(slots=True)

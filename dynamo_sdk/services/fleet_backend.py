@@ -28,6 +28,7 @@ from dynamo_sdk.types.plan import DeploymentPlan
 
 from .dispatch import Dispatcher, DispatchLimits, ModelRoute
 from .openai.backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health, run_to_end
+from .overlap_watch import OverlapWatch
 from .pools import Pools
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,11 @@ class FleetBackend(Backend):
             router.uses_overlap for route in self._routes.values() for router in route.routers.values()
         )
         self._pools = Pools(context.fleet, clients, context.clock, has_overlaps=has_overlaps)
+        self._watch = (
+            OverlapWatch(self._pools.events, self._pools.book, context.clock, metrics)
+            if self._pools.events is not None
+            else None
+        )
         self._dispatcher = Dispatcher(self._pools, context.clock, limits)
 
     def _connector(self, context: ServiceContext, model: str, name: str | None) -> KVConnector | None:
@@ -97,6 +103,8 @@ class FleetBackend(Backend):
         for name, roles in self._planned.items():
             counts = [f"{len(self._pools.workers(name, role))} {role} ready" for role in roles]
             details[name] = ", ".join(counts)
+            if self._watch is not None:
+                details[name] += f"; {self._watch.describe(name)}"
         missing = [name for name in self._planned if name not in ready]
         if missing:
             return Health(
@@ -132,12 +140,16 @@ class FleetBackend(Backend):
 
     async def try_out(self) -> None:
         """Return when every model has answered with real tokens, through all of its legs."""
+        if self._watch is not None:
+            self._watch.start()
         for name in self._routes:
             while not await self._answers(name):
                 await self._clock.sleep(CANARY_RETRY_S)
 
     async def close(self) -> None:
         await self._dispatcher.close()
+        if self._watch is not None:
+            await self._watch.close()
         await self._pools.close()
 
     async def _answers(self, name: str) -> bool:

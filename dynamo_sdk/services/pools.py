@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from .kv_feed import KVFeed
 logger = logging.getLogger(__name__)
 
 FEED_RETRY_S = 1.0
-EVENTS_CHECK_S = 1.0
-EVENTS_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,6 @@ class Pools:
         self.book = CandidateBook(
             self.events.index if self.events is not None else None, remembers_decisions=has_overlaps
         )
-        self._event_watch: asyncio.Task[None] | None = None
         self._pools: dict[tuple[str, Role], Pool] = {}  # until the fleet changes
         self._feeds: dict[WorkerId, asyncio.Task[None]] = {}
         self._unsubscribe = fleet.subscribe(self._on_change)
@@ -125,8 +121,6 @@ class Pools:
     async def close(self) -> None:
         self._unsubscribe()
         feeds, self._feeds = list(self._feeds.values()), {}
-        if self._event_watch is not None:
-            feeds.append(self._event_watch)
         if self.events is not None:
             await self.events.close()
         for feed in feeds:
@@ -146,7 +140,7 @@ class Pools:
         served = record.models[0] if record.models else None
         self.book.join(
             record.worker_id,
-            pool=(record.service, record.role),
+            pool=None if served is None else (served.name, record.role),
             dp_size=record.dp_size,
             block_size=served.block_size if served is not None else None,
             num_blocks=record.num_blocks,
@@ -159,7 +153,9 @@ class Pools:
             if record.is_ready and record.service in self._clients and record.worker_id not in self._feeds:
                 self._join(record)
                 if self.events is not None:
-                    self._follow_events(self.events, record)
+                    self.events.follow(
+                        record.worker_id, self._clients[record.service], self.book.seats(record.worker_id)
+                    )
                 self._feeds[record.worker_id] = asyncio.get_running_loop().create_task(
                     self._read_loads(record)
                 )
@@ -174,32 +170,6 @@ class Pools:
                         self.book.reported(record.worker_id, load, self._clock.now_s())
             self.book.silent(record.worker_id)
             await self._clock.sleep(FEED_RETRY_S)
-
-    def _follow_events(self, events: KVFeed, record: WorkerRecord) -> None:
-        client = self._clients[record.service]
-        events.follow(record.worker_id, client, self.book.seats(record.worker_id))
-        if self._event_watch is None:
-            self._event_watch = asyncio.get_running_loop().create_task(self._watch_events(events))
-
-    async def _watch_events(self, events: KVFeed) -> None:
-        """Tell the book whose events arrive; say once of each worker that it gives none."""
-        silent_since_s: dict[WorkerId, float] = {}
-        while True:
-            now_s, statistics = self._clock.now_s(), events.statistics()
-            for worker_id, feed in statistics.items():
-                self.book.hears_events(worker_id, feed.is_live)
-                since_s = silent_since_s.setdefault(worker_id, now_s)
-                if feed.is_live:
-                    silent_since_s[worker_id] = math.inf
-                elif now_s - since_s >= EVENTS_GRACE_S:
-                    silent_since_s[worker_id] = math.inf
-                    logger.warning(
-                        "no KV events from %s for %.0f s: its cache is guessed from what was sent to it",
-                        worker_id, EVENTS_GRACE_S,
-                    )  # fmt: skip
-            for worker_id in [known for known in silent_since_s if known not in statistics]:
-                del silent_since_s[worker_id]
-            await self._clock.sleep(EVENTS_CHECK_S)
 
 
 def _block_size(worker: WorkerRecord, model: str) -> int | None:

@@ -1,0 +1,83 @@
+"""Whoever routes by what caches hold is told when that is not known, or not true."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dynamo_sdk.interfaces import Freed, Routed
+from dynamo_sdk.kv import PrefixIndex
+from dynamo_sdk.metrics import FrontendMetrics
+from dynamo_sdk.routing import CandidateBook
+from dynamo_sdk.runtime.clock import ManualClock, settle
+from dynamo_sdk.services.kv_feed import KVFeed
+from dynamo_sdk.services.overlap_watch import GRACE_S, MIN_REQUESTS, OverlapWatch
+from dynamo_sdk.types import Role, WorkerId
+
+from .fleet import Fleet
+
+pytestmark = pytest.mark.anyio
+WORKER, POOL = WorkerId("w"), ("m", Role.AGGREGATED)
+
+
+def serve(book: CandidateBook, num: int, *, predicted: int, actual: int) -> None:
+    for number in range(num):
+        name = f"{predicted}-{actual}-{number}"
+        book.observe(
+            Routed(
+                request_id=name,
+                worker_id=WORKER,
+                role=Role.AGGREGATED,
+                num_tokens=1000,
+                num_cached_tokens=predicted,
+            ),
+            0.0,
+        )
+        book.observe(Freed(request_id=name, worker_id=WORKER, num_cached_tokens=actual), 1.0)
+
+
+async def test_predictions_that_disagree_are_said_once_and_shown(caplog: pytest.LogCaptureFixture) -> None:
+    book, metrics, clock = CandidateBook(), FrontendMetrics(), ManualClock()
+    book.join(WORKER, pool=POOL)
+    watch = OverlapWatch(KVFeed(PrefixIndex(), clock), book, clock, metrics)
+    serve(book, MIN_REQUESTS, predicted=600, actual=590)
+    watch.check()
+    assert not caplog.messages
+    for _ in range(2):
+        serve(book, MIN_REQUESTS, predicted=600, actual=100)
+        watch.check()
+    assert [message for message in caplog.messages if "30000 tokens should have been cached" in message] == (
+        caplog.messages
+    )
+    assert len(caplog.messages) == 1
+    assert "predicted 90000 and found 39500 (they disagree)" in watch.describe("m")
+    assert 'dynamo_router_predicted_cached_tokens_total{model="m",worker_id=""} 90000.0' in (
+        metrics.render().decode()
+    )
+    serve(book, MIN_REQUESTS, predicted=600, actual=600)
+    watch.check()
+    assert "disagree" not in watch.describe("m")
+
+
+async def test_a_worker_without_events_is_named_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    async with Fleet() as fleet:
+        feed = KVFeed(PrefixIndex(), fleet.clock)
+        watch = OverlapWatch(feed, fleet.pools.book, fleet.clock, None)
+        await fleet.add("w", Role.AGGREGATED)  # has no endpoint for them
+        [record] = fleet.pools.all_workers()
+        feed.follow(WORKER, fleet.pools.client_of(record), [0])
+        watch.start()
+        await settle()
+        assert "KV events from 0 of 1 workers" in watch.describe("m")
+        said = [message for message in caplog.messages if "its cache is guessed" in message]
+        assert not said
+        for _ in range(int(GRACE_S) + 3):
+            await fleet.clock.advance(1.0)
+        said = [message for message in caplog.messages if "its cache is guessed" in message]
+        assert said == [
+            f"no KV events from w for {GRACE_S:.0f} s: its cache is guessed from what was sent to it"
+        ]
+        await watch.close()
+        await feed.close()
+        assert not [task for task in asyncio.all_tasks() if "_watch" in str(task.get_coro())]
