@@ -1,8 +1,8 @@
 """Is what routers are told of caches true? Says so when it is not: nothing here is silently off.
 
-Two questions, once a second: do the KV events of each worker arrive, and do engines find as many cached tokens
-as the index said. The answers are in the book (which then guesses better), in two metrics, in ``/health`` and,
-when they are bad, in one line of the log.
+Two questions, once a second: do the KV events of each worker arrive, and do engines find as many cached
+tokens as the index said. The answers are in the book (which then guesses better), in two metrics, in
+``/health`` and, when they are bad, in one line of the log.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ async def test_predictions_that_disagree_are_said_once_and_shown(caplog: pytest.
     for _ in range(2):
         serve(book, MIN_REQUESTS, predicted=600, actual=100)
         watch.check()
-    assert [message for message in caplog.messages if "30000 tokens should have been cached" in message] == (
+    assert [message for message in caplog.messages if "30000 prompt tokens should" in message] == (
         caplog.messages
     )
     assert len(caplog.messages) == 1
@@ -75,9 +75,7 @@ async def test_a_worker_without_events_is_named_after_a_while(caplog: pytest.Log
         for _ in range(int(GRACE_S) + 3):
             await fleet.clock.advance(1.0)
         said = [message for message in caplog.messages if "its cache is guessed" in message]
-        assert said == [
-            f"no KV events from w for {GRACE_S:.0f} s: its cache is guessed from what was sent to it"
-        ]
+        assert [message.split(":")[0] for message in said] == [f"no KV events from w for {GRACE_S:.0f} s"]
         await watch.close()
         await feed.close()
         assert not [task for task in asyncio.all_tasks() if "_watch" in str(task.get_coro())]
