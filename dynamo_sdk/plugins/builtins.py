@@ -71,6 +71,12 @@ def dynamo_sdk_routers() -> list[RouterDescriptor]:
             summary="a session stays with its worker; other requests as another router says",
         ),
         RouterDescriptor(
+            name="shadow",
+            factory="dynamo_sdk.routing.shadow:ConfiguredShadowRouter",
+            config="dynamo_sdk.routing.config:ShadowConfig",
+            summary="one router acts, others decide on the same traffic and are counted",
+        ),
+        RouterDescriptor(
             name="direct",
             factory="dynamo_sdk.routing.direct:DirectRouter",
             summary="the worker that the request names",

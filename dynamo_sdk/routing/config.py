@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -37,13 +35,22 @@ class KvConfig(BaseModel):
 
 class SessionConfig(BaseModel):
     """``ttl_s``: how long after its last request a session stays bound. ``otherwise``: who decides about
-    requests without one, and about the first of each."""
+    requests without one, and about the first of each: a router by name or import string."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ttl_s: float = Field(default=600.0, gt=0)
     max_sessions: int = Field(default=100_000, ge=1)
-    otherwise: Literal["kv", "least-loaded", "power-of-two", "random", "round-robin"] = "kv"
+    otherwise: str = "kv"
+
+
+class ShadowConfig(BaseModel):
+    """``acting`` decides, ``shadows`` look on: routers by name or import string, with default arguments."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    acting: str = "kv"
+    shadows: tuple[str, ...] = ("dynamo-kv", "least-loaded")
 
 
 class DynamoKvConfig(BaseModel):

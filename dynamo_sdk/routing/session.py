@@ -17,16 +17,7 @@ from dynamo_sdk.interfaces import (
 from dynamo_sdk.types import Role, WorkerId
 
 from .config import SessionConfig
-from .kv import KvRouter
-from .policies import LeastLoadedRouter, PowerOfTwoRouter, RandomRouter, RoundRobinRouter
-
-_OTHERS: dict[str, type[Router]] = {
-    "kv": KvRouter,
-    "least-loaded": LeastLoadedRouter,
-    "power-of-two": PowerOfTwoRouter,
-    "random": RandomRouter,
-    "round-robin": RoundRobinRouter,
-}
+from .naming import router_named
 
 
 @dataclass(slots=True)
@@ -46,7 +37,7 @@ class SessionRouter(Router):
         config = config or SessionConfig()
         self._ttl_s = config.ttl_s
         self._max_sessions = config.max_sessions
-        self._otherwise = _OTHERS[config.otherwise]()
+        self._otherwise = router_named(config.otherwise)
         self._bindings: OrderedDict[tuple[Role, str], _Binding] = OrderedDict()
         self.uses_overlap = self._otherwise.uses_overlap
 

@@ -16,10 +16,12 @@ from dynamo_sdk.interfaces import (
     RoutingRequest,
 )
 from dynamo_sdk.kv import PrefixKeys, prefix_keys
+from dynamo_sdk.routing.decision_log import decided, heard
 from dynamo_sdk.routing.explanation import explain
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.types import GenerateRequest, WorkerId
 
+from .decision_writer import DecisionWriter
 from .openai.backend import NO_HINTS, RoutingHints
 from .pools import Pool, Pools
 
@@ -29,10 +31,12 @@ logger = logging.getLogger(__name__)
 class Chooser:
     """One per frontend. A router is somebody's plugin: what it raises ends at most the request."""
 
-    def __init__(self, pools: Pools, clock: Clock, rng: Random) -> None:
+    def __init__(self, pools: Pools, clock: Clock, rng: Random, log: DecisionWriter | None = None) -> None:
         self._pools = pools
         self._clock = clock
         self._rng = rng
+        self._log = log
+        self._logged_rng = Random()
 
     def choose(
         self, flow: RequestFlow, model: str, router: Router, ask: Route, hints: RoutingHints = NO_HINTS
@@ -50,11 +54,15 @@ class Chooser:
         if keys is not None:
             self._pools.book.look_up(keys, now_s)
         request = _routing_request(flow.request, ask, pool, hints, keys)
+        rng, seed = self._rng, 0
+        if self._log is not None:
+            rng, seed = self._logged_rng, self._rng.getrandbits(63)
+            rng.seed(seed)
         try:
             decision = router.select(
                 request,
                 candidates,
-                RoutingContext(now_s=now_s, rng=self._rng, is_explaining=hints.explanations is not None),
+                RoutingContext(now_s=now_s, rng=rng, is_explaining=hints.explanations is not None),
             )
         except DynamoError as error:
             return flow.not_routed(ask.pool, error)
@@ -67,6 +75,8 @@ class Chooser:
         if chosen is None or chosen.worker_id in ask.excluded:
             stray = EngineFailed(f"the router chose {decision.worker_id!r}, which was not a candidate")
             return flow.not_routed(ask.pool, stray)
+        if self._log is not None:
+            self._log.write(decided(request, candidates, decision, now_s=now_s, seed=seed))
         if hints.explanations is not None:
             hints.explanations.append(explain(request, candidates, decision, ask.excluded, now_s))
         num_cached_tokens = 0
@@ -79,6 +89,8 @@ class Chooser:
         """Let book and router learn a fact."""
         now_s = self._clock.now_s()
         self._pools.observe(fact, now_s)
+        if self._log is not None:
+            self._log.write(heard(fact, now_s))
         try:
             router.observe(fact, now_s)
         except Exception:  # the request does not depend on what it learns

@@ -34,6 +34,7 @@ from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.types import GenerateChunk, GenerateRequest, Role, WorkerRecord
 
 from .choosing import Chooser
+from .decision_writer import DecisionWriter
 from .legs import Legs
 from .openai.backend import NO_HINTS, BackendCall, ChunkSink, RoutingHints
 from .pools import Pools
@@ -46,10 +47,13 @@ RELEASE_TIMEOUT_S = 5.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchLimits:
     """``stall_timeout_s``: a leg that says nothing for so long is given up. ``wait_for_worker_s``: how
-    long a request whose worker died waits for another one to appear."""
+    long a request whose worker died waits for another one to appear. ``decision_log``: a folder for what
+    routers decided; None = nowhere; ``decision_log_bytes``: at most so much of it."""
 
     stall_timeout_s: float = 120.0
     wait_for_worker_s: float = 30.0
+    decision_log: str | None = None
+    decision_log_bytes: int = 256 * 1024 * 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,11 +69,18 @@ class ModelRoute:
 class Dispatcher:
     """Runs requests against the pools. All methods on one event loop."""
 
-    def __init__(self, pools: Pools, clock: Clock, limits: DispatchLimits, rng: Random | None = None) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        clock: Clock,
+        limits: DispatchLimits,
+        rng: Random | None = None,
+        log: DecisionWriter | None = None,
+    ) -> None:
         self._pools = pools
         self._clock = clock
         self._limits = limits
-        self._chooser = Chooser(pools, clock, rng or Random())
+        self._chooser = Chooser(pools, clock, rng or Random(), log)
         self._background = Background()
 
     def start(

@@ -26,6 +26,7 @@ from dynamo_sdk.types import (
 )
 from dynamo_sdk.types.plan import DeploymentPlan
 
+from .decision_writer import DecisionWriter
 from .dispatch import Dispatcher, DispatchLimits, ModelRoute
 from .openai.backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health, run_to_end
 from .overlap_watch import OverlapWatch
@@ -70,7 +71,12 @@ class FleetBackend(Backend):
             if self._pools.events is not None
             else None
         )
-        self._dispatcher = Dispatcher(self._pools, context.clock, limits)
+        self._log = (
+            DecisionWriter(limits.decision_log, self._worker_id, limits.decision_log_bytes)
+            if limits.decision_log is not None
+            else None
+        )
+        self._dispatcher = Dispatcher(self._pools, context.clock, limits, log=self._log)
 
     def _connector(self, context: ServiceContext, model: str, name: str | None) -> KVConnector | None:
         if Role.PREFILL not in self._planned[model] or name is None:
@@ -150,6 +156,8 @@ class FleetBackend(Backend):
         await self._dispatcher.close()
         if self._watch is not None:
             await self._watch.close()
+        if self._log is not None:
+            self._log.close()
         await self._pools.close()
 
     async def _answers(self, name: str) -> bool:

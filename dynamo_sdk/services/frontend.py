@@ -48,10 +48,15 @@ class Frontend(FrontendService, ManagedService):
         request_timeout_s: float = HttpLimits().deadline_s,
         stall_timeout_s: float = DispatchLimits().stall_timeout_s,
         wait_for_worker_s: float = DispatchLimits().wait_for_worker_s,
+        decision_log: str | None = None,
+        decision_log_bytes: int = DispatchLimits().decision_log_bytes,
     ) -> None:
         self._http_limits = HttpLimits(max_body_bytes=max_body_bytes, deadline_s=request_timeout_s)
         self._dispatch_limits = DispatchLimits(
-            stall_timeout_s=stall_timeout_s, wait_for_worker_s=wait_for_worker_s
+            stall_timeout_s=stall_timeout_s,
+            wait_for_worker_s=wait_for_worker_s,
+            decision_log=decision_log,
+            decision_log_bytes=decision_log_bytes,
         )
 
     @endpoint

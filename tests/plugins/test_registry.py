@@ -35,6 +35,7 @@ def test_builtins_come_through_the_hooks() -> None:
         "random",
         "round-robin",
         "session",
+        "shadow",
     ]
     assert list(registry.launchers) == ["inprocess", "local"]
     assert {
