@@ -12,6 +12,7 @@ import typer
 from dynamo_sdk import __version__
 
 from .bench import bench
+from .explain import explain
 from .plan import plan
 from .plugins import plugins
 from .run import run
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plugins": plugins,
     "bench": bench,
     "simulate": simulate,
+    "explain": explain,
 }
 EXIT_INTERRUPTED = 130
 PLUGIN_GROUP = "dynamo_sdk"

@@ -1,0 +1,74 @@
+"""Why a request goes where it goes: asked of a running graph, and of the log that it kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+
+from dynamo_sdk import Graph, depends, service
+from dynamo_sdk.cli.explain import ask, explain, table
+from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.services import Frontend, Worker
+
+pytestmark = pytest.mark.anyio
+
+
+@service
+class Model(Worker): ...
+
+
+@service
+class Api(Frontend):
+    model = depends(Model)
+
+
+async def test_a_graph_explains_and_its_log_replays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = tmp_path / "request.json"
+    body.write_text(json.dumps({"prompt": [65] * 300, "dynamo": {"session": "alice"}}))
+    deploy = {
+        "router": "kv",
+        "services": {
+            "Model": {"engine": "mocker", "replicas": 2, "args": {"block_size": 16, "speedup_ratio": 100.0}},
+            "Api": {"args": {"decision_log": str(tmp_path / "log")}},
+        },
+    }
+    async with Graph(Api).local(deploy) as app:
+        url = app.url or ""
+        [first] = await anyio.to_thread.run_sync(ask, url, str(body))
+        [second] = await anyio.to_thread.run_sync(ask, f"{url}/v1", str(body))
+        [third] = await anyio.to_thread.run_sync(ask, url, "a prompt in words")
+    assert (first.num_tokens, first.num_blocks) == (300, 18)
+    assert second.worker == first.worker, "its blocks are there"
+    assert second.candidates[0].num_cached_blocks >= 17
+    shown = table(second)
+    assert second.worker in shown
+    assert "prefill_s" in shown
+    assert f"next would be {second.runner_up}" in shown
+    assert third.num_tokens > 0
+
+    [log] = (tmp_path / "log").iterdir()
+    assert b"alice" not in log.read_bytes()
+    explain(log=log)
+    assert capsys.readouterr().out == "4 of 4 decisions are the same under kv\n"  # one is the canary's
+    explain(request="canary", log=log, router="least-loaded")
+    out = capsys.readouterr().out
+    assert "canary" in out
+    assert "least-loaded decides" in out
+
+
+async def test_what_cannot_be_asked_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name a request"):
+        explain()
+    with pytest.raises(ConfigError, match="does not begin with http"):
+        ask("localhost:8000", "x")
+    with pytest.raises(ConfigError, match="is the graph running"):
+        ask("http://127.0.0.1:9", "x")
+    with pytest.raises(ConfigError, match="cannot read a request from"):
+        ask("http://127.0.0.1:9", str(tmp_path / "none.json"))
+    with pytest.raises(ConfigError, match="cannot read"):
+        explain(log=tmp_path / "none.log")
