@@ -83,6 +83,24 @@ class Run:
                 high = middle
         return low
 
+    def has_same_holders(self, other: Run) -> bool:
+        """Both are held as a whole, by the same."""
+        return self.full == other.full and not (self.partial or other.partial)
+
+    def prepend(self, run: Run) -> None:
+        """Take over ``run``, which comes before and has the same holders; it is left empty-handed."""
+        own: dict[int, array[int]] = {}
+        for number in {*(run.own_names or ()), *(self.own_names or ())}:
+            first = (run.own_names or {}).get(number, run.names)
+            own[number] = first + (self.own_names or {}).get(number, self.names)
+        self.own_names = own or None
+        self.keys = run.keys + self.keys
+        self.names = run.names + self.names
+        self.start = run.start
+        self.parent = run.parent
+        run.full = 0
+        run.own_names = None
+
     def cut(self, length: int) -> None:
         """Forget the blocks from offset ``length`` on, which nobody holds."""
         for blocks in (self.keys, self.names, *(self.own_names or {}).values()):

@@ -2,7 +2,8 @@
 
 An edge is a ``Run``. ``heads`` finds each by the key of its first block, which no other block has; so a child
 needs no pointer from its parent. A run is cut where a prefix leaves it, grows where its only holder goes on,
-and shrinks where nobody holds its end. It stays, held by nobody, as long as something follows it.
+and shrinks where nobody holds its end. It stays, held by nobody, as long as something follows it. Cuts that
+have lost their reason are undone when a store comes by.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class PrefixTree:
                 run = self._split(run, end)
             child = self.heads.get(keys[done])
             if child is not None:
-                run, end = child, 0
+                end = 0
+                if run is not None and run.num_children == 1 and run.has_same_holders(child):
+                    end = self._join(run, child)
+                run = child
                 continue
             run = self._add(holder, run, keys[done:] if done else keys, names[done:])
             end = len(run.keys)
@@ -176,6 +180,21 @@ class PrefixTree:
         self.heads[upper.keys[0]] = upper
         self.heads[run.keys[0]] = run
         return upper
+
+    def _join(self, run: Run, child: Run) -> int:
+        """Undo a cut that nothing needs any more: ``child``, which alone follows ``run`` and has the same
+        holders, takes it over. Returns how many blocks that are."""
+        count = len(run.keys)
+        del self.heads[child.keys[0]]
+        for number in bits_of(run.full):
+            holder = self.holders[number]
+            assert holder is not None
+            holder.move_end(run, run.names_of(holder)[-1], None)
+            holder.runs.discard(run)
+            holder.note(child)
+        child.prepend(run)
+        self.heads[child.keys[0]] = child
+        return count
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(entries)."""

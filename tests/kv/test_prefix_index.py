@@ -163,3 +163,24 @@ def test_an_engine_that_gives_one_name_twice_breaks_nothing():
         index.clear(seat)
     index.check_integrity()
     assert index.num_blocks == 0
+
+
+def test_cuts_that_have_lost_their_reason_are_undone():
+    """Else the way down a popular prefix would get longer with every request that ever left it."""
+    index, prefix = PrefixIndex(), list(range(1, 65))
+    for seat in (0, 1):
+        index.store(seat, None, pack_words(prefix), pack_words(prefix))
+    for place in prefix[:-1]:
+        index.store(0, place, pack_words([1000 + place]), pack_words([77]))
+    assert index.statistics().num_runs == 2 * len(prefix) - 1
+    for place in prefix[:-1]:
+        index.remove(0, pack_words([1000 + place]))
+    assert index.statistics().num_runs == len(prefix)
+    index.store(1, None, pack_words([*prefix, 99]), pack_words([*prefix, 88]))
+    assert index.statistics().num_runs == 2
+    index.check_integrity()
+    keys = extend_keys(0, 0, pack_words([*prefix, 88]))
+    assert index.match(keys) == {0: Overlap(device_blocks=64), 1: Overlap(device_blocks=65)}
+    index.remove(0, pack_words([30]))
+    index.remove(1, pack_words([31]))
+    assert index.match(keys) == {0: Overlap(device_blocks=29), 1: Overlap(device_blocks=30)}
