@@ -71,6 +71,10 @@ def simulate(
     event_lag_ms: Annotated[
         float, typer.Option(min=0, help="How late routers learn of KV blocks.", rich_help_panel=_FLEET)
     ] = 0.0,
+    no_events: Annotated[
+        bool,
+        typer.Option("--no-events", help="Engines publish no KV events.", rich_help_panel=_FLEET),
+    ] = False,
     load_lag_ms: Annotated[
         float, typer.Option(min=0, help="How late routers learn of loads.", rich_help_panel=_FLEET)
     ] = 0.0,
@@ -128,7 +132,12 @@ def simulate(
         mocker_args=parse_settings(mocker or ()),
         policies=[name.strip() for name in compare.split(",")] if compare else (),
     )
-    options = SimOptions(seed=seed, kv_event_lag_s=event_lag_ms / 1e3, load_lag_s=load_lag_ms / 1e3)
+    options = SimOptions(
+        seed=seed,
+        kv_event_lag_s=event_lag_ms / 1e3,
+        load_lag_s=load_lag_ms / 1e3,
+        has_kv_events=not no_events,
+    )
     outcomes = [run(load, spec, options) for spec in specs]
     report = make_report(
         load,
@@ -138,7 +147,7 @@ def simulate(
             "target": target,
             "seed": seed,
             "speed": speed,
-            "event_lag_ms": event_lag_ms,
+            "event_lag_ms": None if no_events else event_lag_ms,
             "load_lag_ms": load_lag_ms,
             "replicas": ", ".join(f"{pool.service} {pool.num_replicas}" for pool in specs[0].pools),
         },

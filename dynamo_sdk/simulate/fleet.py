@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
 
 import msgspec
 
@@ -15,7 +14,6 @@ from dynamo_sdk.interfaces import CacheKey, Candidate
 from dynamo_sdk.kv import PrefixIndex
 from dynamo_sdk.kv.prefix_keys import pack_words
 from dynamo_sdk.routing import CandidateBook
-from dynamo_sdk.routing.book import OverlapIndex
 from dynamo_sdk.types import (
     BlocksRemoved,
     BlocksStored,
@@ -49,7 +47,7 @@ class SimWorker:
 
     def load(self, now_s: float) -> LoadSnapshot:
         """Of all ranks together, as a worker reports it."""
-        loads = [rank.core.load(now_s) for rank in self.ranks]
+        loads = [rank.load() for rank in self.ranks]
         if len(loads) == 1:
             return loads[0]
         return LoadSnapshot(
@@ -75,10 +73,11 @@ class Fleet:
     """Workers join and leave; their news reach ``book`` and the index as late as ``options`` say."""
 
     def __init__(
-        self, timeline: Timeline, options: SimOptions, listener: RankListener, *, has_index: bool
+        self, timeline: Timeline, options: SimOptions, listener: RankListener, *, has_overlaps: bool
     ) -> None:
-        self.index = PrefixIndex() if has_index else None
-        self.book = CandidateBook(cast(OverlapIndex | None, self.index))
+        """``has_overlaps``: some router looks at what workers hold."""
+        self.index = PrefixIndex() if has_overlaps and options.has_kv_events else None
+        self.book = CandidateBook(self.index, remembers_decisions=has_overlaps)
         self.workers: dict[WorkerId, SimWorker] = {}
         self.gone: list[SimWorker] = []
         self._timeline = timeline
@@ -114,6 +113,7 @@ class Fleet:
             block_size=config.block_size,
             num_blocks=config.num_blocks,
         )
+        self.book.hears_events(worker_id, self.index is not None)
         cores = build_cores(spec.model_path, config, tokens=OneTokenEach(), events_have_tokens=False)
         worker.ranks = [
             SimRank(core, seat, self._timeline, self._listener)

@@ -66,7 +66,7 @@ class Frontend:
         self.records: list[RequestRecord] = []
         self.gaps = Gaps()  # between the last token of one leg and the first of the next
         self.fleet = Fleet(
-            timeline, options, self, has_index=any(router.uses_overlap for router in routers.values())
+            timeline, options, self, has_overlaps=any(router.uses_overlap for router in routers.values())
         )
         self._timeline = timeline
         self._routers = routers
@@ -154,10 +154,10 @@ class Frontend:
         if pool is None or not candidates:
             return flow.not_routed(ask.pool, Unavailable(f"no {ask.pool} worker can take the request now"))
         router, now_s = self._routers[ask.pool], self._timeline.now_s
-        if router.uses_overlap and call.keys is None:
-            call.keys = extend_keys(0, 0, call.prompt.hashes)
+        keys: PrefixKeys | None = None
         if router.uses_overlap:
-            fleet.book.look_up(call.keys or ())
+            keys = call.keys = call.keys or extend_keys(0, 0, call.prompt.hashes)
+            fleet.book.look_up(keys, now_s)
         try:
             decision = router.select(
                 RoutingRequest(
@@ -166,7 +166,7 @@ class Frontend:
                     role=ask.pool,
                     num_tokens=ask.num_tokens,
                     block_size=pool.block_size,
-                    block_keys=call.keys or (),
+                    block_keys=() if keys is None else keys,
                     max_output_tokens=request.sampling.max_tokens,
                     priority=request.priority,
                     session=call.record.session,
@@ -183,7 +183,8 @@ class Frontend:
         )
         worker = pool.workers[chosen.worker_id]
         num_cached = 0
-        if router.uses_overlap:
+        if keys is not None:
+            fleet.book.sent(chosen, keys, now_s)
             num_cached = fleet.book.cached_tokens(chosen, ask.num_tokens, pool.block_size)
             if call.record.num_predicted_tokens is None:
                 call.record.num_predicted_tokens = min(num_cached, call.record.num_input_tokens)

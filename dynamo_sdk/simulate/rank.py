@@ -16,10 +16,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from dynamo_sdk.engines.mocker import Admission, MockerCore, PlannedRun, StepResult
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.scheduling import SequenceUpdate
-from dynamo_sdk.types import GenerateRequest, KVEventBatch
+from dynamo_sdk.types import GenerateRequest, KVEventBatch, LoadSnapshot
 
 from .timeline import Order, Timeline
 
@@ -71,12 +73,20 @@ class SimRank:
         self._step: StepResult | None = None  # under way,
         self._run: PlannedRun | None = None  # or a run that may still be cut,
         self._ended: tuple[tuple[SequenceUpdate, ...], KVEventBatch | None] | None = None  # or one that was
+        self._num_ending = 0  # requests whose last token is still to come
         self._due: object | None = None  # the end that is meant; a cut run has left another on the timeline
         self._next_begin_s: float | None = None
 
     @property
     def is_busy(self) -> bool:
         return self._due is not None
+
+    def load(self) -> LoadSnapshot:
+        """As a live rank reports it: requests whose last token is still to come are running."""
+        load = self.core.load(self._timeline.now_s)
+        if not self._num_ending:
+            return load
+        return msgspec.structs.replace(load, num_running=load.num_running + self._num_ending)
 
     def add(self, request: GenerateRequest, keys: Sequence[CacheKey]) -> None:
         """Raises ``InvalidRequest`` for what can never run here."""
@@ -97,12 +107,18 @@ class SimRank:
             return
         self._next_begin_s = None
         self._began_s = now_s = self._timeline.now_s
-        self._run = self.core.plan_run(now_s)
-        if self._run is not None:
-            self._end_at(self._run.ends_s[-1])
+        run = self.core.plan_run(now_s)
+        if run is not None:
+            if len(run.ends_s) > 1:  # all but the last: that one's books close when it begins, as in any step
+                self._run = msgspec.structs.replace(run, ends_s=run.ends_s[:-1])
+                self._end_at(run.ends_s[-2])
+            else:
+                self._close(run, 1)
+                self._end_at(run.ends_s[0])
             return
         self._step = self.core.step(now_s)
         if self._step is not None:
+            self._num_ending = sum(update.finish_reason is not None for update in self._step.updates)
             self._end_at(now_s + self._step.duration_s)
             return
         if (events := self.core.take_kv_events()) is not None:
@@ -127,6 +143,7 @@ class SimRank:
         self.num_steps += num_steps
         result = self.core.end_run(num_steps)
         self._ended = result.updates, result.events
+        self._num_ending = len(result.updates)
 
     def _end_at(self, at_s: float) -> None:
         self._due = due = object()
@@ -154,6 +171,7 @@ class SimRank:
                 self._listener.answered(update, is_first=False)
             if events is not None:
                 self._listener.changed(self, events)
+        self._num_ending = 0
         self._begin_at(now_s)
 
     def _tell(self, step: StepResult, now_s: float) -> None:

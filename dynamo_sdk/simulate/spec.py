@@ -40,12 +40,11 @@ class FleetSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimOptions:
     """``seed``: of all that is left to chance. ``kv_event_lag_s``, ``load_lag_s``: how long news of a worker
-    take to a router. ``load_interval_s``: between two reports of one worker's load.
-    ``max_duration_s``: what has not ended by then is reported as unfinished; None = run to the end.
-    """
+    take to a router. ``load_interval_s``: between two reports of one worker's load. ``has_kv_events``: False
+    = engines say nothing of their caches, and routers go by what was sent where."""
 
     seed: int = 0
     kv_event_lag_s: float = 0.0
     load_lag_s: float = 0.0
     load_interval_s: float = 0.1
-    max_duration_s: float | None = None
+    has_kv_events: bool = True

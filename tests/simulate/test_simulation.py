@@ -153,13 +153,13 @@ def test_a_hand_over_moves_the_prompt() -> None:
 
 
 def test_what_routers_know_is_as_old_as_asked() -> None:
-    """With news of blocks under way, the second request does not find the first one's."""
-    twins = (one(0.0, 512, 1, 0), one(1.0, 512, 1, 0))
+    """With news of its blocks under way, and the decision forgotten, the first request's are not found."""
+    twins = (one(0.0, 512, 1, 0), one(20.0, 512, 1, 0))
     workload = Workload(name="twins", arrivals=twins)
-    for lag_s, num_predicted in ((0.0, 448), (2.0, 0)):  # the last block is always computed
+    for lag_s, num_predicted in ((0.0, 511), (30.0, 0)):
         spec = fleet(longest_prefix, num_blocks=100)
         _, second = simulate(workload, spec, SimOptions(kv_event_lag_s=lag_s)).requests
-        assert second.num_predicted_tokens == num_predicted + (63 if num_predicted else 0)
+        assert second.num_predicted_tokens == num_predicted
 
 
 def test_what_cannot_run_is_an_error_of_its_own() -> None:
@@ -178,3 +178,11 @@ def test_workers_of_one_model_have_one_block_size() -> None:
             Workload(name="w", arrivals=()),
             FleetSpec(pools=spec.pools + odd, router_name="r", new_router=spec.new_router),
         )
+
+
+def test_without_events_routers_go_by_what_was_sent() -> None:
+    twins = (one(0.0, 512, 1, 0), one(1.0, 512, 1, 0))
+    spec = fleet(longest_prefix, num_blocks=100)
+    options = SimOptions(has_kv_events=False)
+    _, second = simulate(Workload(name="twins", arrivals=twins), spec, options).requests
+    assert (second.num_predicted_tokens, second.num_cached_tokens) == (511, 448)
