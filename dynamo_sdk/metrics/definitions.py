@@ -107,6 +107,26 @@ ROUTER_ACTUAL_CACHED_TOKENS = _counter(
     "Prompt tokens of the same requests that engines found cached; the same number when all is well.",
     _MODEL,
 )
+ROUTER_SHADOW_DECISIONS = _counter(
+    "dynamo_router_shadow_decisions_total",
+    "Decisions that a shadow router looked on: the denominator of the other shadow series.",
+    (*_MODEL, "shadow"),
+)
+ROUTER_SHADOW_DIFFERENT = _counter(
+    "dynamo_router_shadow_different_total",
+    "Decisions in which a shadow router would have chosen another worker.",
+    (*_MODEL, "shadow"),
+)
+ROUTER_SHADOW_FAILURES = _counter(
+    "dynamo_router_shadow_failures_total",
+    "Decisions that a shadow router could not make.",
+    (*_MODEL, "shadow"),
+)
+ROUTER_SHADOW_REGRET = _gauge(
+    "dynamo_router_shadow_regret_seconds",
+    "By how much the acting choices were dearer than a shadow's, in expected seconds, summed up.",
+    (*_MODEL, "shadow"),
+)
 
 COMPONENT_REQUESTS = _counter(
     "dynamo_component_requests_total",
@@ -178,6 +198,10 @@ FRONTEND_METRICS = (
     FRONTEND_MIGRATIONS,
     ROUTER_PREDICTED_CACHED_TOKENS,
     ROUTER_ACTUAL_CACHED_TOKENS,
+    ROUTER_SHADOW_DECISIONS,
+    ROUTER_SHADOW_DIFFERENT,
+    ROUTER_SHADOW_FAILURES,
+    ROUTER_SHADOW_REGRET,
 )
 COMPONENT_METRICS = (
     COMPONENT_REQUESTS,

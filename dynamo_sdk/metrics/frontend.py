@@ -33,12 +33,26 @@ class FrontendMetrics:
             metrics = self._models[name] = ModelMetrics(self._registry, self._worker_id, name)
         return metrics
 
+    def shadow(self, model: str, shadow: str) -> ShadowMetrics:
+        """``shadow``: the name of a router that a deploy file gives."""
+        return ShadowMetrics(self._registry, self._worker_id, model, shadow)
+
     def count_request(self, *, model: str, endpoint: str, outcome: Outcome) -> None:
         """``model`` is empty when the request named none that exists."""
         self._registry.counter(d.FRONTEND_REQUESTS, self._worker_id, model, endpoint, outcome.value).inc()
 
     def render(self) -> bytes:
         return self._registry.render()
+
+
+class ShadowMetrics:
+    """The children of one shadow router."""
+
+    def __init__(self, registry: MetricRegistry, *labels: str) -> None:
+        self.decisions = registry.counter(d.ROUTER_SHADOW_DECISIONS, *labels)
+        self.different = registry.counter(d.ROUTER_SHADOW_DIFFERENT, *labels)
+        self.failures = registry.counter(d.ROUTER_SHADOW_FAILURES, *labels)
+        self.regret_s = registry.gauge(d.ROUTER_SHADOW_REGRET, *labels)
 
 
 class ModelMetrics:

@@ -31,6 +31,7 @@ from .dispatch import Dispatcher, DispatchLimits, ModelRoute
 from .openai.backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health, run_to_end
 from .overlap_watch import OverlapWatch
 from .pools import Pools
+from .shadow_meter import ShadowMeter
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,13 @@ class FleetBackend(Backend):
         )
         self._pools = Pools(context.fleet, clients, context.clock, has_overlaps=has_overlaps)
         self._watch = (
-            OverlapWatch(self._pools.events, self._pools.book, context.clock, metrics)
+            OverlapWatch(
+                self._pools.events,
+                self._pools.book,
+                context.clock,
+                metrics,
+                ShadowMeter(self._routes.values(), metrics),
+            )
             if self._pools.events is not None
             else None
         )

@@ -18,6 +18,7 @@ from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.types import Role, WorkerId
 
 from .kv_feed import KVFeed
+from .shadow_meter import ShadowMeter
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +33,18 @@ class OverlapWatch:
     """``start`` once there is a loop; ``close`` at the end."""
 
     def __init__(
-        self, events: KVFeed, book: CandidateBook, clock: Clock, metrics: FrontendMetrics | None
+        self,
+        events: KVFeed,
+        book: CandidateBook,
+        clock: Clock,
+        metrics: FrontendMetrics | None,
+        shadows: ShadowMeter | None = None,
     ) -> None:
         self._events = events
         self._book = book
         self._clock = clock
         self._metrics = metrics
+        self._shadows = shadows
         self._silent_since_s: dict[WorkerId, float] = {}
         self._counted: dict[tuple[str, Role], Predictions] = {}
         self._judged: dict[tuple[str, Role], Predictions] = {}
@@ -73,6 +80,8 @@ class OverlapWatch:
         for key in self._book.pools:
             if isinstance(key, tuple):
                 self._check_predictions(key)
+        if self._shadows is not None:
+            self._shadows.count()
 
     async def _watch(self) -> None:
         while True:

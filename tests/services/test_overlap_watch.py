@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
 import pytest
 
-from dynamo_sdk.interfaces import Freed, Routed
+from dynamo_sdk.flow import FlowConfig
+from dynamo_sdk.interfaces import Candidate, Freed, Routed, RoutingContext, RoutingRequest
 from dynamo_sdk.kv import PrefixIndex
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.routing import CandidateBook
+from dynamo_sdk.routing.policies import LeastLoadedRouter, RandomRouter
+from dynamo_sdk.routing.shadow import ShadowRouter
 from dynamo_sdk.runtime.clock import ManualClock, settle
+from dynamo_sdk.services.dispatch import ModelRoute
 from dynamo_sdk.services.kv_feed import KVFeed
 from dynamo_sdk.services.overlap_watch import GRACE_S, MIN_REQUESTS, OverlapWatch
+from dynamo_sdk.services.shadow_meter import ShadowMeter
 from dynamo_sdk.types import Role, WorkerId
 
 from .fleet import Fleet
@@ -79,3 +85,24 @@ async def test_a_worker_without_events_is_named_after_a_while(caplog: pytest.Log
         await watch.close()
         await feed.close()
         assert not [task for task in asyncio.all_tasks() if "_watch" in str(task.get_coro())]
+
+
+async def test_what_shadows_would_have_done_is_counted() -> None:
+    book, metrics, clock = CandidateBook(), FrontendMetrics(), ManualClock()
+    router = ShadowRouter(LeastLoadedRouter(), {"random": RandomRouter()})
+    route = ModelRoute(
+        name="m", config=FlowConfig(), routers={Role.AGGREGATED: router}, on_migration=lambda _: None
+    )
+    watch = OverlapWatch(KVFeed(PrefixIndex(), clock), book, clock, metrics, ShadowMeter([route], metrics))
+    asked = RoutingRequest(request_id="r", model="m", role=Role.AGGREGATED, num_tokens=10)
+    fleet = [Candidate(worker_id=WorkerId("a")), Candidate(worker_id=WorkerId("b"), num_active_requests=3)]
+    for _ in range(2):
+        for _ in range(20):
+            router.select(asked, fleet, RoutingContext(now_s=0.0, rng=Random(1)))
+        watch.check()
+    shown = metrics.render().decode()
+    labels = '{model="m",shadow="random",worker_id=""}'
+    assert f"dynamo_router_shadow_decisions_total{labels} 40.0" in shown
+    assert (
+        f"dynamo_router_shadow_different_total{labels} {router.statistics['random'].num_different}.0" in shown
+    )
