@@ -135,30 +135,44 @@ async def send_streamed(
     """One event per delta, and one write for all that are there. The first waits for a token, so that an
     early error is a plain HTTP error."""
     num_open = len(generation.choices)
-    events = [format.opening()]
-    while True:
-        for index, delta in await inbox.take():
+
+    def write(deltas: list[tuple[int, Delta]]) -> bool:
+        nonlocal num_open
+        events = [] if exchange.is_streaming else [format.opening()]
+        for index, delta in deltas:
             events.append(format.event(index, delta))
             if delta.finish_reason is not None:
                 num_open -= 1
         if not num_open:
-            break
+            if shows_usage or generation.has_extras:
+                events.append(format.closing_event(usage_of(generation) if shows_usage else None))
+            events.append(DONE)
+            exchange.end_stream(b"".join(events), () if exchange.is_streaming else _first_stages(generation))
+            return False
         if not exchange.is_streaming:
-            await exchange.start_stream(b"".join(events), _first_stages(generation))
+            exchange.start_stream(b"".join(events), _first_stages(generation))
         elif content := b"".join(events):
-            await exchange.send_events(content)
-        events.clear()
-    if shows_usage or generation.has_extras:
-        events.append(format.closing_event(usage_of(generation) if shows_usage else None))
-    events.append(DONE)
-    exchange.end_stream(b"".join(events), () if exchange.is_streaming else _first_stages(generation))
+            exchange.send_events(content)
+        return exchange.is_writable
+
+    while num_open:
+        await inbox.deliver(write)
+        await exchange.wait_writable()
 
 
 async def send_whole(exchange: Exchange, generation: Generation, inbox: DeltaInbox, format: Format) -> None:
     finished = [Finished() for _ in generation.choices]
-    while not all(choice.finish_reason for choice in finished):
-        for index, delta in await inbox.take():
+    num_open = len(finished)
+
+    def collect(deltas: list[tuple[int, Delta]]) -> bool:
+        nonlocal num_open
+        for index, delta in deltas:
             finished[index].add(delta)
+            if delta.finish_reason is not None:
+                num_open -= 1
+        return num_open > 0
+
+    await inbox.deliver(collect)
     ledger = generation.ledger
     headers = [(b"server-timing", server_timing(*ledger.stages_us()))] if ledger is not None else []
     exchange.send_json(format.whole(finished, usage_of(generation)), headers=headers)

@@ -206,29 +206,30 @@ class Exchange:
         answer = to_http(error)
         self.send_json(answer.body, status=answer.status, headers=answer.headers)
 
-    async def start_stream(self, events: bytes, headers: Headers = ()) -> None:
-        """The first events, behind the head. Waits while the client is slow to read."""
-        self._open_stream(headers, events)
-        if not self._writer.is_writable:
-            await self._writer.wait_writable()
+    @property
+    def is_writable(self) -> bool:
+        """The client is not far behind in reading. What is sent nevertheless waits in memory."""
+        return self._writer.is_writable
 
-    async def send_events(self, events: bytes) -> None:
-        """Complete SSE events, in one write. Waits while the client is slow to read."""
-        self._writer.write(self._framed(events))
-        if not self._writer.is_writable:
-            await self._writer.wait_writable()
+    async def wait_writable(self) -> None:
+        await self._writer.wait_writable()
 
-    def end_stream(self, events: bytes, headers: Headers = ()) -> None:
-        """The last events; the only ones if the stream has not started."""
-        if not self.is_streaming:
-            self._open_stream(headers, b"")
-        self._finish(self._framed(events) + (b"0\r\n\r\n" if self._is_chunked else b""))
-
-    def _open_stream(self, headers: Headers, events: bytes) -> None:
+    def start_stream(self, events: bytes, headers: Headers = ()) -> None:
+        """The first events, behind the head."""
         self.is_streaming = True
         self._is_chunked = not self._is_http_1_0  # without chunks, the end of the connection ends it
         framing = b"transfer-encoding: chunked\r\n" if self._is_chunked else b""
         self._writer.write(self._head(200, _SSE_HEADERS + framing, headers) + self._framed(events))
+
+    def send_events(self, events: bytes) -> None:
+        """Complete SSE events, in one write."""
+        self._writer.write(self._framed(events))
+
+    def end_stream(self, events: bytes, headers: Headers = ()) -> None:
+        """The last events; the only ones if the stream has not started."""
+        if not self.is_streaming:
+            self.start_stream(b"", headers)
+        self._finish(self._framed(events) + (b"0\r\n\r\n" if self._is_chunked else b""))
 
     def _framed(self, events: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(events), events) if self._is_chunked and events else events
