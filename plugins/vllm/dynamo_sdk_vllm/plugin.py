@@ -1,0 +1,35 @@
+"""What this distribution offers. Imported wherever the command line runs, so it imports nothing heavy."""
+
+from __future__ import annotations
+
+from dynamo_sdk.plugins import EngineDescriptor, KVConnectorDescriptor, hookimpl
+from dynamo_sdk.types import Role
+
+CONNECTOR = "vllm-nixl"
+
+
+@hookimpl
+def dynamo_sdk_engines() -> list[EngineDescriptor]:
+    return [
+        EngineDescriptor(
+            name="vllm",
+            factory="dynamo_sdk_vllm.engine:VllmEngine",
+            config="dynamo_sdk_vllm.config:VllmConfig",
+            roles=tuple(Role),
+            connectors=(CONNECTOR,),
+            block_size_arg="block_size",
+            requirement="dynamo-sdk-vllm[engine]",
+            summary="vLLM's AsyncLLM in the worker's process",
+        ),
+    ]
+
+
+@hookimpl
+def dynamo_sdk_kv_connectors() -> list[KVConnectorDescriptor]:
+    return [
+        KVConnectorDescriptor(
+            name=CONNECTOR,
+            factory="dynamo_sdk_vllm.handover:VllmNixlConnector",
+            summary="vLLM's NixlConnector: decode pulls the prompt's KV from prefill",
+        ),
+    ]

@@ -1,0 +1,86 @@
+"""The real vLLM on a tiny local model. Runs on the CPU build and, unchanged, where there is a GPU.
+
+Environment: ``MODEL_DIR``, a folder in the Hugging Face style; without it, the model that dynamo_sdk ships.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+SMALL = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+os.environ.update(SMALL)
+
+from dynamo_sdk.interfaces import EngineSetup  # noqa: E402
+from dynamo_sdk.types import ModelSpec, Role  # noqa: E402
+from dynamo_sdk_vllm.config import VllmConfig  # noqa: E402
+from dynamo_sdk_vllm.engine import VllmEngine  # noqa: E402
+from dynamo_sdk_vllm.handover import CONNECTOR, VllmNixlConnector  # noqa: E402
+
+pytest.importorskip("vllm", reason="needs the environment of the engine: make test-engines")
+
+LEASE_S = 12.0
+
+
+def model_folder() -> str:
+    import dynamo_sdk
+
+    default = Path(dynamo_sdk.__file__).parent / "demo_model"
+    return os.environ.get("MODEL_DIR", str(default))
+
+
+def vllm_engine(role: Role, *, num_blocks: int = 64, **args: object) -> VllmEngine:
+    """Not yet started."""
+    setup = EngineSetup(model=ModelSpec(name="model", path=model_folder()), role=role)
+    if role is not Role.AGGREGATED:
+        setup = EngineSetup(
+            model=setup.model,
+            role=role,
+            connector=CONNECTOR,
+            connector_args=VllmNixlConnector().engine_args(role),
+        )
+    config = VllmConfig(
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+        block_size=32,
+        num_gpu_blocks_override=num_blocks,
+        max_num_seqs=8,
+        lease_s=LEASE_S,
+        **args,
+    )
+    return VllmEngine(setup, config)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+async def prefill() -> AsyncIterator[VllmEngine]:
+    """Few blocks: what was handed over and not fetched is soon overwritten."""
+    engine = vllm_engine(Role.PREFILL, num_blocks=24)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture(scope="session")
+async def decode() -> AsyncIterator[VllmEngine]:
+    engine = vllm_engine(Role.DECODE)
+    await engine.start()
+    yield engine
+    await engine.close()

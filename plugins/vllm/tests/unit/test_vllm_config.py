@@ -1,0 +1,78 @@
+"""Arguments for versions of vLLM that know more or less than this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.interfaces import EngineSetup
+from dynamo_sdk.plugins import Registry
+from dynamo_sdk.types import ModelSpec, Role
+from dynamo_sdk_vllm import plugin
+from dynamo_sdk_vllm.config import VllmConfig, accepted, engine_arguments
+
+SETUP = EngineSetup(model=ModelSpec(name="m", path="/models/m"), role=Role.AGGREGATED)
+
+
+@dataclass
+class OldEngineArgs:
+    model: str
+    max_num_seqs: int = 1
+    enable_prefix_caching: bool = False
+    enable_lora: bool = False
+
+
+@dataclass
+class NewEngineArgs(OldEngineArgs):
+    served_model_name: str | None = None
+    disable_log_stats: bool = False
+    max_loras: int = 1
+    kv_events_config: object = None
+
+
+def test_ours_go_to_versions_that_know_them():
+    config = VllmConfig.model_validate({"max_num_seqs": 4, "loras": {"a": "/a", "b": "/b"}})
+    old = engine_arguments(OldEngineArgs, SETUP, config, kv_events_config="events")
+    assert old == {
+        "model": "/models/m",
+        "enable_prefix_caching": True,
+        "enable_lora": True,
+        "max_num_seqs": 4,
+    }
+    new = engine_arguments(NewEngineArgs, SETUP, config, kv_events_config="events")
+    assert new == old | {
+        "served_model_name": "m",
+        "disable_log_stats": True,
+        "max_loras": 2,
+        "kv_events_config": "events",
+    }
+
+
+def test_the_deploy_file_goes_before_our_defaults():
+    config = VllmConfig.model_validate({"enable_prefix_caching": False})
+    assert engine_arguments(OldEngineArgs, SETUP, config)["enable_prefix_caching"] is False
+
+
+def test_what_the_installed_version_does_not_know_is_the_users_mistake():
+    config = VllmConfig.model_validate({"max_num_seq": 4})
+    with pytest.raises(ConfigError, match=r"max_num_seq: .*did you mean 'max_num_seqs'"):
+        engine_arguments(NewEngineArgs, SETUP, config)
+
+
+@pytest.mark.parametrize("name", ["model", "kv_events_config", "disable_log_stats"])
+def test_some_arguments_are_ours(name: str):
+    registry = Registry.of(plugin)
+    with pytest.raises(ConfigError, match=f"{name} cannot be set here"):
+        registry.validate(registry.engines["vllm"], {name: "x"})
+
+
+def test_arguments_are_filtered_by_signature():
+    def old(prompt: str, *, priority: int = 0) -> None: ...
+
+    def newest(prompt: str, **anything: object) -> None: ...
+
+    wanted = {"priority": 1, "data_parallel_rank": 2}
+    assert accepted(old, wanted) == {"priority": 1}
+    assert accepted(newest, wanted) == wanted
