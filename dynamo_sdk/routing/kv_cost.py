@@ -21,6 +21,7 @@ import math
 from collections.abc import Sequence
 
 from dynamo_sdk.interfaces import Candidate, CostTerm, RoutingContext, RoutingRequest
+from dynamo_sdk.interfaces.router import NO_OVERLAP
 from dynamo_sdk.types import Role
 
 from .config import KvConfig
@@ -34,6 +35,10 @@ _Parts = tuple[float, float, float, float, float]
 _SHARE_OF_CHANCE = 0.25
 """A worker with so much more than its share of recent work had more luck; with twice as much more, it gets no
 credit for what it has cached. Else traffic that never queues would stay for ever where it came first."""
+
+
+_NEGLIGIBLE = 10.0
+"""So many requests of the mean size still fit: nobody will wait for memory."""
 
 
 class KvCost(BatchScorer):
@@ -51,7 +56,8 @@ class KvCost(BatchScorer):
     def totals(
         self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
     ) -> list[float]:
-        return [sum(parts) for parts in self._parts(request, candidates, context.now_s)]
+        parts = self._parts(request, candidates, context.now_s)
+        return [wait + prefill + others + memory + decode for wait, prefill, others, memory, decode in parts]
 
     def terms(
         self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
@@ -61,85 +67,76 @@ class KvCost(BatchScorer):
         ]
 
     def _parts(self, request: RoutingRequest, candidates: Sequence[Candidate], now_s: float) -> list[_Parts]:
-        mean_recent_s = sum([candidate.recent_prefill_s for candidate in candidates]) / len(candidates)
-        sized = [candidate.num_active_tokens for candidate in candidates if candidate.num_active_requests]
-        num_requests = sum(candidate.num_active_requests for candidate in candidates)
-        mean_tokens = sum(sized) / num_requests if num_requests else request.num_tokens
-        return [
-            self._parts_of(request, candidate, now_s, mean_recent_s, mean_tokens) for candidate in candidates
-        ]
+        """One loop without a call per candidate: there may be hundreds, for each request."""
+        num_tokens, role = request.num_tokens, request.role
+        block_size = request.block_size if role is not Role.PREFILL else None
+        num_requests = num_active_tokens = 0
+        mean_recent_s = 0.0
+        for candidate in candidates:
+            num_requests += candidate.num_active_requests
+            num_active_tokens += candidate.num_active_tokens
+            mean_recent_s += candidate.recent_prefill_s
+        mean_recent_s /= len(candidates)
+        mean_tokens = num_active_tokens / num_requests if num_requests else float(num_tokens)
 
-    def _parts_of(
-        self,
-        request: RoutingRequest,
-        candidate: Candidate,
-        now_s: float,
-        mean_recent_s: float,
-        mean_tokens: float,
-    ) -> _Parts:
-        num_tokens = request.num_tokens
-        s_per_request = candidate.prefill_s_per_request
-        s_per_token = candidate.prefill_s_per_token
-        if not s_per_request and not s_per_token:
-            s_per_request, s_per_token = PRIOR_S_PER_REQUEST, PRIOR_S_PER_TOKEN
-        beside_s = candidate.prefill_s_per_active_token * candidate.num_active_tokens
+        parts: list[_Parts] = []
+        for candidate in candidates:
+            s_per_token = candidate.prefill_s_per_token
+            s_per_request = candidate.prefill_s_per_request
+            if not s_per_token and not s_per_request:
+                s_per_request, s_per_token = PRIOR_S_PER_REQUEST, PRIOR_S_PER_TOKEN
+            num_active_tokens = candidate.num_active_tokens
+            beside_s = candidate.prefill_s_per_active_token * num_active_tokens
 
-        num_uncached = float(num_tokens)
+            num_uncached = float(num_tokens)
+            if candidate.overlap is not NO_OVERLAP:
+                num_uncached -= self._num_cached(request, candidate)
+                usual_s = mean_recent_s + 2 * (s_per_request + s_per_token * num_tokens)
+                excess = (candidate.recent_prefill_s - mean_recent_s) / usual_s / _SHARE_OF_CHANCE - 1
+                if excess > 0:
+                    num_uncached += min(1.0, excess) * (num_tokens - num_uncached)
+            prefill_s = s_per_request + s_per_token * num_uncached
+
+            wait_s = s_per_token * candidate.num_other_prefill_tokens
+            num_before, since_s = candidate.num_prefill_requests, candidate.prefill_since_s
+            if num_before and since_s is not None:
+                num_first = candidate.first_prefill_tokens
+                first_s = s_per_request + s_per_token * num_first + beside_s
+                behind_s = s_per_request * (num_before - 1)
+                behind_s += s_per_token * (candidate.num_prefill_tokens - num_first)
+                wait_s += behind_s + abs(first_s - (now_s - since_s))
+            elif beside_s and candidate.step_at_s is not None:
+                wait_s += max(0.0, beside_s - (now_s - candidate.step_at_s))
+
+            memory_s = decode_s = 0.0
+            if block_size is not None:
+                num_blocks, num_used = self._blocks(candidate, block_size, now_s)
+                mean_blocks = max(1.0, mean_tokens / block_size)
+                excess = num_used + num_uncached / block_size - num_blocks
+                if num_blocks and excess > -_NEGLIGIBLE * mean_blocks:
+                    s_per_block = candidate.decode_s_per_request / num_blocks
+                    next_blocks = mean_blocks * math.exp(min(0.0, excess / mean_blocks)) + max(0.0, excess)
+                    memory_s = max(0.0, excess * s_per_block - wait_s) + next_blocks * s_per_block
+            if role is Role.DECODE and candidate.decode_s_per_token:
+                decode_s = beside_s * candidate.decode_s_per_request / candidate.decode_s_per_token
+            parts.append((wait_s, prefill_s + beside_s, prefill_s * (1 + num_before), memory_s, decode_s))
+        return parts
+
+    def _num_cached(self, request: RoutingRequest, candidate: Candidate) -> float:
+        """Tokens, those of slower tiers in part; the last one is always computed."""
         overlap = candidate.overlap
-        if overlap.num_blocks:
-            credit = overlap.device_blocks + overlap.host_blocks * self._host
-            credit += overlap.disk_blocks * self._disk + overlap.remote_blocks * self._remote
-            num_uncached = max(1.0, num_tokens - credit * (request.block_size or 0))
-            usual_s = mean_recent_s + 2 * (s_per_request + s_per_token * num_tokens)
-            excess = (candidate.recent_prefill_s - mean_recent_s) / usual_s / _SHARE_OF_CHANCE - 1
-            if excess > 0:
-                num_uncached += min(1.0, excess) * (num_tokens - num_uncached)
-        prefill_s = s_per_request + s_per_token * num_uncached
+        credit = overlap.device_blocks + overlap.host_blocks * self._host
+        credit += overlap.disk_blocks * self._disk + overlap.remote_blocks * self._remote
+        return min(credit * (request.block_size or 0), request.num_tokens - 1.0)
 
-        wait_s = s_per_token * candidate.num_other_prefill_tokens
-        num_before = candidate.num_prefill_requests
-        if num_before and candidate.prefill_since_s is not None:
-            first_s = s_per_request + s_per_token * candidate.first_prefill_tokens + beside_s
-            all_s = s_per_request * num_before + s_per_token * candidate.num_prefill_tokens + beside_s
-            wait_s += all_s - first_s + abs(first_s - (now_s - candidate.prefill_since_s))
-        elif candidate.step_at_s is not None and candidate.num_active_requests:
-            wait_s += max(0.0, beside_s - (now_s - candidate.step_at_s))
-
-        memory_s = 0.0
-        if request.role is not Role.PREFILL:
-            memory_s = self._memory_s(request, candidate, num_uncached, mean_tokens, now_s, wait_s)
-        decode_s = 0.0
-        if request.role is Role.DECODE and candidate.decode_s_per_token:
-            decode_s = beside_s * candidate.decode_s_per_request / candidate.decode_s_per_token
-        return wait_s, prefill_s + beside_s, prefill_s * (1 + num_before), memory_s, decode_s
-
-    def _memory_s(
-        self,
-        request: RoutingRequest,
-        candidate: Candidate,
-        num_uncached: float,
-        mean_tokens: float,
-        now_s: float,
-        wait_s: float,
-    ) -> float:
-        """Beyond ``wait_s``. Blocks come back at the rate at which answers end. The next request is taken to
-        be of a size by chance, so that a worker which is nearly full is dearer before it is full."""
+    def _blocks(self, candidate: Candidate, block_size: int, now_s: float) -> tuple[int, int]:
+        """How many there are, 0 if nobody knows; and how many are in use, or will be by those in line. A
+        report knows which blocks are shared. Those that have begun since it came count twice, so it counts
+        at most what our requests have, if there are no others."""
         load, at_s = candidate.load, candidate.load_at_s
-        block_size = request.block_size
-        if not block_size:
-            return 0.0
-        if load is not None and at_s is not None and now_s - at_s <= self._max_load_age_s and load.num_blocks:
-            num_blocks, num_used = load.num_blocks, load.num_blocks - load.num_free_blocks
-            num_used += candidate.num_prefill_tokens // block_size  # of those in line
-            if not candidate.num_other_requests:  # some of them have begun since, and count twice
-                num_used = min(num_used, candidate.num_active_tokens // block_size)
-        elif candidate.num_blocks:
-            num_blocks, num_used = candidate.num_blocks, candidate.num_active_blocks
-        else:
-            return 0.0
-        num_needed = num_used + num_uncached / block_size
-        mean_blocks = max(1.0, mean_tokens / block_size)
-        excess = num_needed - num_blocks
-        next_blocks = mean_blocks * math.exp(excess / mean_blocks) if excess < 0 else excess + mean_blocks
-        s_per_block = candidate.decode_s_per_request / num_blocks
-        return max(0.0, excess * s_per_block - wait_s) + next_blocks * s_per_block
+        if load is None or at_s is None or now_s - at_s > self._max_load_age_s or not load.num_blocks:
+            return candidate.num_blocks or 0, candidate.num_active_blocks
+        num_used = load.num_blocks - load.num_free_blocks + candidate.num_prefill_tokens // block_size
+        if not candidate.num_other_requests:
+            num_used = min(num_used, candidate.num_active_tokens // block_size)
+        return load.num_blocks, num_used
