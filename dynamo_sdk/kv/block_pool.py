@@ -245,18 +245,21 @@ class BlockPool:
 
     def snapshot(self) -> tuple[KVEvent, ...]:
         """Events that build the present cache from nothing, each parent before its children."""
-        return tuple(self._stored([content]) for content in self._parents_first())
+        return tuple([self._stored(chain) for chain in self._chains()])
 
-    def _parents_first(self) -> list[_CachedBlock]:
+    def _chains(self) -> list[list[_CachedBlock]]:
+        """Everything cached, cut where a block has not exactly one successor; parents first."""
         children: dict[CacheKey | None, list[_CachedBlock]] = {}
         for block in self._block_of.values():
             content = self._contents[block]
             assert content is not None
             children.setdefault(content.parent, []).append(content)
-        ordered = list(children.get(None, ()))
-        for content in ordered:  # grows while it is walked
-            ordered.extend(children.get(content.key, ()))
-        return ordered
+        chains = [[content] for content in children.get(None, ())]
+        for chain in chains:  # grows while it is walked
+            while len(following := children.get(chain[-1].key, ())) == 1:
+                chain.extend(following)
+            chains.extend([content] for content in following)
+        return chains
 
     def _store_event(self, contents: list[_CachedBlock]) -> None:
         if contents and self._is_recording:

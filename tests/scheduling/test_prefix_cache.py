@@ -81,8 +81,9 @@ def test_events_follow_the_computation():
         seen.append([event.token_ids for event in worker.scheduler.take_kv_events()])
     assert seen[:2] == [[(0, 1, 2, 3)], [(4, 5)]]
     assert [tokens[0] for (tokens,) in seen[2:]] == [6]
-    assert all(isinstance(event, BlocksStored) for event in worker.scheduler.kv_snapshot())
-    assert len(worker.scheduler.kv_snapshot()) == 4
+    [chain] = worker.scheduler.kv_snapshot()
+    assert isinstance(chain, BlocksStored)
+    assert len(chain.block_hashes) == 4
 
 
 def test_without_prefix_caching_nothing_is_shared_or_told():
@@ -99,7 +100,9 @@ def test_a_reset_cache_stays_empty_of_what_was_computed_before():
     worker.add("a", range(7), max_tokens=3)
     worker.scheduler.reset_prefix_cache()
     worker.step()
-    assert len(worker.scheduler.kv_snapshot()) == 2  # it had no blocks yet
+    [chain] = worker.scheduler.kv_snapshot()  # it had no blocks yet
+    assert isinstance(chain, BlocksStored)
+    assert len(chain.block_hashes) == 2
     worker.scheduler.reset_prefix_cache()
     worker.run("a")
     assert worker.scheduler.kv_snapshot() == ()
