@@ -33,9 +33,8 @@ steps, and nobody is admitted before it.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from operator import attrgetter
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces.block_memory import BlockReservation
@@ -45,6 +44,7 @@ from dynamo_sdk.types.loads import LoadSnapshot
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest, Role
 
+from .admission import Admission
 from .batch import Batch
 from .blocks import SequenceBlocks
 from .decode_run import DecodeRun, NextTokens
@@ -63,6 +63,7 @@ class Scheduler:
         self._sequences: dict[str, Sequence] = {}
         self._waiting = SequenceQueue()
         self._running = SequenceQueue()
+        self._admission = Admission(config, self._blocks, self._waiting, self._running)
         self._num_reserved = 0
         self._num_arrivals = 0
         self._num_steps = 0
@@ -103,7 +104,7 @@ class Scheduler:
         num_filled = sequence.num_tokens - (1 if request.generated else 0)
         if is_starving or is_overtaking or not self._num_free_slots:
             return None
-        if not self._allocate(sequence, num_filled):
+        if not self._admission.allocate(sequence, num_filled):
             return None
         num_cached_blocks = sequence.num_computed_tokens // self._block_size
         sequence.num_computed_tokens = sequence.num_tokens - 1
@@ -163,7 +164,7 @@ class Scheduler:
             else:
                 self._starved = sequence
         if self._starved is None and not batch.preempted:
-            self._admit(prefilling, batch.budget)
+            self._admission.admit(prefilling, batch.budget, self._num_free_slots)
             self._is_refusing = len(self._waiting) > 0 and not prefilling
         for sequence in prefilling:
             batch.add_chunk(sequence)
@@ -372,44 +373,6 @@ class Scheduler:
     @property
     def _num_free_slots(self) -> int:
         return self.config.max_num_seqs - len(self._running) - self._num_reserved
-
-    def _admit(self, prefilling: list[Sequence], budget: int) -> None:
-        """Move waiting requests to ``prefilling`` until the budget, slots or blocks run out.
-
-        Strictly in order, also among those that prefill already, except that one which had better wait
-        for an earlier one's blocks is passed over; it keeps its claim to a slot.
-        """
-        num_slots = self._num_free_slots
-        earlier = deque(prefilling)
-        first_keys = {sequence.keys[0] for sequence in prefilling if sequence.keys}
-        index = 0
-        while index < len(self._waiting) and num_slots > 0:
-            sequence = self._waiting[index]
-            while earlier and earlier[0].order < sequence.order:
-                budget -= earlier.popleft().num_uncomputed_tokens
-            if budget <= 0:
-                break
-            num_slots -= 1
-            first_key = sequence.keys[0] if sequence.keys else None
-            # Keys are chained: where the first one differs, nothing is in common.
-            if first_key in first_keys and self._blocks.is_worth_waiting(sequence, prefilling):
-                index += 1
-                continue
-            if not self._allocate(sequence, sequence.num_tokens):
-                break
-            self._waiting.remove(sequence)
-            sequence.state = SequenceState.RUNNING
-            self._running.push(sequence)
-            prefilling.append(sequence)
-            if first_key is not None:
-                first_keys.add(first_key)
-            budget -= sequence.num_uncomputed_tokens
-        prefilling.sort(key=attrgetter("order"))
-
-    def _allocate(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for a newcomer, if that leaves each running request its next block (where configured)."""
-        num_spare_blocks = len(self._running) if self.config.enable_growth_reserve else 0
-        return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=num_spare_blocks)
 
     def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
         """One more block, if need be taken from the running requests behind it."""

@@ -1,0 +1,64 @@
+"""``Admission``: who of those that wait may run."""
+
+from __future__ import annotations
+
+from collections import deque
+from operator import attrgetter
+
+from .blocks import SequenceBlocks
+from .queue import SequenceQueue
+from .sequence import Sequence, SequenceState
+from .step import SchedulerConfig
+
+
+class Admission:
+    """Moves sequences from ``waiting`` to ``running`` and gives them blocks."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        blocks: SequenceBlocks,
+        waiting: SequenceQueue,
+        running: SequenceQueue,
+    ) -> None:
+        self._has_growth_reserve = config.enable_growth_reserve
+        self._blocks = blocks
+        self._waiting = waiting
+        self._running = running
+
+    def admit(self, prefilling: list[Sequence], budget: int, num_slots: int) -> None:
+        """Add waiting requests to ``prefilling`` until the budget, slots or blocks run out.
+
+        Strictly in order, also among those that prefill already, except that one which had better wait
+        for an earlier one's blocks is passed over; it keeps its claim to a slot.
+        """
+        earlier = deque(prefilling)
+        first_keys = {sequence.keys[0] for sequence in prefilling if sequence.keys}
+        index = 0
+        while index < len(self._waiting) and num_slots > 0:
+            sequence = self._waiting[index]
+            while earlier and earlier[0].order < sequence.order:
+                budget -= earlier.popleft().num_uncomputed_tokens
+            if budget <= 0:
+                break
+            num_slots -= 1
+            first_key = sequence.keys[0] if sequence.keys else None
+            # Keys are chained: where the first one differs, nothing is in common.
+            if first_key in first_keys and self._blocks.is_worth_waiting(sequence, prefilling):
+                index += 1
+                continue
+            if not self.allocate(sequence, sequence.num_tokens):
+                break
+            self._waiting.remove(sequence)
+            sequence.state = SequenceState.RUNNING
+            self._running.push(sequence)
+            prefilling.append(sequence)
+            if first_key is not None:
+                first_keys.add(first_key)
+            budget -= sequence.num_uncomputed_tokens
+        prefilling.sort(key=attrgetter("order"))
+
+    def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for a newcomer, if that leaves each running request its next block (where configured)."""
+        num_spare_blocks = len(self._running) if self._has_growth_reserve else 0
+        return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=num_spare_blocks)
