@@ -116,6 +116,8 @@ class AdmissionQueue:
         if request is None:
             return False
         line = self._lines[request.priority, request.tenant]
+        if line.requests[0] is request:  # what was saved up for it alone is given up
+            line.deficit = min(line.deficit, self.limits.quantum(line.tenant))
         line.requests.remove(request)
         self._forget(request)
         if not line.requests:

@@ -171,13 +171,6 @@ class CandidateBook:
             candidate.load = candidate.load_at_s = seat.others = None
             candidate.num_other_requests = candidate.num_other_prefill_tokens = 0
 
-    def stepped(self, worker_id: WorkerId, now_s: float, dp_rank: int = 0) -> None:
-        """Tokens have come from the worker: a step of its engine has ended, and the next one has begun."""
-        seats = self._workers.get(worker_id)
-        if seats is None:
-            return
-        note_step(seats[dp_rank], now_s)
-
     def observe(self, fact: RouterFact, now_s: float) -> None:
         """One of our requests went somewhere, got its first token there, or ended. Facts about workers that
         are gone, or about requests that never were there, change nothing."""

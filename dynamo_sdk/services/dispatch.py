@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
 from dynamo_sdk.errors import DynamoError
 from dynamo_sdk.flow import (
     Action,
+    AdmissionLimits,
     CancelLeg,
     Emit,
     Fail,
@@ -33,6 +34,7 @@ from dynamo_sdk.runtime.calls import CallListener, PushedCall
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.types import GenerateChunk, GenerateRequest, Role, WorkerRecord
 
+from .admission import Admission
 from .choosing import Chooser
 from .decision_writer import DecisionWriter
 from .legs import Legs
@@ -47,11 +49,15 @@ RELEASE_TIMEOUT_S = 5.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchLimits:
     """``stall_timeout_s``: a leg that says nothing for so long is given up. ``wait_for_worker_s``: how
-    long a request whose worker died waits for another one to appear. ``decision_log``: a folder for what
-    routers decided; None = nowhere; ``decision_log_bytes``: at most so much of it."""
+    long a request whose worker died waits for another one to appear. ``max_prefill_tokens``: requests wait
+    here, as ``admission`` says, while every worker has more prompt tokens to compute; None = they never do.
+    ``decision_log``: a folder for what routers decided, None = nowhere; ``decision_log_bytes``: at most so
+    much of it."""
 
     stall_timeout_s: float = 120.0
     wait_for_worker_s: float = 30.0
+    max_prefill_tokens: int | None = None
+    admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     decision_log: str | None = None
     decision_log_bytes: int = 256 * 1024 * 1024
 
@@ -82,6 +88,8 @@ class Dispatcher:
         self._limits = limits
         self._chooser = Chooser(pools, clock, rng or Random(), log)
         self._background = Background()
+        self.admission = Admission(pools, limits.max_prefill_tokens, limits.admission)
+        pools.on_news = self.admission.let_in
 
     def start(
         self,
@@ -105,6 +113,7 @@ class Dispatcher:
     def observe(self, route: ModelRoute, seen: Observe) -> None:
         """Let pools and router learn a fact."""
         self._chooser.observe(route.name, route.routers[seen.pool], seen.fact)
+        self.admission.let_in()
 
     def open(
         self, worker: WorkerRecord, request: GenerateRequest, deadline_s: float, listener: CallListener
@@ -216,7 +225,7 @@ class DispatchedCall(BackendCall):
                 case Route() if not self._is_over:
                     if action.can_wait and not self._dispatcher.eligible(self._route, action):
                         self._waiting = asyncio.get_running_loop().create_task(self._wait(action))
-                    else:
+                    elif not self._must_wait(action):
                         self._carry_out(self._dispatcher.choose(self._flow, self._route, action, self._hints))
                 case Migrated(error, num_kept_tokens):
                     logger.warning(
@@ -231,6 +240,22 @@ class DispatchedCall(BackendCall):
 
     def _open(self, worker: WorkerRecord, request: GenerateRequest, listener: CallListener) -> PushedCall:
         return self._dispatcher.open(worker, request, self._deadline_s, listener)
+
+    def _must_wait(self, ask: Route) -> bool:
+        """Whether all workers are full; then it goes on by itself when it is its turn, or has failed."""
+        try:
+            return self._dispatcher.admission.must_wait(
+                self._route.name, ask, self._flow.request, self._hints, partial(self._go, ask)
+            )
+        except DynamoError as error:
+            self._fail(error)
+            return True
+
+    def _go(self, ask: Route) -> None:
+        try:
+            self._carry_out(self._dispatcher.choose(self._flow, self._route, ask, self._hints))
+        except Exception as error:  # a bug ends this request, and not those behind it
+            self._fail(error)
 
     async def _wait(self, ask: Route) -> None:
         await self._dispatcher.wait_for_worker(self._route, ask, self._deadline_s)
@@ -252,6 +277,7 @@ class DispatchedCall(BackendCall):
     def _end(self) -> None:
         """Free everything."""
         self._is_over = True
+        self._dispatcher.admission.leave(self._flow.request.request_id)
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel()

@@ -21,6 +21,7 @@ import anyio
 import msgspec
 
 from dynamo_sdk.errors import ConfigError, EngineFailed, Unavailable
+from dynamo_sdk.flow import AdmissionLimits
 from dynamo_sdk.graph import FrontendService, endpoint
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.runtime.service import ManagedService, ServiceContext
@@ -48,6 +49,11 @@ class Frontend(FrontendService, ManagedService):
         request_timeout_s: float = HttpLimits().deadline_s,
         stall_timeout_s: float = DispatchLimits().stall_timeout_s,
         wait_for_worker_s: float = DispatchLimits().wait_for_worker_s,
+        max_prefill_tokens: int | None = None,
+        max_waiting: int = AdmissionLimits().max_waiting,
+        max_waiting_per_tenant: int = AdmissionLimits().max_waiting_per_tenant,
+        tenant_quantum: int = AdmissionLimits().default_quantum,
+        tenant_quanta: dict[str, int] | None = None,
         decision_log: str | None = None,
         decision_log_bytes: int = DispatchLimits().decision_log_bytes,
     ) -> None:
@@ -55,6 +61,13 @@ class Frontend(FrontendService, ManagedService):
         self._dispatch_limits = DispatchLimits(
             stall_timeout_s=stall_timeout_s,
             wait_for_worker_s=wait_for_worker_s,
+            max_prefill_tokens=max_prefill_tokens,
+            admission=AdmissionLimits(
+                default_quantum=tenant_quantum,
+                quanta=tenant_quanta or {},
+                max_waiting=max_waiting,
+                max_waiting_per_tenant=max_waiting_per_tenant,
+            ),
             decision_log=decision_log,
             decision_log_bytes=decision_log_bytes,
         )

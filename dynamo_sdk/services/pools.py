@@ -60,6 +60,7 @@ class Pools:
         )
         self._pools: dict[tuple[str, Role], Pool] = {}  # until the fleet changes
         self._feeds: dict[WorkerId, asyncio.Task[None]] = {}
+        self.on_news: Callable[[], None] = _nobody_listens
         self._unsubscribe = fleet.subscribe(self._on_change)
 
     def pool(self, model: str, role: Role) -> Pool:
@@ -135,6 +136,7 @@ class Pools:
                 self.events.unfollow(worker_id)
             self.book.leave(worker_id)
         self._follow_feeds(fleet)
+        self.on_news()
 
     def _join(self, record: WorkerRecord) -> None:
         served = record.models[0] if record.models else None
@@ -168,8 +170,13 @@ class Pools:
                 async with aclosing(client.stream(record.worker_id, "loads", timeout_s=None)) as loads:
                     async for load in loads:
                         self.book.reported(record.worker_id, load, self._clock.now_s())
+                        self.on_news()
             self.book.silent(record.worker_id)
             await self._clock.sleep(FEED_RETRY_S)
+
+
+def _nobody_listens() -> None:
+    pass
 
 
 def _block_size(worker: WorkerRecord, model: str) -> int | None:

@@ -291,15 +291,18 @@ def test_recent_work_fades_with_what_comes_after_it_and_not_with_time() -> None:
 
 
 def test_a_step_of_the_engine_starts_the_clock_of_those_that_came_during_it() -> None:
-    """A prompt that comes while others decode waits for the end of their step; that is not its own time."""
+    """A prompt that comes while others decode waits for the end of their step; that is not its own time.
+    First and last tokens of others show where a step ended."""
     book = CandidateBook()
     book.join(A)
-    book.observe(routed("r"), 0.0)
-    book.observe(done("r"), 1.0)
+    for name in ("r", "q", "p"):
+        book.observe(routed(name), 0.0)
+        book.observe(done(name), 1.0)
     book.observe(routed("s"), 1.2)
     assert only(book).prefill_since_s == 1.2
-    book.stepped(A, 1.5)
+    book.observe(freed("p"), 1.3)  # was cancelled: that says nothing of a step
+    assert (only(book).prefill_since_s, only(book).step_at_s) == (1.2, 1.0)
+    book.observe(freed("q", output=3), 1.5)
     assert (only(book).prefill_since_s, only(book).step_at_s) == (1.5, 1.5)
-    book.stepped(A, 1.8)  # a second step for a long prompt
-    assert only(book).prefill_since_s == 1.5
-    book.stepped(WorkerId("stranger"), 2.0)
+    book.observe(freed("r", output=4), 1.8)  # a second step for a long prompt
+    assert (only(book).prefill_since_s, only(book).step_at_s) == (1.5, 1.8)

@@ -143,9 +143,7 @@ def test_routers_inside_routers_are_named() -> None:
     configured = ConfiguredShadowRouter(ShadowConfig(shadows=("random", f"{__name__}:Broken")))
     configured.select(request(), [worker("a")], context())
     assert list(configured.statistics) == ["random", f"{__name__}:Broken"]
-    with pytest.raises(
-        ConfigError, match=r"no router 'nope' to put inside another \(there are dynamo-kv"
-    ):
+    with pytest.raises(ConfigError, match=r"no router 'nope' to put inside another \(there are dynamo-kv"):
         SessionRouter(SessionConfig(otherwise="nope"))
     with pytest.raises(ConfigError, match="makes a Random, not a Router"):
         SessionRouter(SessionConfig(otherwise="random:Random"))

@@ -233,6 +233,7 @@ async def plan_generation(
 def _hints(extensions: Extensions) -> RoutingHints:
     return RoutingHints(
         session=extensions.session,
+        tenant=extensions.tenant,
         worker=extensions.worker,
         explanations=[] if extensions.explain else None,
     )

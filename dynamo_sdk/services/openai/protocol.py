@@ -18,7 +18,8 @@ ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
 class Extensions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Our own part of a request, under the key ``dynamo``. ``priority``: smaller runs first.
     ``ledger``: say in the answer where the time went. ``explain``: say in it why the request went where it
-    went. ``session``: requests of one session belong together. ``worker``: the id of the one to take it, for
+    went. ``session``: requests of one session belong together. ``tenant``: whose share it is
+    when all workers are full. ``worker``: the id of the one to take it, for
     the router ``direct``."""
 
     cache_salt: str | None = None
@@ -26,6 +27,7 @@ class Extensions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ledger: bool = False
     explain: bool = False
     session: str | None = None
+    tenant: str | None = None
     worker: str | None = None
 
 
