@@ -23,8 +23,9 @@ $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 run: $(VENV)/.run-installed  ## install, then serve examples/quickstart.py (ARGS="--port 0" passes arguments on)
 	@exec $(BIN)/dynamo-sdk run examples/quickstart.py $(ARGS)
 
-test: $(VENV)/.dev-installed  ## install, then run the whole test suite
+test: $(VENV)/.dev-installed  ## install, then run the whole test suite and those of the plugins
 	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -c plugins/vllm/pyproject.toml plugins/vllm/tests/unit
 
 lint: $(VENV)/.dev-installed  ## style and formatting
 	$(BIN)/ruff check .

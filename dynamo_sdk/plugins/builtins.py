@@ -36,6 +36,12 @@ def dynamo_sdk_engines() -> list[EngineDescriptor]:
             summary="simulates a GPU's timing, blocks and batches; for benchmarks and simulation",
         ),
         EngineDescriptor(
+            name="openai",
+            factory="dynamo_sdk.engines.openai.engine:OpenAIEngine",
+            config="dynamo_sdk.engines.openai.config:OpenAIConfig",
+            summary="a server that runs already, by its URL: vLLM, dynamo_sdk, whoever gives token ids back",
+        ),
+        EngineDescriptor(
             name="torch",
             factory="dynamo_sdk.engines.torch.engine:TorchEngine",
             config="dynamo_sdk.engines.torch.config:TorchConfig",

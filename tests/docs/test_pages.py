@@ -150,7 +150,9 @@ def test_engine_arguments_are_complete(engine: str) -> None:
     rows = table_rows(section(page("engines.md"), engine))
     shown = {row[0].strip("`"): row[1].strip("`") for row in rows}
     real = {
-        name: "none"
+        name: "required"
+        if field.is_required()
+        else "none"
         if field.default is None
         else str(field.default).replace("True", "true").replace("False", "false")
         for name, field in config.model_fields.items()

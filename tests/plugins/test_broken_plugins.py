@@ -210,7 +210,8 @@ def test_a_plugin_cannot_take_the_name_of_a_builtin(install: Install) -> None:
 def test_a_missing_name_points_at_the_broken_plugin(install: Install) -> None:
     install("acme-sdk", "acme", "raise OSError('libfoo.so.1 not found')")
     with pytest.raises(
-        PluginError, match=r"no engine 'acme' \(installed: echo, mocker, torch\).*libfoo.so.1 not found"
+        PluginError,
+        match=r"no engine 'acme' \(installed: echo, mocker, openai, torch\).*libfoo.so.1 not found",
     ):
         Registry.discover().engines.require("acme")
 

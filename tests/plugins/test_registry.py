@@ -25,7 +25,7 @@ SETUP = EngineSetup(model=ModelSpec(name="m", path="."), role=Role.AGGREGATED)
 def test_builtins_come_through_the_hooks() -> None:
     registry = Registry.of()
     assert registry.problems == ()
-    assert list(registry.engines) == ["echo", "mocker", "torch"]
+    assert list(registry.engines) == ["echo", "mocker", "openai", "torch"]
     assert list(registry.routers) == [
         "direct",
         "dynamo-kv",
@@ -154,7 +154,8 @@ def test_an_unfinished_class_names_what_it_lacks() -> None:
 
 def test_near_miss_of_a_name() -> None:
     with pytest.raises(
-        ConfigError, match=r"no engine 'tirch' \(installed: echo, mocker, torch\); did you mean 'torch'"
+        ConfigError,
+        match=r"no engine 'tirch' \(installed: echo, mocker, openai, torch\); did you mean 'torch'",
     ):
         Registry.of().engines.require("tirch")
     with pytest.raises(ConfigError, match=r"no planner 'sla' \(installed: none\)"):
@@ -195,7 +196,7 @@ def test_a_registry_including_more_offers_both_and_each_once() -> None:
 def test_a_catalogue_is_a_read_only_mapping() -> None:
     engines = Registry.of().engines
     assert engines["echo"].roles == tuple(Role)
-    assert dict(engines).keys() == {"echo", "mocker", "torch"}
+    assert dict(engines).keys() == {"echo", "mocker", "openai", "torch"}
     with pytest.raises(KeyError):
         engines["nope"]
     with pytest.raises(TypeError):
