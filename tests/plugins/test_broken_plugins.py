@@ -198,7 +198,7 @@ def test_two_plugins_with_one_name(install: Install) -> None:
         registry.engines.require("fast")
     assert registry.engines.require("echo").name == "echo"
     with pytest.raises(ConfigError, match="install the plugin that offers it"):
-        registry.engines.require("nope")
+        registry.engines.require("quux")
 
 
 def test_a_plugin_cannot_take_the_name_of_a_builtin(install: Install) -> None:
