@@ -223,8 +223,6 @@ def run_cell(cell: Cell) -> dict[str, float]:
             sample.append(sequence)
         else:
             sample[rng.randrange(400)] = sequence
-    gc.collect()
-    gc.disable()
     resident = resident_bytes()
     started_s = time.perf_counter()
     for worker, message in events:
@@ -271,7 +269,7 @@ def percentiles(kind: str, call: Callable[..., Any], arguments: list[tuple[Any, 
     times: list[float] = []
     now = time.perf_counter
     end_s = now() + BUDGET_S
-    while now() < end_s:
+    while not times or now() < end_s:
         for args in arguments:
             begin = now()
             call(*args)
@@ -309,6 +307,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.job:
         job = json.loads(options.job)
+        gc.disable()  # the events of the test are many objects; no frontend has them
         found = (
             run_tokens(INDEXES[job["index"]]()) if job["kind"] == "tokens" else run_cell(Cell(**job["cell"]))
         )
