@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import getrandbits
 from typing import Self
@@ -24,6 +24,9 @@ from .inbox import DeltaInbox
 from .ledger import Ledger, settle
 from .protocol import Extensions, SamplingFields
 from .validation import num_choices, sampling_params, stop_strings, with_seed_offset
+
+SESSION_HEADER = b"x-dynamo-session-id"
+TENANT_HEADER = b"x-tenant-id"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,6 +176,7 @@ async def plan_generation(
     logprobs: int | None,
     at_start: bool,
     max_choices: int,
+    headers: Mapping[bytes, bytes],
 ) -> Generation:
     """``kind`` prefixes the answer's id. ``at_start``: the text is a message of its own, not a
     continuation. Raises ``InvalidRequest``, ``ContextLengthExceeded``."""
@@ -222,7 +226,7 @@ async def plan_generation(
         received_s=received_s,
         tokenize_s=tokenize_s,
         wants_ledger=extensions.ledger,
-        hints=_hints(extensions),
+        hints=_hints(extensions, headers),
         model=record.name,
         prompts=prompts,
         choices=choices,
@@ -230,10 +234,12 @@ async def plan_generation(
     )
 
 
-def _hints(extensions: Extensions) -> RoutingHints:
+def _hints(extensions: Extensions, headers: Mapping[bytes, bytes]) -> RoutingHints:
+    """A gateway in front may say by header whose request it is; what the body says counts more."""
+    session, tenant = headers.get(SESSION_HEADER), headers.get(TENANT_HEADER)
     return RoutingHints(
-        session=extensions.session,
-        tenant=extensions.tenant,
+        session=extensions.session or (session.decode("latin-1") if session else None),
+        tenant=extensions.tenant or (tenant.decode("latin-1") if tenant else None),
         worker=extensions.worker,
         explanations=[] if extensions.explain else None,
     )

@@ -72,6 +72,7 @@ class Routes:
             logprobs=logprobs,
             at_start=True,
             max_choices=self.limits.max_choices,
+            headers=exchange.headers,
         )
         format = ChatFormat(request, generation, shows_usage=shows_usage)
         await self._send(exchange, generation, format, request, shows_usage=shows_usage)
@@ -102,6 +103,7 @@ class Routes:
             logprobs=logprobs,
             at_start=False,
             max_choices=self.limits.max_choices,
+            headers=exchange.headers,
         )
         echoes = [
             prompt if isinstance(prompt, str) else pipeline.tokenizer.decode(prompt)
