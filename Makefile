@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+ENGINES ?= .venv-engines
 
-.PHONY: help run test lint format types imports check clean
+.PHONY: help run test test-engines lint format types imports check clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -26,6 +27,15 @@ run: $(VENV)/.run-installed  ## install, then serve examples/quickstart.py (ARGS
 test: $(VENV)/.dev-installed  ## install, then run the whole test suite and those of the plugins
 	$(BIN)/python -m pytest -q $(ARGS)
 	$(BIN)/python -m pytest -q -c plugins/vllm/pyproject.toml plugins/vllm/tests/unit
+
+$(ENGINES)/light/bin/python:
+	$(PYTHON) -m venv $(ENGINES)/light
+
+test-engines: $(ENGINES)/light/bin/python  ## build an environment for each real engine, then run against it
+	$(ENGINES)/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e plugins/vllm
+	bash plugins/vllm/environment.sh $(ENGINES)/vllm
+	LIGHT_PYTHON=$(abspath $(ENGINES))/light/bin/python $(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml \
+		plugins/vllm/tests/real $(ARGS)
 
 lint: $(VENV)/.dev-installed  ## style and formatting
 	$(BIN)/ruff check .

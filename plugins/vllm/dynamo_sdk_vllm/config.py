@@ -78,6 +78,7 @@ def engine_arguments(
         "enable_prefix_caching": True,
         "disable_log_stats": True,  # our own reader of the statistics is enough
         "served_model_name": setup.model.name,
+        "scheduling_policy": "priority",  # as a request's priority means it: smaller runs first
         **ours,
     }
     if config.loras:

@@ -213,14 +213,9 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
     ) -> AsyncGenerator[Any, None]:
         vllm = importlib.import_module("vllm.sampling_params")
         sampling["output_kind"] = vllm.RequestOutputKind.DELTA
-        optional = {
-            "lora_request": lora,
-            "priority": request.priority,
-            "data_parallel_rank": request.dp_rank,
-        }
-        given = {name: value for name, value in optional.items() if value}
-        if request.dp_rank is not None:
-            given["data_parallel_rank"] = request.dp_rank
+        given: dict[str, object] = {"lora_request": lora, "data_parallel_rank": request.dp_rank}
+        if llm.vllm_config.scheduler_config.policy == "priority":
+            given["priority"] = request.priority
         outputs: AsyncGenerator[Any, None] = llm.generate(
             _prompt(tokens, request.cache_salt),
             vllm.SamplingParams(**accepted(vllm.SamplingParams, sampling)),

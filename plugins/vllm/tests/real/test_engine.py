@@ -1,0 +1,191 @@
+"""One vLLM: the kit, ``transformers``, adapters, ranks, events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+import torch
+from msgspec.structs import replace
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from dynamo_sdk.errors import ConfigError, EngineStartError, InvalidRequest
+from dynamo_sdk.testing import check_engine, generate_request, read_all
+from dynamo_sdk.types import BlocksStored, KVEventBatch, Role, SamplingParams
+from dynamo_sdk_vllm.engine import VllmEngine
+
+from .conftest import model_folder, vllm_engine
+
+pytestmark = pytest.mark.anyio
+
+GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+PROMPTS = [list(range(10, 17)), list(range(10, 138)), [7 * token % 1000 + 10 for token in range(300)]]
+KNOWN_GAPS = {
+    "continues_after_generated",  # greedy does; vLLM's seeds are not a function of the position
+}
+
+
+@pytest.fixture(scope="module")
+async def engine() -> AsyncIterator[VllmEngine]:
+    started = vllm_engine(Role.AGGREGATED)
+    await started.start()
+    yield started
+    await started.close()
+
+
+async def test_greedy_is_that_of_transformers(engine: VllmEngine):
+    model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
+    for prompt in PROMPTS:
+        with torch.inference_mode():
+            whole = model.generate(
+                torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0
+            )
+        expected = whole[0, len(prompt) :].tolist()
+        request = generate_request(prompt, SamplingParams(max_tokens=24, min_tokens=24, temperature=0.0))
+        assert (await read_all(engine, request)).token_ids == expected
+
+
+async def test_a_prompt_that_comes_again_is_cached(engine: VllmEngine):
+    prompt = [3 * token % 900 + 20 for token in range(100)]
+    first = await read_all(engine, generate_request(prompt, GREEDY))
+    second = await read_all(engine, generate_request(prompt, GREEDY))
+    assert first.usage is not None
+    assert second.usage is not None
+    assert (first.usage.num_cached_tokens, second.usage.num_cached_tokens) == (0, 96)
+    assert second.token_ids == first.token_ids
+
+
+async def test_events_say_what_is_held(engine: VllmEngine):
+    """One listener from now on, a snapshot of what was before; salts reach every block."""
+    batches: list[KVEventBatch] = []
+    has_come = anyio.Event()
+
+    def listen(batch: KVEventBatch) -> None:
+        batches.append(batch)
+        has_come.set()
+
+    engine.subscribe_kv_events(listen)
+    request = generate_request([5 * token % 800 + 30 for token in range(100)], GREEDY)
+    await read_all(engine, replace(request, cache_salt="tenant"))
+    with anyio.fail_after(10):
+        await has_come.wait()
+    events = [event for batch in batches for event in batch.events if isinstance(event, BlocksStored)]
+    assert events[0].parent_hash is None
+    assert {event.cache_salt for event in events} == {"tenant"}
+    assert {event.block_size for event in events} == {32}
+    (snapshot,) = engine.kv_snapshot()
+    held = [event for event in snapshot.events if isinstance(event, BlocksStored)]
+    assert names_of(held) >= names_of(events)
+
+
+def names_of(events: list[BlocksStored]) -> set[int | bytes]:
+    return {name for event in events for name in event.block_hashes}
+
+
+async def test_smaller_priorities_run_first(engine: VllmEngine):
+    """With eight at once, the ninth to be finished is the one that came last and was urgent."""
+    done: list[int] = []
+
+    async def ask(number: int, priority: int) -> None:
+        request = generate_request([number + 50] * 40, GREEDY)
+        await read_all(engine, replace(request, priority=priority))
+        done.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(24):
+            tasks.start_soon(ask, number, -1 if number == 23 else 5)
+    assert done.index(23) < 16
+
+
+def make_adapter(folder: Path) -> Path:
+    """A LoRA of rank 4 on the queries, with weights large enough to change every answer."""
+    described = json.loads((Path(model_folder()) / "config.json").read_text())
+    hidden, rank = described["hidden_size"], 4
+    heads = described["num_attention_heads"] * described["head_dim"]
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for layer in range(described["num_hidden_layers"]):
+        stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, hidden, generator=generator)
+        tensors[f"{stem}.lora_B.weight"] = torch.randn(heads, rank, generator=generator)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "task_type": "CAUSAL_LM",
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+async def test_adapters_are_loaded_used_and_unloaded(tmp_path: Path):
+    adapter = make_adapter(tmp_path / "adapter")
+    engine = vllm_engine(Role.AGGREGATED, loras={"loud": str(adapter)}, max_lora_rank=8)
+    try:
+        await engine.start()
+        base = generate_request(PROMPTS[1], GREEDY)
+        loud, quiet = (replace(base, lora=name, request_id=name) for name in ("loud", "quiet"))
+        plain = (await read_all(engine, base)).token_ids
+        changed = (await read_all(engine, loud)).token_ids
+        assert changed != plain
+        with pytest.raises(InvalidRequest, match="loaded: loud"):
+            await read_all(engine, quiet)
+        await engine.unload_lora("loud")
+        with pytest.raises(InvalidRequest, match="loaded: none"):
+            await read_all(engine, loud)
+        await engine.load_lora("quiet", str(adapter))
+        assert (await read_all(engine, quiet)).token_ids == changed
+        with pytest.raises(InvalidRequest, match="cannot be loaded"):
+            await engine.load_lora("nowhere", str(tmp_path / "nowhere"))
+    finally:
+        await engine.close()
+
+
+async def test_two_ranks_have_caches_and_events_of_their_own():
+    engine = vllm_engine(Role.AGGREGATED, data_parallel_size=2)
+    try:
+        facts = await engine.start()
+        assert facts.dp_size == 2
+        heard_of = {0: anyio.Event(), 1: anyio.Event()}
+        engine.subscribe_kv_events(lambda batch: heard_of[batch.dp_rank].set())
+        request = generate_request(PROMPTS[1], GREEDY)
+        cached = {}
+        for number, rank in enumerate((0, 1, 1)):
+            ranked = replace(request, dp_rank=rank, request_id=f"rank-{number}")
+            usage = (await read_all(engine, ranked)).usage
+            assert usage is not None
+            cached[number] = usage.num_cached_tokens
+        assert cached == {0: 0, 1: 0, 2: 96}
+        with anyio.fail_after(10):
+            for has_come in heard_of.values():
+                await has_come.wait()
+        with pytest.raises(InvalidRequest):
+            await read_all(engine, replace(request, dp_rank=7, request_id="rank-7"))
+    finally:
+        await engine.close()
+
+
+async def test_wrong_arguments_are_said_before_anything_is_loaded():
+    engine = vllm_engine(Role.AGGREGATED, max_num_sequences=4)
+    with pytest.raises(ConfigError, match="max_num_sequences"):
+        await engine.start()
+    await engine.close()
+    engine = vllm_engine(Role.AGGREGATED, num_blocks=1)
+    with pytest.raises(EngineStartError):
+        await engine.start()
+    await engine.close()
+
+
+async def test_it_keeps_the_contract():
+    report = await check_engine(vllm_engine, roles=list(Role), vocab_size=1000, timeout_s=120)
+    print(report)  # noqa: T201
+    failed = {result.name for result in report.results if result.outcome == "failed"}
+    assert failed <= KNOWN_GAPS, str(report)

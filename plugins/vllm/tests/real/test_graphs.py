@@ -1,0 +1,117 @@
+"""``dynamo-sdk run`` with vLLM, from an environment that has only the plugin, and the official client.
+
+``LIGHT_PYTHON``: the interpreter of that environment; without it, the one of these tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from .conftest import SMALL
+
+GRAPHS = Path(__file__).parent / "graphs.py"
+LIGHT_PYTHON = os.environ.get("LIGHT_PYTHON", sys.executable)
+ARGS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "block_size": 32,
+    "num_gpu_blocks_override": 64,
+    "max_num_seqs": 8,
+    "environment": SMALL,
+}
+PROMPT = [7 * token % 1000 + 10 for token in range(200)]
+STOP_TIMEOUT_S = 60.0
+
+
+@contextmanager
+def running(tmp_path: Path, graph: str, **replicas: int) -> Iterator[openai.OpenAI]:
+    """From ready to a polite stop, which must leave no process behind."""
+    services = {
+        name: {"engine": "vllm", "python": sys.executable, "replicas": count, "args": ARGS}
+        for name, count in replicas.items()
+    }
+    deploy = tmp_path / "deploy.yaml"
+    deploy.write_text(json.dumps({"model": {"path": "demo", "name": "demo"}, "services": services}))
+    main = "from dynamo_sdk.cli import main; main()"
+    process = subprocess.Popen(
+        [LIGHT_PYTHON, "-c", main, "run", f"{GRAPHS}:{graph}", "-f", str(deploy), "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    tree: list[psutil.Process] = []
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("ready "), f"{line!r}, exit code {process.poll()}"
+        tree = psutil.Process(process.pid).children(recursive=True)
+        yield openai.OpenAI(base_url=f"{line.split()[1]}/v1", api_key="none")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(STOP_TIMEOUT_S) == 0
+        _, alive = psutil.wait_procs(tree, timeout=5)
+        assert not alive
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def complete(
+    client: openai.OpenAI, prompt: list[int] = PROMPT, **sampling: object
+) -> openai.types.Completion:
+    body = {"ignore_eos": True, "return_token_ids": True}
+    options = {"max_tokens": 24, "temperature": 0, **sampling}
+    return client.completions.create(model="demo", prompt=prompt, extra_body=body, **options)  # type: ignore[call-overload]
+
+
+def token_ids(answer: openai.types.Completion) -> list[int]:
+    extra = answer.choices[0].model_extra
+    assert extra is not None
+    return extra["token_ids"]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """Of two aggregated workers behind the KV router; the second time, the prompt is where it was."""
+    with running(tmp_path_factory.mktemp("aggregated"), "aggregated", Whole=2) as client:
+        first = complete(client)
+        for _ in range(4):
+            again = complete(client)
+            assert again.usage is not None
+            assert again.usage.prompt_tokens_details is not None
+            assert again.usage.prompt_tokens_details.cached_tokens == 192, "it went where its KV is"
+            assert token_ids(again) == token_ids(first)
+        return {
+            "greedy": token_ids(first),
+            "sampled": token_ids(complete(client, temperature=1, seed=3)),
+        }
+
+
+@pytest.mark.parametrize("num_prefill", [1, 2])
+def test_disaggregated_is_aggregated(num_prefill: int, expected: dict[str, list[int]], tmp_path: Path):
+    with running(tmp_path, "disaggregated", Prefill=num_prefill, Decode=1) as client:
+        for _ in range(3):
+            assert token_ids(complete(client)) == expected["greedy"]
+        assert token_ids(complete(client, temperature=1, seed=3)) == expected["sampled"]
+        chat = client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": "What is a KV block?"}],
+            max_tokens=32,
+            temperature=0,
+            stream=True,
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chat if chunk.choices)
+        assert len(text.split()) > 3
