@@ -9,16 +9,17 @@ The checks need no test framework; each takes a factory and returns a ``Report``
 from dynamo_sdk.runtime.clock import ManualClock
 from dynamo_sdk.runtime.memory import MemoryNetwork
 
-from .engine import ENGINE_CHECKS, check_engine
-from .engine_bench import EngineFactory
+from .engine import ENGINE_CHECKS, check_engine, engine_kit
+from .engine_bench import EngineBench, EngineFactory
 from .fake_engine import FakeEngine
 from .fakes import FakeKVConnector, FakePlanner, FakeRouter, MemoryKVStore
-from .kv_connector import CONNECTOR_CHECKS, check_kv_connector, worker_record
-from .kv_store import STORE_CHECKS, check_kv_store
-from .planner import PLANNER_CHECKS, check_planner
+from .kit import Kit
+from .kv_connector import CONNECTOR_CHECKS, check_kv_connector, kv_connector_kit
+from .kv_store import STORE_CHECKS, check_kv_store, kv_store_kit
+from .planner import PLANNER_CHECKS, check_planner, planner_kit
 from .report import CheckResult, Outcome, Report
-from .router import ROUTER_CHECKS, check_router, routing_rounds
-from .streams import Answer, generate_request, read_all
+from .router import ROUTER_CHECKS, check_router, router_kit, routing_rounds
+from .streams import Answer, generate_request, read_all, worker_record
 
 __all__ = [
     "CONNECTOR_CHECKS",
@@ -28,11 +29,13 @@ __all__ = [
     "STORE_CHECKS",
     "Answer",
     "CheckResult",
+    "EngineBench",
     "EngineFactory",
     "FakeEngine",
     "FakeKVConnector",
     "FakePlanner",
     "FakeRouter",
+    "Kit",
     "ManualClock",
     "MemoryKVStore",
     "MemoryNetwork",
@@ -43,8 +46,13 @@ __all__ = [
     "check_kv_store",
     "check_planner",
     "check_router",
+    "engine_kit",
     "generate_request",
+    "kv_connector_kit",
+    "kv_store_kit",
+    "planner_kit",
     "read_all",
+    "router_kit",
     "routing_rounds",
     "worker_record",
 ]

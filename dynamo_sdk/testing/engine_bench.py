@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 
 from dynamo_sdk.errors import DynamoError, EngineStartError, InvalidRequest
-from dynamo_sdk.interfaces import Engine, EngineFacts
+from dynamo_sdk.interfaces import Engine, EngineFacts, KVConnector
 from dynamo_sdk.types import GenerateRequest, LoadSnapshot, Role, SamplingParams
 
+from .kv_recording import KVRecording
 from .report import CheckFailed, NotApplicable, require
 from .streams import generate_request, read_all
 
@@ -19,15 +21,19 @@ EngineFactory = Callable[[Role], Engine]
 
 @dataclass(slots=True, kw_only=True)
 class EngineBench:
-    """``vocab_size``: prompts use ids below it. ``is_exact``: the same request gives the same tokens alone,
-    in a batch, continued and handed over; engines whose kernels round differently say False."""
+    """What ``check_engine`` was told (its arguments say what each field means), and the engines that run."""
 
     factory: EngineFactory
-    roles: Collection[Role]
-    vocab_size: int
-    is_exact: bool
+    roles: Collection[Role] = tuple(Role)
+    vocab_size: int = 64
+    is_exact: bool = True
+    connector: KVConnector | None = None
+    unstartable: EngineFactory | None = None
+    lora: str | None = None
+    probe_timeout_s: float = 30.0
+    kv_recordings: dict[bool, KVRecording] = field(default_factory=dict)
     _running: dict[Role, tuple[Engine, EngineFacts]] = field(default_factory=dict)
-    _cannot_start: set[Role] = field(default_factory=set)
+    _unusable: dict[Role, str] = field(default_factory=dict)
 
     async def engine(self, role: Role = Role.AGGREGATED) -> Engine:
         """The started engine of this role, shared by the checks. Skips the check without such a role."""
@@ -44,9 +50,23 @@ class EngineBench:
     def whole_role(self) -> Role:
         return Role.AGGREGATED if Role.AGGREGATED in self.roles else Role.DECODE
 
-    def new_engine(self) -> Engine:
+    def new_engine(self, role: Role | None = None) -> Engine:
         """An engine of the check's own, which the check must close."""
-        return self.factory(self.whole_role)
+        return self.factory(self.whole_role if role is None else role)
+
+    @asynccontextmanager
+    async def own_engine(self) -> AsyncIterator[tuple[Engine, EngineFacts]]:
+        """A started engine that no other check has asked anything."""
+        self._require_usable(self.whole_role)
+        engine = self.new_engine()
+        try:
+            yield engine, await engine.start()
+        finally:
+            await engine.close()
+
+    def give_up(self, role: Role, reason: str) -> None:
+        """Skip all further checks of this role: each would only fail for the same reason, slowly."""
+        self._unusable[role] = reason
 
     async def discard(self) -> None:
         """Close the shared engines; the next check gets new ones."""
@@ -70,26 +90,31 @@ class EngineBench:
     ) -> GenerateRequest:
         """A request for exactly ``num_tokens`` tokens, whatever the model says."""
         return generate_request(
-            self.prompt(seed),
-            sampling or SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True),
-            generated=generated,
-            role=role,
+            self.prompt(seed), sampling or greedy(num_tokens), generated=generated, role=role
         )
+
+    def _require_usable(self, role: Role) -> None:
+        if role in self._unusable:
+            raise NotApplicable(self._unusable[role])
 
     async def _started(self, role: Role) -> tuple[Engine, EngineFacts]:
         if role not in self.roles:
             raise NotApplicable(f"the engine has no role {role}")
-        if role in self._cannot_start:
-            raise NotApplicable(f"an engine in the role {role} does not start")
+        self._require_usable(role)
         if role not in self._running:
             engine = self.factory(role)
             try:
                 self._running[role] = (engine, await engine.start())
-            except EngineStartError:  # once is enough: said by the first check that needs the role
-                self._cannot_start.add(role)
+            except EngineStartError:
+                self.give_up(role, f"an engine in the role {role} does not start")
                 await engine.close()
                 raise
         return self._running[role]
+
+
+def greedy(num_tokens: int) -> SamplingParams:
+    """The likeliest ``num_tokens`` tokens, end tokens or not."""
+    return SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
 
 
 async def require_refused(engine: Engine, request: GenerateRequest, what: str) -> None:

@@ -1,80 +1,94 @@
-"""Engine checks: KV events, metrics and embeddings, where the engine has them."""
+"""Engine checks: load, metrics of the steps, and embeddings, where the engine has them."""
 
 from __future__ import annotations
 
 import math
 
-from dynamo_sdk.errors import DynamoError, InvalidRequest
-from dynamo_sdk.interfaces import Embeds, Engine, PublishesKVEvents, PublishesMetrics
-from dynamo_sdk.types import (
-    NO_TOKENS,
-    BlocksRemoved,
-    BlocksStored,
-    EmbedRequest,
-    ForwardPassMetrics,
-    KVEventBatch,
-    KVTier,
-    pack_tokens,
-)
+import msgspec
 
-from .engine_bench import EngineBench
+from dynamo_sdk.errors import DynamoError, InvalidRequest
+from dynamo_sdk.interfaces import Embeds, PublishesMetrics
+from dynamo_sdk.types import NO_TOKENS, EmbedRequest, ForwardPassMetrics, pack_tokens
+
+from .engine_bench import EngineBench, greedy
 from .report import CheckFailed, NotApplicable, require
 from .streams import generate_request, read_all
 
-_Held = dict[int, set[tuple[KVTier, int | bytes]]]
 
+async def load_follows_the_requests(bench: EngineBench) -> None:
+    """While a request runs, ``load`` counts it; block counts are within the engine's own; time goes forward.
 
-async def kv_events_have_no_gap(bench: EngineBench) -> None:
-    """Batches count up from 0 without a gap, per data-parallel rank."""
-    _, batches = await _record_events(bench)
-    next_of_rank: dict[int, int] = {}
-    for batch in batches:
-        expected = next_of_rank.get(batch.dp_rank, 0)
-        require(batch.sequence == expected, f"batch {batch.sequence} came where {expected} was due")
-        next_of_rank[batch.dp_rank] = expected + 1
-
-
-async def kv_events_name_parents_first(bench: EngineBench) -> None:
-    """A stored block's parent is stored already; a removed block was stored; tokens fill whole blocks."""
-    _, batches = await _record_events(bench)
-    require(bool(batches), "no event came though blocks were filled")
-    _replay(batches)
-
-
-async def kv_snapshot_equals_the_events(bench: EngineBench) -> None:
-    """``kv_snapshot`` rebuilds what all events together have built, up to the same sequence number."""
-    snapshot, batches = await _record_events(bench)
-    require(_replay(snapshot) == _replay(batches), "the snapshot holds other blocks than the events left")
-    last = {batch.dp_rank: batch.sequence for batch in batches}
-    for batch in snapshot:
+    Routers and the planner steer by it. Read it from what the scheduler holds now, not from the last step's
+    report.
+    """
+    engine = await bench.any_engine()
+    facts = await bench.facts(bench.whole_role)
+    idle = engine.load()
+    if idle is None:
+        raise NotApplicable("load() tells nothing")
+    stream = engine.generate(bench.greedy(num_tokens=100))
+    try:
+        await anext(stream)
+        busy = engine.load()
+    finally:
+        await stream.aclose()
+    if busy is None:
+        raise CheckFailed("load() tells nothing while a request runs")
+    require(busy.num_running + busy.num_waiting > 0, "load() counts no request while one runs")
+    require(busy.at_s >= idle.at_s, f"load() went from {idle.at_s} s back to {busy.at_s} s")
+    for load in (idle, busy):
         require(
-            batch.sequence == last.get(batch.dp_rank, batch.sequence),
-            f"the snapshot has sequence {batch.sequence}, the last event {last.get(batch.dp_rank)}",
+            0 <= load.num_free_blocks <= load.num_blocks,
+            f"{load.num_free_blocks} of {load.num_blocks} blocks are free",
+        )
+        require(
+            facts.num_blocks in (None, load.num_blocks),
+            f"load() counts {load.num_blocks} blocks, start() said {facts.num_blocks}",
         )
 
 
 async def metrics_count_steps(bench: EngineBench) -> None:
-    """Each forward pass is reported once, in order, and the passes add up to the tokens of the prompt."""
-    engine = bench.new_engine()
-    if not isinstance(engine, PublishesMetrics):
-        raise NotApplicable("the engine publishes no metrics")
-    seen: list[ForwardPassMetrics] = []
-    try:
-        await engine.start()
-        engine.subscribe_metrics(seen.append)
-        await read_all(engine, bench.greedy(num_tokens=5))
-    finally:
-        await engine.close()
-    require(bool(seen), "no forward pass was reported")
+    """Each forward pass is reported once, in order, and the passes add up to the tokens of the prompt.
+
+    Throughput is computed from them. Number the steps where they are made; report a chunked prefill chunk by
+    chunk.
+    """
+    seen = await _record_metrics(bench, 3001)
     steps = [metrics.step for metrics in seen]
     require(steps == sorted(set(steps)), f"steps came as {steps}")
-    require(all(metrics.wall_s >= 0 for metrics in seen), "a step took less than no time")
     num_prefilled = sum(metrics.num_prefill_tokens for metrics in seen)
     require(num_prefilled >= 12, f"a prompt of 12 tokens was prefilled in {num_prefilled}")
 
 
+async def metrics_are_plausible(bench: EngineBench) -> None:
+    """No figure of a forward pass is negative or infinite, none speaks of more free blocks than there are,
+    and tokens are prefilled for requests.
+
+    Dashboards and the planner take means of them, which one odd figure spoils.
+    """
+    seen = await _record_metrics(bench, 3002)
+    num_blocks = (await bench.facts(bench.whole_role)).num_blocks
+    for metrics in seen:
+        figures = msgspec.structs.asdict(metrics)
+        odd = {name: value for name, value in figures.items() if not 0 <= value < math.inf}
+        require(not odd, f"step {metrics.step} reports {odd}")
+        require(
+            num_blocks is None or metrics.num_free_blocks <= num_blocks,
+            f"step {metrics.step} reports {metrics.num_free_blocks} free blocks of {num_blocks}",
+        )
+        require(
+            not metrics.num_prefill_tokens or metrics.num_prefill_requests > 0,
+            f"step {metrics.step} prefilled {metrics.num_prefill_tokens} tokens of no request",
+        )
+    times = [metrics.at_s for metrics in seen]
+    require(times == sorted(times), "at_s goes back from one step to the next")
+
+
 async def embeddings_have_length_one(bench: EngineBench) -> None:
-    """Vectors are L2-normalised, all of one size, and equal for equal prompts."""
+    """Vectors are L2-normalised, all of one size, and equal for equal prompts.
+
+    Vector databases compare by inner product. Divide by the norm after pooling, in float32.
+    """
     engine = await bench.any_engine()
     if not isinstance(engine, Embeds):
         raise NotApplicable("the engine does not embed")
@@ -96,7 +110,10 @@ async def embeddings_have_length_one(bench: EngineBench) -> None:
 
 
 async def empty_embedding_is_refused(bench: EngineBench) -> None:
-    """Embedding a prompt without tokens raises ``InvalidRequest``."""
+    """Embedding a prompt without tokens raises ``InvalidRequest``.
+
+    There is nothing to pool. Check before the model runs.
+    """
     engine = await bench.any_engine()
     if not isinstance(engine, Embeds):
         raise NotApplicable("the engine does not embed")
@@ -109,59 +126,22 @@ async def empty_embedding_is_refused(bench: EngineBench) -> None:
     raise CheckFailed("an empty prompt was embedded")
 
 
-async def _record_events(bench: EngineBench) -> tuple[tuple[KVEventBatch, ...], list[KVEventBatch]]:
-    """The snapshot and all events of a new engine, after requests that share a prefix."""
-    engine: Engine = bench.new_engine()
-    if not isinstance(engine, PublishesKVEvents):
-        raise NotApplicable("the engine publishes no KV events")
-    batches: list[KVEventBatch] = []
-    try:
-        facts = await engine.start()
-        engine.subscribe_kv_events(batches.append)
-        length = min(4 * (facts.block_size or 16) + 3, facts.context_length // 2)
-        shared = bench.prompt(1, length)
-        for seed in range(3):
-            await read_all(engine, generate_request([*shared, *bench.prompt(seed, length // 2)]))
-        return engine.kv_snapshot(), batches
-    finally:
-        await engine.close()
-
-
-def _replay(batches: tuple[KVEventBatch, ...] | list[KVEventBatch]) -> _Held:
-    """What is held after ``batches``, per rank; fails the check where they contradict themselves."""
-    held: _Held = {}
-    for batch in batches:
-        blocks = held.setdefault(batch.dp_rank, set())
-        for event in batch.events:
-            if isinstance(event, BlocksStored):
-                num_tokens = len(event.block_hashes) * event.block_size
-                require(
-                    len(event.token_ids) == num_tokens,
-                    f"{len(event.block_hashes)} blocks came with {len(event.token_ids)} tokens, "
-                    f"not {num_tokens}",
-                )
-                known = {block_hash for _, block_hash in blocks}
-                require(
-                    event.parent_hash is None or event.parent_hash in known,
-                    f"block {event.block_hashes[0]!r} came before its parent {event.parent_hash!r}",
-                )
-                blocks.update((event.tier, block_hash) for block_hash in event.block_hashes)
-            elif isinstance(event, BlocksRemoved):
-                for block_hash in event.block_hashes:
-                    require(
-                        (event.tier, block_hash) in blocks, f"block {block_hash!r} was removed, never stored"
-                    )
-                    blocks.remove((event.tier, block_hash))
-            else:
-                blocks.clear()
-    return {rank: blocks for rank, blocks in held.items() if blocks}
+async def _record_metrics(bench: EngineBench, seed: int) -> list[ForwardPassMetrics]:
+    """What the engine reports of one request with a new prompt of 12 tokens; at least one step."""
+    seen: list[ForwardPassMetrics] = []
+    engine = await bench.any_engine()
+    if not isinstance(engine, PublishesMetrics):
+        raise NotApplicable("the engine publishes no metrics")
+    engine.subscribe_metrics(seen.append)
+    await read_all(engine, generate_request(bench.prompt(seed), greedy(5)))
+    require(bool(seen), "no forward pass was reported")
+    return seen
 
 
 FEED_CHECKS = (
-    kv_events_have_no_gap,
-    kv_events_name_parents_first,
-    kv_snapshot_equals_the_events,
+    load_follows_the_requests,
     metrics_count_steps,
+    metrics_are_plausible,
     embeddings_have_length_one,
     empty_embedding_is_refused,
 )

@@ -1,22 +1,28 @@
-"""Engine checks: the two legs of a disaggregated request."""
+"""Engine checks: the two legs of a disaggregated request, when all goes well."""
 
 from __future__ import annotations
 
-import msgspec
-
 from dynamo_sdk.interfaces import Engine, ExposesBlocks
-from dynamo_sdk.types import FinishReason, GenerateRequest, Role, pack_tokens
+from dynamo_sdk.types import FinishReason, GenerateRequest, Role
 
 from .engine_bench import EngineBench, require_settled
+from .engine_legs import Legs
 from .report import CheckFailed, NotApplicable, require
-from .streams import Answer, read_all
+from .streams import read_all
 
 
 async def prefill_hands_over(bench: EngineBench) -> None:
-    """A prefill leg gives one token and then ``HANDOVER`` with usage."""
-    engine = await bench.engine(Role.PREFILL)
+    """A prefill leg gives one token and then ``HANDOVER`` with usage.
+
+    The token is the client's first one, and the chunk behind it carries the ticket. Stop after one token
+    whatever ``max_tokens`` says.
+    """
+    legs = await Legs.of(bench)
+    if legs.is_rendezvous:
+        raise NotApplicable("in a rendezvous, prefill waits for decode")
+    engine = legs.prefill
     before = engine.load()
-    request = bench.greedy(role=Role.PREFILL)
+    request = legs.prefill_request(bench.greedy())
     answer = await read_all(engine, request)
     _release(engine, request)
     require(len(answer.token_ids) == 1, f"a prefill leg gave {len(answer.token_ids)} tokens")
@@ -25,40 +31,53 @@ async def prefill_hands_over(bench: EngineBench) -> None:
         f"a prefill leg ended with {answer.finish_reason}, not handover",
     )
     require(answer.usage is not None, "the last chunk has no usage")
-    require_settled(engine, before)
+    if isinstance(engine, ExposesBlocks):
+        require_settled(engine, before)
 
 
 async def finished_prefill_does_not_hand_over(bench: EngineBench) -> None:
-    """When the first token finishes the request, the prefill leg ends it and holds nothing."""
-    engine = await bench.engine(Role.PREFILL)
-    before = engine.load()
-    answer = await read_all(engine, bench.greedy(num_tokens=1, role=Role.PREFILL))
+    """When the first token finishes the request, the prefill leg ends it and holds nothing.
+
+    Nobody will come for the blocks. Look for the end before the hand-over.
+    """
+    legs = await Legs.of(bench)
+    if legs.is_rendezvous:
+        raise NotApplicable("in a rendezvous, prefill waits for decode")
+    before = legs.prefill.load()
+    answer = await read_all(legs.prefill, legs.prefill_request(bench.greedy(num_tokens=1)))
     require(
         answer.finish_reason is FinishReason.LENGTH,
         f"a prefill leg with max_tokens=1 ended with {answer.finish_reason}, not length",
     )
-    require_settled(engine, before)
+    require_settled(legs.prefill, before)
 
 
 async def both_legs_give_the_whole_output(bench: EngineBench) -> None:
     """Prefill on one engine, hand-over, decode on another: the tokens of an aggregated run, and nothing
-    is held on either side."""
-    prefill, decode = await bench.engine(Role.PREFILL), await bench.engine(Role.DECODE)
+    is held on either side.
+
+    Wrong or missing KV changes the text without an error. Compare the order of blocks, the layout and the
+    position at which decode goes on.
+    """
+    legs = await Legs.of(bench)
     if not bench.is_exact:
         raise NotApplicable("the engine is not exact")
-    before = prefill.load(), decode.load()
+    before = legs.prefill.load(), legs.decode.load()
     for seed in range(3):
-        first, rest = await _both_legs(prefill, decode, bench.greedy(seed, num_tokens=9))
-        joined = first.token_ids + rest.token_ids
+        joined = await legs.run(bench.greedy(seed, num_tokens=9))
         require(len(joined) == 9, f"the two legs gave {len(joined)} tokens of 9")
-        whole = (await read_all(decode, bench.greedy(seed, num_tokens=9))).token_ids
+        whole = (await read_all(legs.decode, bench.greedy(seed, num_tokens=9))).token_ids
         require(joined == whole, f"the two legs gave {joined}, one engine {whole}")
-    require_settled(prefill, before[0])
-    require_settled(decode, before[1])
+    require_settled(legs.prefill, before[0])
+    require_settled(legs.decode, before[1])
 
 
 async def release_is_idempotent(bench: EngineBench) -> None:
-    """``release_blocks`` ignores unknown ids, and may be called twice."""
+    """``release_blocks`` ignores unknown ids, and may be called twice.
+
+    Expiry, revocation and a reader's disconnect all release. Take the request out of the table first, and
+    return when it is not there.
+    """
     engine = await bench.engine(Role.PREFILL)
     blocks = _blocks_of(engine)
     before = engine.load()
@@ -76,7 +95,11 @@ async def release_is_idempotent(bench: EngineBench) -> None:
 
 
 async def reservation_can_be_given_back(bench: EngineBench) -> None:
-    """Reserved blocks cover the known tokens, and come back when they are released."""
+    """Reserved blocks cover the known tokens, and come back when they are released.
+
+    The fetch that should fill them may fail. The last known token needs no block yet: its KV is computed by
+    the decode leg's first step.
+    """
     engine = await bench.engine(Role.DECODE)
     blocks = _blocks_of(engine)
     before = engine.load()
@@ -95,37 +118,6 @@ async def reservation_can_be_given_back(bench: EngineBench) -> None:
     )
     blocks.release_blocks(request.request_id)
     require_settled(engine, before)
-
-
-async def _both_legs(prefill: Engine, decode: Engine, request: GenerateRequest) -> tuple[Answer, Answer]:
-    first_leg = msgspec.structs.replace(request, role=Role.PREFILL)
-    first = await read_all(prefill, first_leg)
-    second_leg = msgspec.structs.replace(
-        request, role=Role.DECODE, generated=pack_tokens(first.token_ids), kv_transfer=first.kv_transfer
-    )
-    if isinstance(prefill, ExposesBlocks) and isinstance(decode, ExposesBlocks):
-        await _copy_blocks(prefill, decode, second_leg)
-    elif first.kv_transfer is None:
-        raise NotApplicable("the engine neither exposes blocks nor answers with a ticket")
-    return first, await read_all(decode, second_leg)
-
-
-async def _copy_blocks(prefill: ExposesBlocks, decode: ExposesBlocks, request: GenerateRequest) -> None:
-    held = prefill.held_blocks(request.request_id)
-    block_bytes = prefill.block_memory.layout.block_bytes
-    data = memoryview(bytearray(len(held) * block_bytes))
-    prefill.block_memory.read(held, data)
-    prefill.release_blocks(request.request_id)
-    reservation = await decode.reserve_blocks(request)
-    num_cached = reservation.num_cached_blocks
-    wanted = reservation.block_ids[num_cached:]
-    require(
-        len(held) >= len(reservation.block_ids),
-        f"prefill holds {len(held)} blocks, decode reserved {len(reservation.block_ids)}",
-    )
-    if wanted:
-        end = len(reservation.block_ids) * block_bytes
-        decode.block_memory.write(wanted, data[num_cached * block_bytes : end])
 
 
 def _blocks_of(engine: Engine) -> ExposesBlocks:

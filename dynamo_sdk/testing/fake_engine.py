@@ -96,6 +96,8 @@ class FakeEngine(Engine):
     def _check(self, request: GenerateRequest) -> None:
         if not self._is_running:
             raise EngineFailed("the fake engine is not running")
+        if request.lora is not None:
+            raise InvalidRequest("the fake engine has no LoRA adapters", param="lora")
         if not request.prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if request.num_prompt_tokens >= self._facts.context_length:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from dynamo_sdk.errors import TransferError
 from dynamo_sdk.interfaces import Handover, KVConnector
-from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role, WorkerId, WorkerRecord
+from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role
 
-from .report import CheckFailed, NotApplicable, Report, require, run_checks_sync, subject_of
-from .streams import generate_request
+from .kit import Kit
+from .places import Subject
+from .report import CheckFailed, NotApplicable, Report, require
+from .streams import generate_request, worker_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,25 +28,30 @@ class ConnectorBench:
         connector = self.factory()
         is_rendezvous = connector.handover is Handover.RENDEZVOUS
         answer = None if is_rendezvous else self.answer(request)
-        return connector.decode_ticket(request, worker_record("prefill", Role.PREFILL), answer)
-
-
-def worker_record(name: str, role: Role) -> WorkerRecord:
-    """A ready worker on a socket of this host."""
-    return WorkerRecord(
-        worker_id=WorkerId(name), service=name, replica=0, address=f"unix:/{name}", is_ready=True, role=role
-    )
+        try:
+            return connector.decode_ticket(request, worker_record("prefill", Role.PREFILL), answer)
+        except TransferError as error:
+            if answer is None and not is_rendezvous:
+                raise NotApplicable("it needs what a prefill leg answers, and none was given") from error
+            raise
 
 
 def declares_its_handover(bench: ConnectorBench) -> None:
-    """``handover`` is a ``Handover``, and ``first_token`` names one of the two legs."""
+    """``handover`` is a ``Handover``, and ``first_token`` names one of the two legs.
+
+    The request flow chooses its steps by both. Set them as class attributes.
+    """
     connector = bench.factory()
     require(isinstance(connector.handover, Handover), f"handover is {connector.handover!r}")
     require(connector.first_token in (Role.PREFILL, Role.DECODE), f"first_token is {connector.first_token!r}")
 
 
 def engine_args_are_text(bench: ConnectorBench) -> None:
-    """``engine_args`` maps names to text for every role, and says the same each time."""
+    """``engine_args`` maps names to text for every role, and says the same each time.
+
+    They become part of the plan, which is compiled twice and compared. Write numbers as text; draw ports
+    and ids elsewhere.
+    """
     connector = bench.factory()
     for role in Role:
         args = connector.engine_args(role)
@@ -56,7 +63,10 @@ def engine_args_are_text(bench: ConnectorBench) -> None:
 
 
 def prefill_ticket_bears_its_name(bench: ConnectorBench) -> None:
-    """What goes with the prefill leg bears the connector's name; a rendezvous has it before any leg runs."""
+    """What goes with the prefill leg bears the connector's name; a rendezvous has it before any leg runs.
+
+    The name tells engines whose ticket they hold. Use the name under which the connector is installed.
+    """
     connector, request = bench.factory(), generate_request()
     is_rendezvous = connector.handover is Handover.RENDEZVOUS
     decode = worker_record("decode", Role.DECODE) if is_rendezvous else None
@@ -68,14 +78,71 @@ def prefill_ticket_bears_its_name(bench: ConnectorBench) -> None:
 
 
 def decode_ticket_bears_its_name(bench: ConnectorBench) -> None:
-    """What goes with the decode leg bears the connector's name, and its life time is positive."""
+    """What goes with the decode leg bears the connector's name, and its life time is positive.
+
+    A ticket that is dead on arrival makes every request be prefilled twice. None means that the engine guards
+    its blocks itself.
+    """
     ticket = bench.decode_ticket(generate_request())
     require(ticket.connector == bench.name, f"the ticket bears {ticket.connector!r}, not {bench.name!r}")
     require(ticket.ttl_s is None or ticket.ttl_s > 0, f"the ticket lives for {ticket.ttl_s} s")
 
 
+def answer_reaches_decode(bench: ConnectorBench) -> None:
+    """What two prefill legs answered leads to two different tickets, unless the answers are equal.
+
+    The answer says where the blocks are; a connector that drops it sends decode to the wrong place. Pass the
+    payload on, or wrap it.
+    """
+    connector = bench.factory()
+    if connector.handover is Handover.RENDEZVOUS:
+        raise NotApplicable("a rendezvous has no answer")
+    requests = [generate_request() for _ in range(2)]
+    answers = [bench.answer(request) for request in requests]
+    if answers[0] is None or answers[0] == answers[1]:
+        raise NotApplicable("prefill legs all answer the same")
+    tickets = [
+        connector.decode_ticket(request, worker_record("prefill", Role.PREFILL), answer)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+    require(tickets[0] != tickets[1], "two different answers became the same ticket")
+
+
+def ticket_lives_no_longer_than_its_answer(bench: ConnectorBench) -> None:
+    """The decode ticket's ``ttl_s`` is at most the answer's.
+
+    The prefill worker counts from when it answered; past its deadline the blocks belong to somebody else.
+    Copy ``ttl_s``, do not set a new one.
+    """
+    connector = bench.factory()
+    if connector.handover is Handover.RENDEZVOUS:
+        raise NotApplicable("a rendezvous has no answer")
+    request = generate_request()
+    answer = bench.answer(request)
+    if answer is None or answer.ttl_s is None:
+        raise NotApplicable("no answer of a prefill leg was given, or it has no end")
+    ticket = connector.decode_ticket(request, worker_record("prefill", Role.PREFILL), answer)
+    require(
+        ticket.ttl_s is not None and ticket.ttl_s <= answer.ttl_s,
+        f"an answer that lives for {answer.ttl_s} s became a ticket that lives for {ticket.ttl_s} s",
+    )
+
+
+def is_pure(bench: ConnectorBench) -> None:
+    """A ticket depends on nothing but the request, the workers and the answer.
+
+    A second frontend, a retry and a replay ask again. Two new connectors, asked the same, say the same.
+    """
+    request = generate_request()
+    tickets = [bench.decode_ticket(request) for _ in range(2)]
+    require(tickets[0] == tickets[1], "two connectors made different tickets of one request")
+
+
 def rendezvous_pairs_the_legs(bench: ConnectorBench) -> None:
-    """For a rendezvous, requests in flight at once have different tickets."""
+    """For a rendezvous, requests in flight at once have different tickets.
+
+    Two requests that meet in one room swap their KV. Derive the room from the request's id.
+    """
     connector = bench.factory()
     if connector.handover is not Handover.RENDEZVOUS:
         raise NotApplicable("the hand-over is sequential")
@@ -92,7 +159,11 @@ def rendezvous_pairs_the_legs(bench: ConnectorBench) -> None:
 
 
 def strange_answer_is_a_transfer_error(bench: ConnectorBench) -> None:
-    """An answer that is not the connector's own raises ``TransferError``, so that the flow prefills again."""
+    """An answer that is not the connector's own raises ``TransferError``, so that the flow prefills again.
+
+    A prefill worker of another version or environment may answer anything. Look at ``answer.connector``
+    first.
+    """
     connector = bench.factory()
     if connector.handover is Handover.RENDEZVOUS:
         raise NotApplicable("a rendezvous has no answer")
@@ -109,9 +180,27 @@ CONNECTOR_CHECKS = (
     engine_args_are_text,
     prefill_ticket_bears_its_name,
     decode_ticket_bears_its_name,
+    answer_reaches_decode,
+    ticket_lives_no_longer_than_its_answer,
+    is_pure,
     rendezvous_pairs_the_legs,
     strange_answer_is_a_transfer_error,
 )
+
+
+def kv_connector_kit(
+    factory: Callable[[], KVConnector],
+    *,
+    name: str,
+    answer: Callable[[GenerateRequest], KVTransferParams | None] = lambda request: None,
+) -> Kit[ConnectorBench]:
+    """The connector checks, ready to run.
+
+    ``factory()`` makes a new connector, ``name`` is what it is installed as. ``answer(request)``: what a
+    prefill worker would hand over, the same each time, for sequential connectors that need it.
+    """
+    bench = ConnectorBench(factory=factory, name=name, answer=answer)
+    return Kit(subject=Subject.of(factory()), checks=CONNECTOR_CHECKS, bench=bench)
 
 
 def check_kv_connector(
@@ -120,9 +209,5 @@ def check_kv_connector(
     name: str,
     answer: Callable[[GenerateRequest], KVTransferParams | None] = lambda request: None,
 ) -> Report:
-    """Run every connector check. ``factory()`` makes a new connector, ``name`` is what it is installed as.
-    ``answer(request)``: what a prefill worker would hand over, for sequential connectors that need it."""
-    subject = subject_of(factory())
-    return run_checks_sync(
-        subject, CONNECTOR_CHECKS, ConnectorBench(factory=factory, name=name, answer=answer)
-    )
+    """Run every connector check; the arguments are those of ``kv_connector_kit``."""
+    return kv_connector_kit(factory, name=name, answer=answer).run_now()

@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.interfaces import CacheKey, KVStore
 
-from .report import Report, require, run_checks, subject_of
+from .kit import Kit
+from .places import Subject
+from .report import NotApplicable, Report, require
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoreBench:
-    """``factory`` makes an empty store."""
+    """``factory`` makes an empty store, or ``on_disk`` one over a folder."""
 
-    factory: Callable[[], KVStore]
+    factory: Callable[[], KVStore] | None
+    on_disk: Callable[[Path], KVStore] | None
     block_bytes: int
+    _folders: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
 
-    @asynccontextmanager
-    async def store(self) -> AsyncIterator[KVStore]:
-        store = self.factory()
-        try:
-            await store.start()
-            yield store
-        finally:
-            await store.close()
+    def new_store(self) -> KVStore:
+        """An empty store, not yet started."""
+        if self.on_disk is not None:
+            return self.on_disk(self._new_folder())
+        if self.factory is None:
+            raise TypeError("give either factory or on_disk")
+        return self.factory()
+
+    def store(self) -> AbstractAsyncContextManager[KVStore]:
+        """An empty store, started."""
+        return _open(self.new_store())
+
+    def over_one_folder(self) -> Callable[[], KVStore]:
+        """What makes stores over one folder, again and again. Skips the check for stores without one."""
+        if self.on_disk is None:
+            raise NotApplicable("the store does not keep its blocks on disk")
+        return partial(self.on_disk, self._new_folder())
+
+    def files(self) -> list[Path]:
+        """All files in the newest folder."""
+        return [path for path in Path(self._folders[-1].name).rglob("*") if path.is_file()]
+
+    async def discard(self) -> None:
+        """Remove the folders."""
+        while self._folders:
+            self._folders.pop().cleanup()
+
+    def _new_folder(self) -> Path:
+        self._folders.append(tempfile.TemporaryDirectory(prefix="dynamo-sdk-check-"))
+        return Path(self._folders[-1].name)
 
     def key(self, number: int) -> CacheKey:
         return CacheKey(hashlib.blake2b(b"key %d" % number, digest_size=16).digest())
@@ -40,8 +69,21 @@ class StoreBench:
         return (pattern * (self.block_bytes // len(pattern) + 1))[: self.block_bytes]
 
 
+@asynccontextmanager
+async def _open(store: KVStore) -> AsyncIterator[KVStore]:
+    try:
+        await store.start()
+        yield store
+    finally:
+        await store.close()
+
+
 async def returns_what_was_put(bench: StoreBench) -> None:
-    """``get`` returns the whole block of its key, byte for byte."""
+    """``get`` returns the whole block of its key, byte for byte.
+
+    Half a block, or another one, changes a client's text without an error. Write the length down with the
+    block, and compare.
+    """
     async with bench.store() as store:
         kept = [number for number in range(4) if await store.put(bench.key(number), bench.block(number))]
         require(bool(kept), "an empty store kept none of 4 blocks")
@@ -53,7 +95,10 @@ async def returns_what_was_put(bench: StoreBench) -> None:
 
 
 async def missing_is_none(bench: StoreBench) -> None:
-    """A key that was never put has no block: ``get`` gives None and ``contains`` False."""
+    """A key that was never put has no block: ``get`` gives None and ``contains`` False.
+
+    A miss is the normal case. Do not raise for it.
+    """
     async with bench.store() as store:
         await store.put(bench.key(1), bench.block(1))
         require(await store.get(bench.key(2)) is None, "a key that was never put has a block")
@@ -61,7 +106,10 @@ async def missing_is_none(bench: StoreBench) -> None:
 
 
 async def contains_answers_in_order(bench: StoreBench) -> None:
-    """``contains`` has one answer per key, in their order; none for no keys."""
+    """``contains`` has one answer per key, in their order; none for no keys.
+
+    Callers zip keys and answers. Do not drop doubles.
+    """
     async with bench.store() as store:
         is_kept = await store.put(bench.key(1), bench.block(1))
         answers = await store.contains([bench.key(2), bench.key(1), bench.key(2)])
@@ -70,7 +118,10 @@ async def contains_answers_in_order(bench: StoreBench) -> None:
 
 
 async def delete_forgets(bench: StoreBench) -> None:
-    """Deleted keys are gone, unknown ones are ignored, others stay."""
+    """Deleted keys are gone, unknown ones are ignored, others stay.
+
+    Deletion follows a change of the model. An unknown key is no error: another tier may have dropped it.
+    """
     async with bench.store() as store:
         await store.put(bench.key(1), bench.block(1))
         is_kept = await store.put(bench.key(2), bench.block(2))
@@ -82,7 +133,11 @@ async def delete_forgets(bench: StoreBench) -> None:
 
 
 async def copies_what_it_keeps(bench: StoreBench) -> None:
-    """A block is not read after ``put`` has returned: its memory may be used again."""
+    """A block is not read after ``put`` has returned: its memory may be used again.
+
+    The caller's memory is a device's pinned buffer, which the next block overwrites. Take
+    ``bytes(block)`` before the first await.
+    """
     async with bench.store() as store:
         memory = bytearray(bench.block(1))
         await store.put(bench.key(1), memoryview(memory))
@@ -92,7 +147,10 @@ async def copies_what_it_keeps(bench: StoreBench) -> None:
 
 
 async def puts_again(bench: StoreBench) -> None:
-    """Putting a key again is allowed and counts once."""
+    """Putting a key again is allowed and counts once.
+
+    Several workers compute the same block. Take the old one's size off before the new one's is added.
+    """
     async with bench.store() as store:
         for _ in range(3):
             await store.put(bench.key(1), bench.block(1))
@@ -102,7 +160,11 @@ async def puts_again(bench: StoreBench) -> None:
 
 
 async def stays_within_capacity(bench: StoreBench) -> None:
-    """However much is put, ``used_bytes`` stays within ``capacity_bytes``; what is left is right."""
+    """However much is put, ``used_bytes`` stays within ``capacity_bytes``; what is left is right.
+
+    Beyond it the host runs out of memory or the disk out of space. Make room before writing; a block that is
+    too large is refused with False.
+    """
     async with bench.store() as store:
         for number in range(64):
             await store.put(bench.key(number), bench.block(number))
@@ -118,7 +180,10 @@ async def stays_within_capacity(bench: StoreBench) -> None:
 
 
 async def statistics_count(bench: StoreBench) -> None:
-    """``statistics`` counts the blocks that are kept, and none after all are deleted."""
+    """``statistics`` counts the blocks that are kept, and none after all are deleted.
+
+    Capacity planning reads them. Count in the same place where blocks come and go.
+    """
     async with bench.store() as store:
         kept = [number for number in range(3) if await store.put(bench.key(number), bench.block(number))]
         present = sum(await store.contains([bench.key(number) for number in range(3)]))
@@ -130,7 +195,10 @@ async def statistics_count(bench: StoreBench) -> None:
 
 
 async def serves_many_at_once(bench: StoreBench) -> None:
-    """32 tasks that put, get and delete shared keys never see a part of a block or another block."""
+    """32 tasks that put, get and delete shared keys never see a part of a block or another block.
+
+    Write somewhere else, and put the whole block in its place in one step.
+    """
     async with bench.store() as store:
         wrong: list[int] = []
 
@@ -152,7 +220,10 @@ async def serves_many_at_once(bench: StoreBench) -> None:
 
 
 async def cancelled_put_leaves_all_or_nothing(bench: StoreBench) -> None:
-    """A cancelled ``put`` leaves the whole block or none, and the store works on."""
+    """A cancelled ``put`` leaves the whole block or none, and the store works on.
+
+    Requests end at any await. A block that was written halfway must not be found.
+    """
     async with bench.store() as store:
         with anyio.CancelScope() as scope:
             scope.cancel()
@@ -163,12 +234,74 @@ async def cancelled_put_leaves_all_or_nothing(bench: StoreBench) -> None:
 
 
 async def closes_twice(bench: StoreBench) -> None:
-    """``close`` is idempotent, with and without a start."""
-    store = bench.factory()
+    """``close`` is idempotent, with and without a start.
+
+    Shutdown has more than one path. Remember that the store is closed, and return.
+    """
+    store = bench.new_store()
     await store.close()
     await store.close()
     async with bench.store() as started:
         await started.close()
+
+
+async def survives_a_restart(bench: StoreBench) -> None:
+    """Closed and made again over the same folder, a store on disk returns what was put, or nothing; it has
+    not lost everything.
+
+    A cache on disk is worth its start-up. Write an index, or find the blocks by their file names.
+    """
+    make = bench.over_one_folder()
+    kept = await _put_and_close(bench, make())
+    async with _open(make()) as store:
+        found = [number for number in kept if await _is_right(bench, store, number)]
+    require(not kept or bool(found), f"none of {len(kept)} blocks was there after a restart")
+
+
+async def damage_is_not_returned(bench: StoreBench) -> None:
+    """When bytes on disk have changed, or files were cut off, ``get`` gives None or the right block.
+
+    A crash leaves torn files, and disks lose bits. Keep a checksum with each block, and compare before
+    returning it.
+    """
+    for damage in (_flip_a_byte, _cut_in_half, _empty):
+        make = bench.over_one_folder()
+        kept = await _put_and_close(bench, make())
+        for file in bench.files():
+            damage(file)
+        async with _open(make()) as store:
+            for number in kept:
+                await _is_right(bench, store, number)
+            await store.put(bench.key(9), bench.block(9))
+            await _is_right(bench, store, 9)
+
+
+async def _put_and_close(bench: StoreBench, store: KVStore) -> list[int]:
+    """The numbers of the blocks that it has kept."""
+    async with _open(store):
+        return [number for number in range(4) if await store.put(bench.key(number), bench.block(number))]
+
+
+async def _is_right(bench: StoreBench, store: KVStore, number: int) -> bool:
+    """Whether the block is found; fails the check when it is found and wrong."""
+    block = await store.get(bench.key(number))
+    require(block in (None, bench.block(number)), f"block {number} came back changed")
+    return block is not None
+
+
+def _flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    if content:
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+
+
+def _cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
 
 
 STORE_CHECKS = (
@@ -183,13 +316,39 @@ STORE_CHECKS = (
     serves_many_at_once,
     cancelled_put_leaves_all_or_nothing,
     closes_twice,
+    survives_a_restart,
+    damage_is_not_returned,
 )
 
 
+def kv_store_kit(
+    factory: Callable[[], KVStore] | None = None,
+    *,
+    on_disk: Callable[[Path], KVStore] | None = None,
+    block_bytes: int = 4096,
+    timeout_s: float = 30.0,
+) -> Kit[StoreBench]:
+    """The store checks, ready to run, with blocks of ``block_bytes``.
+
+    Give one of both: ``factory()`` makes a store that is empty; ``on_disk(folder)`` makes one that keeps its
+    blocks in ``folder``, and finds those that another one has left there.
+    """
+    bench = StoreBench(factory, on_disk, block_bytes)
+    return Kit(
+        subject=Subject.of(bench.new_store()),
+        checks=STORE_CHECKS,
+        bench=bench,
+        timeout_s=timeout_s,
+        discard=bench.discard,
+    )
+
+
 async def check_kv_store(
-    factory: Callable[[], KVStore], *, block_bytes: int = 4096, timeout_s: float = 30.0
+    factory: Callable[[], KVStore] | None = None,
+    *,
+    on_disk: Callable[[Path], KVStore] | None = None,
+    block_bytes: int = 4096,
+    timeout_s: float = 30.0,
 ) -> Report:
-    """Run every store check with blocks of ``block_bytes``. ``factory()`` makes a store that is empty."""
-    subject = subject_of(factory())
-    bench = StoreBench(factory, block_bytes)
-    return await run_checks(subject, STORE_CHECKS, bench, timeout_s=timeout_s)
+    """Run every store check; the arguments are those of ``kv_store_kit``."""
+    return await kv_store_kit(factory, on_disk=on_disk, block_bytes=block_bytes, timeout_s=timeout_s).run()

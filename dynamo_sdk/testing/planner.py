@@ -10,7 +10,9 @@ import msgspec
 
 from dynamo_sdk.interfaces import Planner, PlannerEffects, PlannerInput, ServiceLoad
 
-from .report import Report, require, run_checks_sync, subject_of
+from .kit import Kit
+from .places import Subject
+from .report import CheckFailed, Report, require
 
 _NUM_TICKS = 200
 
@@ -42,7 +44,10 @@ class PlannerBench:
 
 
 def next_tick_lies_ahead(bench: PlannerBench) -> None:
-    """``next_tick_s`` is after ``now_s``."""
+    """``next_tick_s`` is after ``now_s``.
+
+    The shell sleeps until then; a tick at once would never end. Add an interval to ``facts.now_s``.
+    """
     for facts, effects in bench.ticks():
         require(
             effects.next_tick_s > facts.now_s, f"at {facts.now_s} s the next tick is {effects.next_tick_s} s"
@@ -50,7 +55,10 @@ def next_tick_lies_ahead(bench: PlannerBench) -> None:
 
 
 def targets_are_within_limits(bench: PlannerBench) -> None:
-    """Targets name services of the input, within their minimum and maximum."""
+    """Targets name services of the input, within their minimum and maximum.
+
+    Limits are the operator's word. Clamp each target, and leave out what need not change.
+    """
     for facts, effects in bench.ticks():
         services = {service.service: service for service in facts.services}
         for name, target in effects.scale_to.items():
@@ -61,7 +69,11 @@ def targets_are_within_limits(bench: PlannerBench) -> None:
 
 
 def growth_fits_the_free_gpus(bench: PlannerBench) -> None:
-    """Together the targets take no more GPUs than are free or become free."""
+    """Together the targets take no more GPUs than are free or become free.
+
+    A replica that finds no GPU never becomes ready. Count what shrinks as free, and stop when nothing is
+    left.
+    """
     for facts, effects in bench.ticks():
         num_more_gpus = sum(
             (effects.scale_to.get(service.service, service.num_replicas) - service.num_replicas)
@@ -75,18 +87,39 @@ def growth_fits_the_free_gpus(bench: PlannerBench) -> None:
 
 
 def same_facts_same_effects(bench: PlannerBench) -> None:
-    """Two new planners, given the same ticks, do the same: no clock, no chance of their own."""
+    """Two new planners, given the same ticks, do the same: no clock, no chance of their own.
+
+    The same object decides in simulation, and a decision can be replayed. Take the time from
+    ``facts.now_s``, and seed any chance in ``__init__``.
+    """
     for (_, one), (_, two) in zip(bench.ticks(1), bench.ticks(1), strict=True):
         require(one.scale_to == two.scale_to, f"scales to {one.scale_to}, then to {two.scale_to}")
         require(one.next_tick_s == two.next_tick_s, "the next tick differs")
 
 
 def lives_without_measurements(bench: PlannerBench) -> None:
-    """A graph without traffic and without GPUs is a normal input; so is one without services."""
+    """A graph without traffic and without GPUs is a normal input; so is one without services.
+
+    A graph that has just started has measured nothing. Treat None as *unknown*, not as zero, and mind empty
+    sequences in means.
+    """
     planner = bench.factory()
     idle = ServiceLoad(service="Api", num_replicas=1, num_ready=0)
     planner.on_tick(PlannerInput(now_s=0.0, services=(idle,)))
     planner.on_tick(PlannerInput(now_s=1e6, services=()))
+
+
+def effects_are_data(bench: PlannerBench) -> None:
+    """Effects have whole numbers for targets and sentences for reasons, and can be written down as JSON.
+
+    They are logged, shown and replayed. Round targets, and turn numbers into text in ``reasons``.
+    """
+    for _, effects in bench.ticks(2):
+        try:
+            copy = msgspec.json.decode(msgspec.json.encode(effects), type=PlannerEffects)
+        except (msgspec.MsgspecError, TypeError) as error:
+            raise CheckFailed(f"{effects} is no plain data: {error}") from error
+        require(copy == effects, f"{effects} came back as {copy}")
 
 
 def _with_load(rng: Random, service: ServiceLoad) -> ServiceLoad:
@@ -110,10 +143,15 @@ PLANNER_CHECKS = (
     growth_fits_the_free_gpus,
     same_facts_same_effects,
     lives_without_measurements,
+    effects_are_data,
 )
+
+
+def planner_kit(factory: Callable[[], Planner]) -> Kit[PlannerBench]:
+    """The planner checks, ready to run. ``factory()`` makes a new planner."""
+    return Kit(subject=Subject.of(factory()), checks=PLANNER_CHECKS, bench=PlannerBench(factory))
 
 
 def check_planner(factory: Callable[[], Planner]) -> Report:
     """Run every planner check. ``factory()`` makes a new planner."""
-    subject = subject_of(factory())
-    return run_checks_sync(subject, PLANNER_CHECKS, PlannerBench(factory))
+    return planner_kit(factory).run_now()

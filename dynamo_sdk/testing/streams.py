@@ -1,4 +1,4 @@
-"""Asking an engine, and reading the whole answer: two functions that every engine test needs."""
+"""Asking an engine, and reading the whole answer: what every engine test needs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from dynamo_sdk.types import (
     SamplingParams,
     TokenLogprobs,
     Usage,
+    WorkerId,
+    WorkerRecord,
     pack_tokens,
 )
 
@@ -39,6 +41,13 @@ def generate_request(
         sampling=sampling or SamplingParams(max_tokens=8, temperature=0.0),
         generated=pack_tokens(generated),
         role=role,
+    )
+
+
+def worker_record(name: str, role: Role) -> WorkerRecord:
+    """A ready worker on a socket of this host."""
+    return WorkerRecord(
+        worker_id=WorkerId(name), service=name, replica=0, address=f"unix:/{name}", is_ready=True, role=role
     )
 
 

@@ -3,17 +3,21 @@ KV that its blocks hold, so that a wrong block gives wrong tokens. The planted f
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import closing
 
+import anyio
 from anyio.lowlevel import checkpoint
 
-from dynamo_sdk.errors import EngineFailed, InvalidRequest, Overloaded
+from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded
 from dynamo_sdk.interfaces import (
     BlockMemory,
     BlockReservation,
     Engine,
     EngineFacts,
     ExposesBlocks,
+    ItemSource,
+    OpensSources,
     PublishesKVEvents,
     PublishesMetrics,
 )
@@ -29,6 +33,7 @@ from dynamo_sdk.types import (
     KVLayout,
     LoadSnapshot,
     Role,
+    SamplingParams,
     TokenLogprobs,
     Usage,
     pack_tokens,
@@ -37,14 +42,16 @@ from dynamo_sdk.types import (
 
 BLOCK_SIZE = 4
 BLOCK_BYTES = BLOCK_SIZE * 4
-NUM_BLOCKS = 2048
+NUM_BLOCKS = 512
 CONTEXT_LENGTH = 1024
 VOCAB_SIZE = 64
+LORA = "poet"
 
 
 class Memory(BlockMemory):
     def __init__(self) -> None:
         self.bytes = bytearray(NUM_BLOCKS * BLOCK_BYTES)
+        self.on_write: Callable[[], None] = lambda: None
 
     @property
     def layout(self) -> KVLayout:
@@ -57,16 +64,43 @@ class Memory(BlockMemory):
             ]
 
     def write(self, block_ids: Sequence[int], data: memoryview) -> None:
+        self.on_write()
         for index, block in enumerate(block_ids):
             self.bytes[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] = data[
                 index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES
             ]
 
 
-class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
+class PagedSource(ItemSource[GenerateChunk]):
+    """Something is always there: a token is made when it is taken."""
+
+    def __init__(self, steps: Generator[GenerateChunk, None, None]) -> None:
+        self.steps = steps
+        self.is_over = False
+
+    def listen(self, on_ready: Callable[[], None]) -> None:
+        pass
+
+    def take(self) -> GenerateChunk | None:
+        chunk = next(self.steps)
+        self.is_over = chunk.finish_reason is not None and next(self.steps, None) is None
+        return chunk
+
+    def close(self) -> None:
+        self.steps.close()
+
+
+class PagedEngine(Engine, OpensSources, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
+    """``is_broken``: it cannot start."""
+
+    dp_size = 1
+    rank = 0
+    is_broken = False
+
     def __init__(self) -> None:
         self.memory = Memory()
         self.free = list(range(NUM_BLOCKS))
+        self.some_are_free = anyio.Event()
         self.owned: dict[str, list[int]] = {}  # running, held or reserved
         self.num_running = 0
         self.is_open = False
@@ -79,8 +113,15 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
 
     async def start(self) -> EngineFacts:
         await checkpoint()
+        if self.is_broken:
+            raise EngineStartError("no weights")
         self.is_open = True
-        return EngineFacts(context_length=CONTEXT_LENGTH, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
+        return EngineFacts(
+            context_length=CONTEXT_LENGTH,
+            block_size=BLOCK_SIZE,
+            num_blocks=NUM_BLOCKS,
+            dp_size=self.dp_size,
+        )
 
     async def close(self) -> None:
         self.is_open = False
@@ -96,20 +137,33 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         self.check(request)
+        with closing(self.steps(request)) as steps:
+            while True:
+                await checkpoint()
+                chunk = next(steps, None)
+                if chunk is None:
+                    return
+                yield chunk
+
+    def open(self, request: GenerateRequest) -> ItemSource[GenerateChunk]:
+        self.check(request)
+        return PagedSource(self.steps(request))
+
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        """One chunk per step; what the request holds goes when this is closed."""
         tokens = request.token_ids()
-        num_given = len(unpack_tokens(request.generated))
+        position = request.num_generated_tokens
         key = request.request_id
         is_filled = request.role is Role.DECODE and key in self.owned
+        num_cached = self.num_cached(request, tokens)
         self.owned.setdefault(key, [])
         self.num_running += 1
         hands_over = False
         try:
-            for position in range(len(tokens) - 1 if is_filled else 0, len(tokens)):
-                self.remember(key, tokens, position)
+            for known in range(len(tokens) - 1 if is_filled else 0, len(tokens)):
+                self.remember(request, tokens, known)
             self.report(num_prefill_tokens=len(tokens))
-            position = num_given
             while True:
-                await checkpoint()
                 if not self.is_open:
                     raise EngineFailed("closed")
                 token = self.next_token(request, position, len(tokens))
@@ -118,16 +172,15 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
                 reason = self.finish_reason(request, token, position)
                 logprobs = self.logprobs(request, token)
                 if reason is not None:
-                    yield GenerateChunk((token,), logprobs, reason, self.usage(request, position))
+                    yield GenerateChunk((token,), logprobs, reason, self.usage(request, position, num_cached))
                     return
                 yield GenerateChunk((token,), logprobs)
                 if request.role is Role.PREFILL:
                     hands_over = True
-                    yield GenerateChunk(
-                        finish_reason=FinishReason.HANDOVER, usage=self.usage(request, position)
-                    )
+                    usage = self.usage(request, position, num_cached)
+                    yield GenerateChunk(finish_reason=FinishReason.HANDOVER, usage=usage)
                     return
-                self.remember(key, tokens, len(tokens) - 1)
+                self.remember(request, tokens, len(tokens) - 1)
                 self.report(num_prefill_tokens=0)
         finally:
             self.num_running -= 1
@@ -143,6 +196,28 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
             raise InvalidRequest("empty", param="prompt")
         if request.num_prompt_tokens + request.num_generated_tokens >= CONTEXT_LENGTH:
             raise InvalidRequest("too long", param="prompt")
+        if request.lora not in (None, LORA):
+            raise InvalidRequest("no such adapter", param="lora")
+        if request.dp_rank is not None and request.dp_rank >= self.dp_size:
+            raise InvalidRequest("no such rank", param="dp_rank")
+        self.check_sampling(request.sampling)
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        if sampling.max_tokens < 1 or sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
+            raise InvalidRequest("out of range")
+
+    def num_cached(self, request: GenerateRequest, tokens: list[int]) -> int:
+        """Tokens of the leading full blocks of the prompt that are stored."""
+        num_blocks = request.num_prompt_tokens // BLOCK_SIZE
+        ends = [(number + 1) * BLOCK_SIZE for number in range(num_blocks)]
+        return next(
+            (end - BLOCK_SIZE for end in ends if self.name(request, tokens, end) not in self.stored),
+            num_blocks * BLOCK_SIZE,
+        )
+
+    def name(self, request: GenerateRequest, tokens: list[int], end: int) -> int:
+        """Of the block that ends before ``end``."""
+        return hash((request.lora, request.cache_salt, *tokens[:end]))
 
     def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
         total = 0
@@ -150,8 +225,21 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
             kv = unpack_tokens(bytes(self.memory.bytes[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]))
             for offset, value in enumerate(kv[: num_tokens - index * BLOCK_SIZE]):
                 total += (index * BLOCK_SIZE + offset + 1) * value
-        chance = hash((request.sampling.seed, position)) if request.sampling.temperature else 0
-        return 10 + (total * 2654435761 + chance) % 2**32 % (VOCAB_SIZE - 10)
+        chance = hash((request.sampling.seed, position)) if self.is_random(request.sampling) else 0
+        token = 10 + (total * 2654435761 + chance) % 2**32 % (VOCAB_SIZE - 10)
+        return self.biased(request.sampling, token)
+
+    def is_random(self, sampling: SamplingParams) -> bool:
+        is_narrow = sampling.top_k == 1 or sampling.top_p < 1e-3 or sampling.min_p == 1
+        return sampling.temperature > 0 and not is_narrow
+
+    def biased(self, sampling: SamplingParams, token: int) -> int:
+        wanted = [other for other, bias in sampling.logit_bias.items() if bias >= 100]
+        if wanted:
+            return wanted[0]
+        while sampling.logit_bias.get(token, 0) <= -100:
+            token += 1
+        return token
 
     def finish_reason(self, request: GenerateRequest, token: int, position: int) -> FinishReason | None:
         sampling = request.sampling
@@ -167,8 +255,8 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
             return None
         return (TokenLogprobs(-0.1, ((token, -0.1), (token + 1, -2.4))[:num_top]),)
 
-    def usage(self, request: GenerateRequest, position: int) -> Usage:
-        return Usage(request.num_prompt_tokens, position - request.num_generated_tokens)
+    def usage(self, request: GenerateRequest, position: int, num_cached: int) -> Usage:
+        return Usage(request.num_prompt_tokens, position - request.num_generated_tokens, num_cached)
 
     # Blocks
 
@@ -176,15 +264,15 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
     def block_memory(self) -> BlockMemory:
         return self.memory
 
-    def remember(self, key: str, tokens: list[int], position: int) -> None:
+    def remember(self, request: GenerateRequest, tokens: list[int], position: int) -> None:
         """Write the KV of one token; when it fills its block, say so."""
-        blocks = self.owned[key]
+        blocks = self.owned[request.request_id]
         if position // BLOCK_SIZE >= len(blocks):
             blocks.append(self.take())
         at = blocks[position // BLOCK_SIZE] * BLOCK_BYTES + position % BLOCK_SIZE * 4
         self.memory.bytes[at : at + 4] = pack_tokens([tokens[position]])
         if (position + 1) % BLOCK_SIZE == 0:
-            self.store(blocks[position // BLOCK_SIZE], tokens, position + 1)
+            self.store(blocks[position // BLOCK_SIZE], request, tokens, position + 1)
 
     def take(self) -> int:
         if not self.free:
@@ -192,13 +280,16 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
         block = self.free.pop(0)
         block_hash = self.hash_of_block.pop(block, None)
         if block_hash is not None and block_hash not in self.hash_of_block.values():
-            del self.stored[block_hash]
-            self.publish(BlocksRemoved(block_hashes=(block_hash,)))
+            self.evict(block_hash)
         return block
 
-    def store(self, block: int, tokens: list[int], end: int) -> None:
-        block_hash = hash(tuple(tokens[:end]))
-        parent = hash(tuple(tokens[: end - BLOCK_SIZE])) if end > BLOCK_SIZE else None
+    def evict(self, block_hash: int) -> None:
+        del self.stored[block_hash]
+        self.publish(BlocksRemoved(block_hashes=(block_hash,)))
+
+    def store(self, block: int, request: GenerateRequest, tokens: list[int], end: int) -> None:
+        block_hash = self.name(request, tokens, end)
+        parent = self.name(request, tokens, end - BLOCK_SIZE) if end > BLOCK_SIZE else None
         self.hash_of_block[block] = block_hash
         if block_hash not in self.stored:
             self.stored[block_hash] = (parent, tuple(tokens[end - BLOCK_SIZE : end]))
@@ -215,26 +306,35 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
 
     async def reserve_blocks(self, request: GenerateRequest) -> BlockReservation:
         await checkpoint()
-        num_tokens = len(request.token_ids()) - 1
-        blocks = [self.take() for _ in range(-(-num_tokens // BLOCK_SIZE))]
+        num_blocks = -(-(len(request.token_ids()) - 1) // BLOCK_SIZE)
+        while len(self.free) < num_blocks:
+            await self.some_are_free.wait()
+        blocks = [self.take() for _ in range(num_blocks)]
         self.owned[request.request_id] = blocks
         return BlockReservation(block_ids=tuple(blocks), num_cached_blocks=0)
 
     def release_blocks(self, request_id: str) -> None:
         self.free += self.owned.pop(request_id, [])
+        self.some_are_free.set()
+        self.some_are_free = anyio.Event()
 
     # Feeds
 
     def publish(self, event: KVEvent) -> None:
         for listener in self.event_listeners:
-            listener(KVEventBatch(sequence=self.sequence, dp_rank=0, events=(event,)))
+            listener(KVEventBatch(sequence=self.sequence, dp_rank=self.rank, events=(event,)))
         self.sequence += 1
 
     def report(self, *, num_prefill_tokens: int) -> None:
         for listener in self.metric_listeners:
             listener(
                 ForwardPassMetrics(
-                    step=self.step, at_s=0.0, wall_s=0.001, num_prefill_tokens=num_prefill_tokens
+                    step=self.step,
+                    at_s=self.step * 0.001,
+                    wall_s=0.001,
+                    num_prefill_requests=int(num_prefill_tokens > 0),
+                    num_prefill_tokens=num_prefill_tokens,
+                    num_free_blocks=len(self.free),
                 )
             )
         self.step += 1
@@ -244,7 +344,7 @@ class PagedEngine(Engine, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
 
     def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
         events = tuple(self.stored_event(block_hash) for block_hash in self.stored)
-        return (KVEventBatch(sequence=self.sequence - 1, dp_rank=0, events=events),)
+        return (KVEventBatch(sequence=self.sequence - 1, dp_rank=self.rank, events=events),)
 
     def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
         self.metric_listeners.append(listener)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from dynamo_sdk.engines.echo import EchoConfig, EchoEngine
@@ -10,6 +11,7 @@ from dynamo_sdk.errors import EngineStartError
 from dynamo_sdk.interfaces import Engine, EngineSetup, Handover
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.testing import (
+    ENGINE_CHECKS,
     EngineFactory,
     FakeEngine,
     FakeKVConnector,
@@ -23,9 +25,10 @@ from dynamo_sdk.testing import (
     check_router,
 )
 from dynamo_sdk.testing.engine_bench import EngineBench
-from dynamo_sdk.types import ModelSpec, Role
+from dynamo_sdk.types import KVEvent, KVEventBatch, KVTier, KVTransferParams, ModelSpec, Role
 
-from .paged_engine import PagedEngine
+from .folder_store import FolderKVStore
+from .paged_engine import LORA, PagedEngine
 
 
 def echo(role: Role, *, delay_ms: float = 0.0) -> Engine:
@@ -46,7 +49,37 @@ ENGINES: dict[str, EngineFactory] = {
 async def test_engines(name: str) -> None:
     report = await check_engine(ENGINES[name])
     report.raise_if_failed()
-    assert len(report.results) == 40
+    assert len(report.results) == len(ENGINE_CHECKS)
+
+
+class TwoTiers(PagedEngine):
+    """Copies each block to host memory as it is stored."""
+
+    def publish(self, event: KVEvent) -> None:
+        super().publish(event)
+        super().publish(msgspec.structs.replace(event, tier=KVTier.HOST))
+
+    def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
+        (batch,) = super().kv_snapshot()
+        copies = (msgspec.structs.replace(event, tier=KVTier.HOST) for event in batch.events)
+        return (msgspec.structs.replace(batch, events=(*batch.events, *copies)),)
+
+
+class TwoRanks(PagedEngine):
+    dp_size = 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("engine", "check"),
+    [(TwoTiers, "kv_events_follow_moves"), (TwoRanks, "ranks_are_those_declared")],
+    ids=["two tiers", "two ranks"],
+)
+async def test_engines_that_have_more(engine: type[PagedEngine], check: str) -> None:
+    report = await check_engine(lambda role: engine(), lora=LORA)
+    report.raise_if_failed()
+    skipped = {result.name for result in report.skipped}
+    assert not skipped & {check, "claimed_lora_is_served"}
 
 
 @pytest.mark.anyio
@@ -65,7 +98,9 @@ def test_routers(name: str) -> None:
 
 
 def test_fake_router() -> None:
-    check_router(lambda: FakeRouter(["a", "b"])).raise_if_failed()
+    """It remembers all that it saw: that is what it is for."""
+    report = check_router(lambda: FakeRouter(["a", "b"]))
+    assert [result.name for result in report.failed] == ["forgets_what_has_ended"]
 
 
 def test_fake_planner() -> None:
@@ -89,10 +124,30 @@ def test_stateless_kv_connector() -> None:
     report.raise_if_failed()
 
 
+def test_direct_kv_connector() -> None:
+    registry = Registry.of()
+    report = check_kv_connector(
+        lambda: registry.build_kv_connector("direct"),
+        name="direct",
+        answer=lambda request: KVTransferParams(
+            connector="direct", payload=request.request_id.encode(), ttl_s=5.0
+        ),
+    )
+    report.raise_if_failed()
+    assert {result.name for result in report.skipped} == {"rendezvous_pairs_the_legs"}
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("capacity_bytes", [None, 3 * 4096, 5 * 4096 + 1])
 async def test_memory_kv_store(capacity_bytes: int | None) -> None:
     (await check_kv_store(lambda: MemoryKVStore(capacity_bytes))).raise_if_failed()
+
+
+@pytest.mark.anyio
+async def test_a_store_on_disk() -> None:
+    report = await check_kv_store(on_disk=FolderKVStore)
+    report.raise_if_failed()
+    assert not report.skipped
 
 
 def test_prompts_stay_in_the_vocabulary() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Iterator
+import sys
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import aclosing
+from typing import ClassVar
 
 import anyio
 import msgspec
 import pytest
 from anyio.lowlevel import checkpoint
 
-from dynamo_sdk.errors import InvalidRequest
-from dynamo_sdk.interfaces import BlockReservation, Embeds, EngineFacts
-from dynamo_sdk.testing import ENGINE_CHECKS, check_engine
+from dynamo_sdk.errors import EngineFailed, InvalidRequest
+from dynamo_sdk.interfaces import BlockReservation, Embeds, Engine, EngineFacts, ItemSource
+from dynamo_sdk.testing import ENGINE_CHECKS, FakeEngine, check_engine
 from dynamo_sdk.types import (
+    BlocksRemoved,
     BlocksStored,
     EmbedOutput,
     EmbedRequest,
@@ -23,21 +27,27 @@ from dynamo_sdk.types import (
     GenerateRequest,
     KVEvent,
     KVEventBatch,
+    KVTier,
+    KVTransferParams,
+    LoadSnapshot,
     Role,
+    SamplingParams,
     TokenLogprobs,
     Usage,
     num_tokens,
 )
 
-from .paged_engine import PagedEngine
+from .paged_engine import CONTEXT_LENGTH, LORA, PagedEngine, PagedSource
 
 replace = msgspec.structs.replace
 
 
 class Fault(PagedEngine):
-    """A planted fault; ``caught_by`` names the check that must fail."""
+    """A planted fault. ``caught_by`` names the check that is there for it; ``shows_in`` those that cannot
+    help failing too, because what they are about needs the broken thing. No other check fails."""
 
     caught_by: str
+    shows_in: frozenset[str] = frozenset()
 
     def parent(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         return PagedEngine.generate(self, request)
@@ -48,6 +58,7 @@ class Fault(PagedEngine):
 
 class NonsenseFacts(Fault):
     caught_by = "facts_make_sense"
+    shows_in = frozenset({"kv_events_speak_of_real_blocks"})
 
     async def start(self) -> EngineFacts:
         return replace(await super().start(), block_size=0)
@@ -55,6 +66,9 @@ class NonsenseFacts(Fault):
 
 class CloseNeedsStart(Fault):
     caught_by = "close_without_start"
+    shows_in = frozenset(
+        {"close_after_failed_start", "close_after_interrupted_start", "close_twice", "generate_after_close"}
+    )
 
     async def close(self) -> None:
         assert self.is_open or self.step, "never started"
@@ -63,6 +77,15 @@ class CloseNeedsStart(Fault):
 
 class ClosesOnce(Fault):
     caught_by = "close_twice"
+    shows_in = frozenset(
+        {
+            "close_after_failed_start",
+            "close_after_interrupted_start",
+            "close_ends_what_runs",
+            "generate_after_close",
+            "source_raises_what_ended_it",
+        }
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,6 +103,7 @@ class ClosesOnce(Fault):
 
 class CannotCloseAfterHalfAStart(Fault):
     caught_by = "close_after_interrupted_start"
+    shows_in = frozenset({"close_after_failed_start"})
     is_half_started = False
 
     async def start(self) -> EngineFacts:
@@ -96,6 +120,7 @@ class CannotCloseAfterHalfAStart(Fault):
 
 class ServesAfterClose(Fault):
     caught_by = "generate_after_close"
+    shows_in = frozenset({"close_ends_what_runs", "source_raises_what_ended_it"})
 
     async def close(self) -> None:
         pass
@@ -103,6 +128,7 @@ class ServesAfterClose(Fault):
 
 class IgnoresClose(Fault):
     caught_by = "close_ends_what_runs"
+    shows_in = frozenset({"source_raises_what_ended_it"})
 
     async def close(self) -> None:
         self.is_open = self.num_running > 0
@@ -117,9 +143,49 @@ class DrainsTooSoon(Fault):
 
 class NeverDrains(Fault):
     caught_by = "drain_returns_when_idle"
+    shows_in = frozenset({"drain_waits_for_requests"})
 
     async def drain(self) -> None:
         await anyio.Event().wait()
+
+
+class Hangs(Fault):
+    """Listens, starts, drains, and never makes a step."""
+
+    caught_by = "answers_a_probe"
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        await anyio.Event().wait()
+        yield GenerateChunk()
+
+
+class FailsToStartInItsOwnWords(Fault):
+    caught_by = "close_after_failed_start"
+
+    async def start(self) -> EngineFacts:
+        if self.is_broken:
+            raise RuntimeError("cudaErrorNoDevice")
+        return await super().start()
+
+
+class LeavesSomethingBehind(Fault):
+    """What an engine leaves when it is closed spoils those that start afterwards."""
+
+    caught_by = "starts_again"
+    shows_in = frozenset({"abort_during_the_transfer", "logit_bias_is_honoured"})
+    num_closed = 0
+
+    async def start(self) -> EngineFacts:
+        facts = await super().start()
+        self.num_before = type(self).num_closed
+        return facts
+
+    async def close(self) -> None:
+        type(self).num_closed += self.is_open
+        await super().close()
+
+    def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
+        return 10 + (super().next_token(request, position, num_tokens) + self.num_before) % 54
 
 
 # Output
@@ -127,22 +193,42 @@ class NeverDrains(Fault):
 
 class NoFinishReason(Fault):
     caught_by = "ends_with_one_terminal_chunk"
+    shows_in = frozenset(
+        {
+            "finished_prefill_does_not_hand_over",
+            "max_tokens_is_exact",
+            "output_ends_at_the_context",
+            "prefill_hands_over",
+            "source_close_frees",
+            "source_gives_what_generate_gives",
+            "stop_token_ends_the_output",
+        }
+    )
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        async for chunk in self.parent(request):
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        for chunk in super().steps(request):
             yield replace(chunk, finish_reason=None)
 
 
 class UsageInEveryChunk(Fault):
     caught_by = "ends_with_one_terminal_chunk"
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        async for chunk in self.parent(request):
-            yield replace(chunk, usage=Usage(request.num_prompt_tokens, 1))
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        for chunk in super().steps(request):
+            yield replace(chunk, usage=chunk.usage or Usage(request.num_prompt_tokens, 1))
 
 
 class OneTokenTooMany(Fault):
     caught_by = "max_tokens_is_exact"
+    shows_in = frozenset(
+        {
+            "a_third_leaves_early",
+            "an_id_can_be_used_again",
+            "both_legs_give_the_whole_output",
+            "finished_prefill_does_not_hand_over",
+            "serves_32_at_once",
+        }
+    )
 
     def finish_reason(self, request: GenerateRequest, token: int, position: int) -> FinishReason | None:
         return super().finish_reason(request, token, position - 1)
@@ -150,6 +236,7 @@ class OneTokenTooMany(Fault):
 
 class LengthIsCalledStop(Fault):
     caught_by = "max_tokens_is_exact"
+    shows_in = frozenset({"finished_prefill_does_not_hand_over", "output_ends_at_the_context"})
 
     def finish_reason(self, request: GenerateRequest, token: int, position: int) -> FinishReason | None:
         return FinishReason.STOP if super().finish_reason(request, token, position) else None
@@ -158,15 +245,15 @@ class LengthIsCalledStop(Fault):
 class UsageCountsGenerated(Fault):
     caught_by = "usage_counts_tokens"
 
-    def usage(self, request: GenerateRequest, position: int) -> Usage:
-        return Usage(request.num_prompt_tokens, position)
+    def usage(self, request: GenerateRequest, position: int, num_cached: int) -> Usage:
+        return Usage(request.num_prompt_tokens, position, num_cached)
 
 
 class SwallowsTheStopToken(Fault):
     caught_by = "stop_token_ends_the_output"
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        async for chunk in self.parent(request):
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        for chunk in super().steps(request):
             yield replace(chunk, token_ids=()) if chunk.finish_reason is FinishReason.STOP else chunk
 
 
@@ -181,6 +268,9 @@ class IgnoresMinTokens(Fault):
 
 class ChanceOfItsOwn(Fault):
     caught_by = "seed_reproduces"
+    shows_in = frozenset(
+        {"continues_after_generated", "narrow_sampling_is_greedy", "source_gives_what_generate_gives"}
+    )
     numbers: Iterator[int] = itertools.count()
 
     def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
@@ -212,6 +302,27 @@ class LogprobsUnasked(Fault):
         return super().logprobs(request, token) or (TokenLogprobs(-0.1),)
 
 
+class IgnoresTopK(Fault):
+    caught_by = "narrow_sampling_is_greedy"
+
+    def is_random(self, sampling: SamplingParams) -> bool:
+        return super().is_random(replace(sampling, top_k=0))
+
+
+class IgnoresLogitBias(Fault):
+    caught_by = "logit_bias_is_honoured"
+
+    def biased(self, sampling: SamplingParams, token: int) -> int:
+        return token
+
+
+class TakesAnySampling(Fault):
+    caught_by = "strange_sampling_is_refused"
+
+    def check_sampling(self, sampling: SamplingParams) -> None:
+        pass
+
+
 class SeedsByLegPosition(Fault):
     """The classical mistake: the position restarts at zero when the request has moved."""
 
@@ -223,19 +334,21 @@ class SeedsByLegPosition(Fault):
 
 class EmitsGeneratedAgain(Fault):
     caught_by = "continues_after_generated"
+    shows_in = frozenset({"usage_counts_tokens"})
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
         if request.num_generated_tokens and request.role is not Role.DECODE:
             yield GenerateChunk(tuple(request.token_ids()[request.num_prompt_tokens :]))
-        async for chunk in self.parent(request):
-            yield chunk
+        yield from super().steps(request)
 
 
 class OverrunsTheContext(Fault):
     caught_by = "output_ends_at_the_context"
 
     def finish_reason(self, request: GenerateRequest, token: int, position: int) -> FinishReason | None:
-        return FinishReason.LENGTH if position >= request.sampling.max_tokens else None
+        reason = super().finish_reason(request, token, position)
+        is_full = reason is FinishReason.LENGTH and position < request.sampling.max_tokens
+        return None if is_full else reason
 
 
 # Company, leaving, input
@@ -243,6 +356,7 @@ class OverrunsTheContext(Fault):
 
 class MixesUpItsRequests(Fault):
     caught_by = "company_changes_nothing"
+    shows_in = frozenset({"logit_bias_is_honoured"})
 
     def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
         token = super().next_token(request, position, num_tokens)
@@ -251,6 +365,7 @@ class MixesUpItsRequests(Fault):
 
 class CannotServeMany(Fault):
     caught_by = "serves_32_at_once"
+    shows_in = frozenset({"a_third_leaves_early", "company_changes_nothing"})
 
     def finish_reason(self, request: GenerateRequest, token: int, position: int) -> FinishReason | None:
         if self.num_running > 24:
@@ -260,6 +375,9 @@ class CannotServeMany(Fault):
 
 class LeaksWhenClosed(Fault):
     caught_by = "close_mid_stream"
+    shows_in = frozenset(
+        {"a_third_leaves_early", "abort_after_the_transfer", "close_at_the_end", "source_refuses_at_open"}
+    )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         stream = self.parent(request)
@@ -278,9 +396,10 @@ class LeaksWhenCancelled(Fault):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         has_begun = False
         try:
-            async for chunk in self.parent(request):
-                has_begun = True
-                yield chunk
+            async with aclosing(self.parent(request)) as chunks:
+                async for chunk in chunks:
+                    has_begun = True
+                    yield chunk
         except GeneratorExit:
             raise
         except BaseException:
@@ -296,28 +415,43 @@ class LeaksBeforeTheFirstToken(Fault):
         self.num_running += 1
         await checkpoint()
         self.num_running -= 1
-        async for chunk in self.parent(request):
-            yield chunk
+        async with aclosing(self.parent(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 class FreesWhenTheStreamIsReadOut(Fault):
     """Frees after the last chunk, but only if the reader asks once more."""
 
     caught_by = "close_at_the_end"
+    shows_in = frozenset(
+        {
+            "a_third_leaves_early",
+            "abort_after_the_transfer",
+            "cancel_before_first_token",
+            "cancel_mid_stream",
+            "close_mid_stream",
+            "empty_prompt_is_refused",
+            "long_prompt_is_refused",
+            "source_refuses_at_open",
+        }
+    )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         self.num_running += 1
         last = GenerateChunk()
-        async for chunk in self.parent(request):
-            last = chunk
-            if chunk.finish_reason is None:
-                yield chunk
+        async with aclosing(self.parent(request)) as chunks:
+            async for chunk in chunks:
+                last = chunk
+                if chunk.finish_reason is None:
+                    yield chunk
         yield last
         self.num_running -= 1
 
 
 class ReservesBeforeTheFirstPull(Fault):
     caught_by = "close_before_first_pull"
+    shows_in = frozenset({"a_third_leaves_early"})
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         self.num_running += 1
@@ -325,8 +459,9 @@ class ReservesBeforeTheFirstPull(Fault):
 
     async def counted(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         self.num_running -= 1
-        async for chunk in self.parent(request):
-            yield chunk
+        async with aclosing(self.parent(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 class StarvesThoseWhoStay(Fault):
@@ -335,11 +470,12 @@ class StarvesThoseWhoStay(Fault):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         try:
-            async for chunk in self.parent(request):
-                yield chunk
-                if self.has_seen_someone_leave and self.num_running > 1:
-                    yield GenerateChunk(finish_reason=FinishReason.LENGTH, usage=Usage(12, 1))
-                    return
+            async with aclosing(self.parent(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+                    if self.has_seen_someone_leave and self.num_running > 1:
+                        yield GenerateChunk(finish_reason=FinishReason.LENGTH, usage=Usage(12, 1))
+                        return
         except GeneratorExit:
             self.has_seen_someone_leave = True
             raise
@@ -361,6 +497,7 @@ class RefusesARetry(Fault):
 
 class AcceptsAnEmptyPrompt(Fault):
     caught_by = "empty_prompt_is_refused"
+    shows_in = frozenset({"source_refuses_at_open"})
 
     def check(self, request: GenerateRequest) -> None:
         if request.prompt:
@@ -370,11 +507,15 @@ class AcceptsAnEmptyPrompt(Fault):
 class TruncatesALongPrompt(Fault):
     caught_by = "long_prompt_is_refused"
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        if num_tokens(request.prompt) > 1000:
-            request = replace(request, prompt=request.prompt[:400])
-        async for chunk in self.parent(request):
-            yield chunk
+    def check(self, request: GenerateRequest) -> None:
+        super().check(self.shortened(request))
+
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        yield from super().steps(self.shortened(request))
+
+    def shortened(self, request: GenerateRequest) -> GenerateRequest:
+        is_long = request.num_prompt_tokens > CONTEXT_LENGTH
+        return replace(request, prompt=request.prompt[:400]) if is_long else request
 
 
 class UntypedRefusal(Fault):
@@ -386,23 +527,135 @@ class UntypedRefusal(Fault):
         super().check(request)
 
 
+class DiesOfAStrangeToken(Fault):
+    caught_by = "strange_token_hurts_nobody"
+    is_dead = False
+
+    def check(self, request: GenerateRequest) -> None:
+        super().check(request)
+        self.is_dead |= max(request.token_ids()) > 2**31
+        if self.is_dead:
+            raise EngineFailed("device-side assert")
+
+
+class KnowsItsRanksBadly(Fault):
+    caught_by = "ranks_are_those_declared"
+    dp_size = 2
+
+    def check(self, request: GenerateRequest) -> None:
+        super().check(replace(request, dp_rank=None))
+
+
+# Sources
+
+
+class SourceLosesTheLastToken(Fault):
+    caught_by = "source_gives_what_generate_gives"
+
+    def open(self, request: GenerateRequest) -> ItemSource[GenerateChunk]:
+        sampling = replace(request.sampling, max_tokens=max(1, request.sampling.max_tokens - 1))
+        return super().open(replace(request, sampling=sampling))
+
+
+class SourceRefusesLate(Fault):
+    caught_by = "source_refuses_at_open"
+
+    def open(self, request: GenerateRequest) -> ItemSource[GenerateChunk]:
+        return PagedSource(self.steps(request))
+
+
+class SourceLeaks(Fault):
+    caught_by = "source_close_frees"
+
+    def open(self, request: GenerateRequest) -> ItemSource[GenerateChunk]:
+        source = super().open(request)
+        source.close = lambda: None  # type: ignore[method-assign]
+        return source
+
+
+class SourceEndsInPeace(Fault):
+    caught_by = "source_raises_what_ended_it"
+
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        try:
+            yield from super().steps(request)
+        except EngineFailed:
+            if sys._getframe(1).f_code.co_name != "take":
+                raise
+            yield GenerateChunk(finish_reason=FinishReason.LENGTH)
+
+
+# The prefix cache
+
+
+class ReportsNoHits(Fault):
+    caught_by = "prefix_hit_is_reported"
+
+    def num_cached(self, request: GenerateRequest, tokens: list[int]) -> int:
+        return 0
+
+
+class HitsTheFirstTime(Fault):
+    caught_by = "prefix_hit_is_reported"
+    shows_in = frozenset({"cache_salt_keeps_prompts_apart"})
+
+    def num_cached(self, request: GenerateRequest, tokens: list[int]) -> int:
+        if request.cache_salt or request.lora:
+            return super().num_cached(request, tokens)
+        return request.num_prompt_tokens // 4 * 4
+
+
+class IgnoresTheSalt(Fault):
+    caught_by = "cache_salt_keeps_prompts_apart"
+
+    def name(self, request: GenerateRequest, tokens: list[int], end: int) -> int:
+        return super().name(replace(request, cache_salt=None), tokens, end)
+
+
+class ServesAnyLora(Fault):
+    """It drops what it does not know, as a server does that reads an extra field of a request."""
+
+    caught_by = "lora_is_refused_or_kept_apart"
+
+    def check(self, request: GenerateRequest) -> None:
+        super().check(replace(request, lora=None))
+
+    def name(self, request: GenerateRequest, tokens: list[int], end: int) -> int:
+        lora = request.lora if request.lora == LORA else None
+        return super().name(replace(request, lora=lora), tokens, end)
+
+
+class SharesKVWithItsLora(Fault):
+    caught_by = "claimed_lora_is_served"
+
+    def name(self, request: GenerateRequest, tokens: list[int], end: int) -> int:
+        return super().name(replace(request, lora=None), tokens, end)
+
+
 # Two legs
 
 
 class PrefillGoesOn(Fault):
     caught_by = "prefill_hands_over"
+    shows_in = frozenset(
+        {
+            "abort_after_the_transfer",
+            "both_legs_give_the_whole_output",
+            "lost_peer_is_an_error_in_time",
+            "release_is_idempotent",
+        }
+    )
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
         is_prefill = request.role is Role.PREFILL
-        async for chunk in self.parent(replace(request, role=Role.AGGREGATED) if is_prefill else request):
-            yield chunk
+        yield from super().steps(replace(request, role=Role.AGGREGATED) if is_prefill else request)
 
 
 class AlwaysHandsOver(Fault):
     caught_by = "finished_prefill_does_not_hand_over"
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
-        async for chunk in self.parent(request):
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        for chunk in super().steps(request):
             is_prefill = request.role is Role.PREFILL
             yield (
                 replace(chunk, finish_reason=FinishReason.HANDOVER)
@@ -427,10 +680,80 @@ class ReleasesOnce(Fault):
 
 class ReservesTooLittle(Fault):
     caught_by = "reservation_can_be_given_back"
+    shows_in = frozenset({"both_legs_give_the_whole_output"})
 
     async def reserve_blocks(self, request: GenerateRequest) -> BlockReservation:
         reservation = await super().reserve_blocks(request)
         return BlockReservation(block_ids=reservation.block_ids[1:], num_cached_blocks=0)
+
+
+class HoldsForEver(Fault):
+    """Prefill's blocks go only when somebody has asked for them."""
+
+    caught_by = "abort_before_the_transfer"
+    shows_in = frozenset({"abort_during_the_transfer", "prefill_hands_over"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread: set[str] = set()
+
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        for chunk in super().steps(request):
+            if chunk.finish_reason is FinishReason.HANDOVER:
+                self.unread.add(request.request_id)
+            yield chunk
+
+    def held_blocks(self, request_id: str) -> tuple[int, ...]:
+        self.unread.discard(request_id)
+        return super().held_blocks(request_id)
+
+    def release_blocks(self, request_id: str) -> None:
+        if request_id not in self.unread:
+            super().release_blocks(request_id)
+
+
+class LosesWhatWasFilledHalfway(Fault):
+    caught_by = "abort_during_the_transfer"
+    is_written = False
+
+    async def reserve_blocks(self, request: GenerateRequest) -> BlockReservation:
+        self.memory.on_write = lambda: setattr(self, "is_written", True)
+        return await super().reserve_blocks(request)
+
+    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        self.is_written = False
+        return super().steps(request)
+
+    def release_blocks(self, request_id: str) -> None:
+        if self.is_written:
+            self.owned[request_id].pop()
+        super().release_blocks(request_id)
+
+
+class LeaksAfterATransfer(Fault):
+    caught_by = "abort_after_the_transfer"
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        stream = self.parent(request)
+        try:
+            async for chunk in stream:
+                yield chunk
+        except GeneratorExit:
+            await stream.aclose()
+            if request.role is Role.DECODE:
+                self.free.pop()
+            raise
+
+
+class LeaksAWaitingReservation(Fault):
+    caught_by = "cancelled_reservation_leaves_nothing"
+
+    async def reserve_blocks(self, request: GenerateRequest) -> BlockReservation:
+        try:
+            return await super().reserve_blocks(request)
+        except BaseException:
+            self.num_running += 1
+            raise
 
 
 # Feeds
@@ -453,11 +776,80 @@ class OrphanBlocks(Fault):
 
 
 class HalfABlock(Fault):
-    caught_by = "kv_events_name_parents_first"
+    caught_by = "kv_events_speak_of_real_blocks"
 
     def stored_event(self, block_hash: int) -> BlocksStored:
         event = super().stored_event(block_hash)
         return replace(event, token_ids=event.token_ids[:-1])
+
+
+class BlocksOfAnotherSize(Fault):
+    caught_by = "kv_events_speak_of_real_blocks"
+
+    def stored_event(self, block_hash: int) -> BlocksStored:
+        event = super().stored_event(block_hash)
+        return replace(event, block_size=event.block_size * 2, token_ids=event.token_ids * 2)
+
+
+class EventsOfNoRank(Fault):
+    caught_by = "kv_events_speak_of_real_blocks"
+    rank = 1
+
+
+class RemovesTwice(Fault):
+    caught_by = "kv_events_remove_what_was_stored"
+
+    def store(self, block: int, request: GenerateRequest, tokens: list[int], end: int) -> None:
+        super().store(block, request, tokens, end)
+        self.publish(BlocksRemoved(block_hashes=(4711,)))
+
+
+class EvictsInSilence(Fault):
+    caught_by = "kv_events_announce_evictions"
+
+    def evict(self, block_hash: int) -> None:
+        del self.stored[block_hash]
+
+
+class HostBlocksFromNowhere(Fault):
+    """It copies to host memory, and says so only when the block on the device is gone."""
+
+    caught_by = "kv_events_follow_moves"
+
+    def publish(self, event: KVEvent) -> None:
+        super().publish(event)
+        if isinstance(event, BlocksStored):
+            super().publish(BlocksRemoved(block_hashes=event.block_hashes))
+            super().publish(replace(event, tier=KVTier.HOST))
+
+    def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
+        (batch,) = super().kv_snapshot()
+        events = tuple(replace(event, tier=KVTier.HOST) for event in batch.events)
+        return (replace(batch, events=events),)
+
+
+class SaysItIsIdle(Fault):
+    caught_by = "load_follows_the_requests"
+
+    def load(self) -> LoadSnapshot:
+        return replace(super().load(), num_running=0)
+
+
+class NegativeFigures(Fault):
+    caught_by = "metrics_are_plausible"
+
+    def report(self, *, num_prefill_tokens: int) -> None:
+        for listener in self.metric_listeners:
+            listener(
+                ForwardPassMetrics(
+                    step=self.step,
+                    at_s=0.0,
+                    wall_s=-1.0,
+                    num_prefill_tokens=num_prefill_tokens,
+                    num_prefill_requests=1,
+                )
+            )
+        self.step += 1
 
 
 class StaleSnapshot(Fault):
@@ -501,18 +893,61 @@ class EmbedsNothing(Fault, Embeds):
         return EmbedOutput(vector=[1.0, 0.0], num_prompt_tokens=num_tokens(request.prompt))
 
 
-FAULTS = Fault.__subclasses__()
+class PullsFromTheDead(FakeEngine):
+    """Its decode leg takes what lies in the memory of a peer that is gone: wrong tokens, and no error."""
+
+    caught_by = "lost_peer_is_an_error_in_time"
+    shows_in: frozenset[str] = frozenset()
+    alive: ClassVar[set[int]] = set()
+
+    def __init__(self) -> None:
+        super().__init__(range(30, 50), ticket=KVTransferParams(connector="pull", payload=b"%d" % id(self)))
+
+    async def start(self) -> EngineFacts:
+        self.alive.add(id(self))
+        return await super().start()
+
+    async def close(self) -> None:
+        self.alive.discard(id(self))
+        await super().close()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
+        ticket = request.kv_transfer
+        is_wrong = ticket is not None and int(ticket.payload) not in self.alive
+        async with aclosing(super().generate(request)) as chunks:
+            async for chunk in chunks:
+                yield replace(chunk, token_ids=tuple(11 for _ in chunk.token_ids)) if is_wrong else chunk
+
+
+FAULTS: list[type[Fault] | type[PullsFromTheDead]] = [*Fault.__subclasses__(), PullsFromTheDead]
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-async def test_the_fault_is_caught_by_its_check(fault: type[Fault]) -> None:
-    report = await check_engine(lambda role: fault(), timeout_s=0.5 if fault is NeverDrains else 30.0)
-    failed = {result.name for result in report.failed}
-    assert fault.caught_by in failed, report
-    # A fault may break neighbours too, but a kit that blames everything helps nobody.
-    assert len(failed) <= 12, report
+async def test_the_fault_is_caught_by_its_check(fault: type[Fault] | type[PullsFromTheDead]) -> None:
+    def unstartable(role: Role) -> Engine:
+        engine = fault()
+        engine.is_broken = True  # type: ignore[union-attr]
+        return engine
+
+    is_paged = issubclass(fault, PagedEngine)
+    report = await check_engine(
+        lambda role: fault(),
+        unstartable=unstartable if is_paged else None,
+        lora=LORA if is_paged else None,
+        probe_timeout_s=0.1 if fault is Hangs else 30.0,
+        timeout_s=2.0 if fault is NeverDrains else 30.0,
+    )
+    assert {result.name for result in report.failed} == {fault.caught_by} | fault.shows_in, report
+    assert all(result.place and ".py:" in result.place for result in report.failed)
 
 
 def test_every_check_has_caught_something() -> None:
     assert {fault.caught_by for fault in FAULTS} == {check.__name__ for check in ENGINE_CHECKS}
+
+
+@pytest.mark.anyio
+async def test_a_hung_engine_is_not_waited_for_again() -> None:
+    report = await check_engine(lambda role: Hangs(), probe_timeout_s=0.1, timeout_s=30.0)
+    skipped = {result.name: result.detail for result in report.skipped}
+    assert skipped["max_tokens_is_exact"] == "the engine hangs: see answers_a_probe"

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from dynamo_sdk.interfaces import (
@@ -13,11 +14,13 @@ from dynamo_sdk.interfaces import (
     Candidate,
     CandidateCost,
     CostTerm,
+    Freed,
     Handover,
     KVStore,
     KVStoreStatistics,
     PlannerEffects,
     PlannerInput,
+    Routed,
     RouterFact,
     RoutingContext,
     RoutingDecision,
@@ -39,13 +42,31 @@ from dynamo_sdk.testing import (
 )
 from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role, WorkerId, WorkerRecord
 
+from .folder_store import DIGEST_BYTES, FolderKVStore
+
 
 class RouterFault(FakeRouter):
+    """``shows_in``: checks that cannot help failing too. The fake remembers all it saw; faults need not."""
+
     caught_by: str
+    shows_in: frozenset[str] = frozenset()
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        decision = super().select(request, candidates, context)
+        if type(self) is not RemembersEverybody:
+            del self.requests[1:]
+        return decision
+
+    def observe(self, fact: RouterFact, now_s: float) -> None:
+        if type(self) is RemembersEverybody:
+            super().observe(fact, now_s)
 
 
 class ChoosesAStranger(RouterFault):
     caught_by = "chooses_a_candidate"
+    shows_in = frozenset({"chooses_among_512", "chooses_the_only_candidate", "lets_workers_leave"})
 
     def select(
         self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
@@ -55,6 +76,7 @@ class ChoosesAStranger(RouterFault):
 
 class ForgetsTheRank(RouterFault):
     caught_by = "chooses_the_only_candidate"
+    shows_in = frozenset({"chooses_a_candidate"})
 
     def select(
         self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
@@ -64,6 +86,7 @@ class ForgetsTheRank(RouterFault):
 
 class GlobalChance(RouterFault):
     caught_by = "chance_comes_from_the_context"
+    shows_in = frozenset({"explaining_changes_nothing"})
 
     def select(
         self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
@@ -95,6 +118,7 @@ class NeedsAList(RouterFault):
 
 class ExplainsNonsense(RouterFault):
     caught_by = "explains_with_candidates_only"
+    shows_in = frozenset({"decisions_are_data"})
 
     def select(
         self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
@@ -106,8 +130,90 @@ class ExplainsNonsense(RouterFault):
         return RoutingDecision(worker_id=chosen.worker_id, dp_rank=chosen.dp_rank, costs=(cost,))
 
 
+class KeepsCandidates(RouterFault):
+    caught_by = "keeps_no_candidate"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Sequence[Candidate] = ()
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        self.last = tuple(candidates)
+        return super().select(request, candidates, context)
+
+
+class ChoosesOtherwiseWhenAsked(RouterFault):
+    caught_by = "explaining_changes_nothing"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        shown = candidates[::-1] if context.is_explaining else candidates
+        return super().select(request, shown, context)
+
+
+class ReasonsThatAreNoText(RouterFault):
+    caught_by = "decisions_are_data"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        return msgspec.structs.replace(super().select(request, candidates, context), reason=len(candidates))
+
+
+class HasATableOf256(RouterFault):
+    caught_by = "chooses_among_512"
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        bytes([len(candidates) - 1])  # a ValueError beyond 255
+        return super().select(request, candidates, context)
+
+
+class MissesThoseWhoLeft(RouterFault):
+    caught_by = "lets_workers_leave"
+    shows_in = frozenset({"takes_facts_in_any_order", "hears_of_strangers"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.present: set[str] = set()
+
+    def select(
+        self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+    ) -> RoutingDecision:
+        self.present = {candidate.worker_id for candidate in candidates}
+        return super().select(request, candidates, context)
+
+    def observe(self, fact: RouterFact, now_s: float) -> None:
+        if fact.worker_id not in self.present:
+            raise KeyError(fact.worker_id)
+
+
+class ExpectsFactsInTurn(RouterFault):
+    caught_by = "takes_facts_in_any_order"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: set[str] = set()
+
+    def observe(self, fact: RouterFact, now_s: float) -> None:
+        if isinstance(fact, Routed):
+            assert fact.request_id not in self.open, "routed twice"
+            self.open.add(fact.request_id)
+        elif isinstance(fact, Freed):
+            self.open.discard(fact.request_id)
+
+
+class RemembersEverybody(RouterFault):
+    caught_by = "forgets_what_has_ended"
+
+
 class KnowsOnlyItsOwn(RouterFault):
     caught_by = "hears_of_strangers"
+    shows_in = frozenset({"takes_facts_in_any_order"})
 
     def observe(self, fact: RouterFact, now_s: float) -> None:
         if not self.requests:
@@ -156,6 +262,14 @@ class NeedsMeasurements(PlannerFault):
         return super().on_tick(facts)
 
 
+class TargetsOfHalfAReplica(PlannerFault):
+    caught_by = "effects_are_data"
+
+    def on_tick(self, facts: PlannerInput) -> PlannerEffects:
+        scale_to = {service.service: float(service.num_replicas) for service in facts.services}
+        return PlannerEffects(next_tick_s=facts.now_s + 1, scale_to=scale_to)  # type: ignore[arg-type]
+
+
 class ConnectorFault(FakeKVConnector):
     caught_by: str
 
@@ -201,6 +315,28 @@ class OneRoomForAll(ConnectorFault):
 
     def _ticket(self, text: str) -> KVTransferParams:
         return super()._ticket("room 1")
+
+
+class DropsTheAnswer(ConnectorFault):
+    caught_by = "answer_reaches_decode"
+
+    def _ticket(self, text: str) -> KVTransferParams:
+        return super()._ticket("come and get it")
+
+
+class LivesLonger(ConnectorFault):
+    caught_by = "ticket_lives_no_longer_than_its_answer"
+
+    def __init__(self) -> None:
+        super().__init__(ttl_s=600.0)
+
+
+class CountsItsTickets(ConnectorFault):
+    caught_by = "is_pure"
+    numbers = itertools.count()
+
+    def _ticket(self, text: str) -> KVTransferParams:
+        return super()._ticket(f"{text} {next(self.numbers)}")
 
 
 class TakesAnyAnswer(ConnectorFault):
@@ -318,9 +454,37 @@ CONNECTOR_FAULTS = ConnectorFault.__subclasses__()
 STORE_FAULTS = [*StoreFault.__subclasses__(), LeavesHalfABlock]
 
 
+class DiskFault(FolderKVStore):
+    caught_by: str
+
+
+class ForgetsOnClose(DiskFault):
+    caught_by = "survives_a_restart"
+
+    async def close(self) -> None:
+        for file in self.folder.iterdir():
+            file.unlink()
+
+
+class TrustsTheDisk(DiskFault):
+    caught_by = "damage_is_not_returned"
+
+    async def get(self, key: CacheKey) -> bytes | None:
+        file = self.folder / key.hex()
+        return file.read_bytes()[DIGEST_BYTES:] if file.exists() else None
+
+
+DISK_FAULTS = DiskFault.__subclasses__()
+
+
+def an_answer(request: GenerateRequest) -> KVTransferParams:
+    return KVTransferParams(connector="fake", payload=request.request_id.encode(), ttl_s=1.0)
+
+
 @pytest.mark.parametrize("fault", ROUTER_FAULTS, ids=lambda fault: fault.__name__)
 def test_router_fault(fault: type[RouterFault]) -> None:
-    assert fault.caught_by in {result.name for result in check_router(fault).failed}
+    failed = {result.name for result in check_router(fault).failed}
+    assert failed == {fault.caught_by} | fault.shows_in
 
 
 @pytest.mark.parametrize("fault", PLANNER_FAULTS, ids=lambda fault: fault.__name__)
@@ -330,7 +494,7 @@ def test_planner_fault(fault: type[PlannerFault]) -> None:
 
 @pytest.mark.parametrize("fault", CONNECTOR_FAULTS, ids=lambda fault: fault.__name__)
 def test_connector_fault(fault: type[ConnectorFault]) -> None:
-    report = check_kv_connector(fault, name="fake")
+    report = check_kv_connector(fault, name="fake", answer=an_answer)
     assert fault.caught_by in {result.name for result in report.failed}
 
 
@@ -341,13 +505,20 @@ async def test_store_fault(fault: type[KVStore]) -> None:
     assert fault.caught_by in {result.name for result in report.failed}, report  # type: ignore[attr-defined]
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", DISK_FAULTS, ids=lambda fault: fault.__name__)
+async def test_disk_fault(fault: type[DiskFault]) -> None:
+    report = await check_kv_store(on_disk=fault)
+    assert {result.name for result in report.failed} == {fault.caught_by}, report
+
+
 @pytest.mark.parametrize(
     ("faults", "checks"),
     [
         (ROUTER_FAULTS, ROUTER_CHECKS),
         (PLANNER_FAULTS, PLANNER_CHECKS),
         (CONNECTOR_FAULTS, CONNECTOR_CHECKS),
-        (STORE_FAULTS, STORE_CHECKS),
+        ([*STORE_FAULTS, *DISK_FAULTS], STORE_CHECKS),
     ],
 )
 def test_every_check_has_caught_something(faults: list[type], checks: Sequence[object]) -> None:

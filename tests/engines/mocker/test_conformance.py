@@ -30,10 +30,18 @@ async def test_conformance(config: MockerConfig) -> None:
 
     report = await check_engine(new_engine)
     report.raise_if_failed()
-    skipped = {result.name for result in report.results if result.outcome == "skipped"}
-    assert skipped == {
+    skipped = {result.name for result in report.skipped}
+    only_for_ranks = {"ranks_are_those_declared"} if config.dp_size == 1 else set()
+    assert skipped == only_for_ranks | {
+        "close_after_failed_start",
+        "narrow_sampling_is_greedy",
+        "logit_bias_is_honoured",
+        "strange_sampling_is_refused",
+        "claimed_lora_is_served",
+        "kv_events_follow_moves",
         "embeddings_have_length_one",
         "empty_embedding_is_refused",
         "release_is_idempotent",
         "reservation_can_be_given_back",
+        "cancelled_reservation_leaves_nothing",
     }

@@ -22,5 +22,19 @@ async def test_conformance(llama: Path) -> None:
     def new_engine(role: Role) -> TorchEngine:
         return TorchEngine(EngineSetup(model=ModelSpec(name="m", path=str(llama)), role=role), CONFIG)
 
-    report = await check_engine(new_engine, vocab_size=VOCAB_SIZE)
+    def without_model(role: Role) -> TorchEngine:
+        return TorchEngine(
+            EngineSetup(model=ModelSpec(name="m", path=str(llama / "nowhere")), role=role), CONFIG
+        )
+
+    report = await check_engine(new_engine, vocab_size=VOCAB_SIZE, unstartable=without_model)
     report.raise_if_failed()
+    assert {result.name for result in report.skipped} == {
+        "ranks_are_those_declared",
+        "source_gives_what_generate_gives",
+        "source_refuses_at_open",
+        "source_close_frees",
+        "source_raises_what_ended_it",
+        "claimed_lora_is_served",
+        "kv_events_follow_moves",
+    }
