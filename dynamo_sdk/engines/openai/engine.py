@@ -110,7 +110,9 @@ class OpenAIEngine(Engine):
         reader = AnswerReader(request, where=self._where)
         body = request_body(request, self._model)
         try:
-            async with client.stream("POST", "/v1/completions", json=body) as response:
+            async with client.stream(
+                "POST", "/v1/completions", json=body, headers=self.headers_of(request)
+            ) as response:
                 if response.status_code != 200:
                     raise error_of(response.status_code, await response.aread(), where=self._where)
                 self._streams.add(response)
@@ -129,6 +131,10 @@ class OpenAIEngine(Engine):
                     self._streams.discard(response)
         except (httpx.HTTPError, httpx.StreamError, anyio.ClosedResourceError) as error:
             raise EngineFailed(self._failure(error)) from error
+
+    def headers_of(self, request: GenerateRequest) -> dict[str, str]:
+        """What a server of a certain kind wants to know beside the body."""
+        return {}
 
     def _failure(self, error: Exception) -> str:
         if self._is_closed:

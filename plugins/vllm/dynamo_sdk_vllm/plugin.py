@@ -21,6 +21,12 @@ def dynamo_sdk_engines() -> list[EngineDescriptor]:
             requirement="dynamo-sdk-vllm[engine]",
             summary="vLLM's AsyncLLM in the worker's process",
         ),
+        EngineDescriptor(
+            name="vllm-remote",
+            factory="dynamo_sdk_vllm.remote:VllmRemoteEngine",
+            config="dynamo_sdk_vllm.remote:VllmRemoteConfig",
+            summary="a vLLM server that runs already, by its URL, with its KV events",
+        ),
     ]
 
 
