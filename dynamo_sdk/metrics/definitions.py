@@ -107,6 +107,11 @@ ROUTER_ACTUAL_CACHED_TOKENS = _counter(
     "Prompt tokens of the same requests that engines found cached; the same number when all is well.",
     _MODEL,
 )
+ROUTER_PARITY_CHECKS = _counter(
+    "dynamo_router_parity_checks_total",
+    "Workers whose block keys were compared with predicted ones: ok, no_events, different_keys, unknown.",
+    (*_MODEL, "verdict"),
+)
 ROUTER_SHADOW_DECISIONS = _counter(
     "dynamo_router_shadow_decisions_total",
     "Decisions that a shadow router looked on: the denominator of the other shadow series.",
@@ -198,6 +203,7 @@ FRONTEND_METRICS = (
     FRONTEND_MIGRATIONS,
     ROUTER_PREDICTED_CACHED_TOKENS,
     ROUTER_ACTUAL_CACHED_TOKENS,
+    ROUTER_PARITY_CHECKS,
     ROUTER_SHADOW_DECISIONS,
     ROUTER_SHADOW_DIFFERENT,
     ROUTER_SHADOW_FAILURES,

@@ -41,6 +41,10 @@ class FrontendMetrics:
         """``model`` is empty when the request named none that exists."""
         self._registry.counter(d.FRONTEND_REQUESTS, self._worker_id, model, endpoint, outcome.value).inc()
 
+    def count_parity_check(self, *, model: str, verdict: str) -> None:
+        """``verdict``: what came out of comparing one worker's block keys with the predicted ones."""
+        self._registry.counter(d.ROUTER_PARITY_CHECKS, self._worker_id, model, verdict).inc()
+
     def render(self) -> bytes:
         return self._registry.render()
 

@@ -51,6 +51,7 @@ class DispatchLimits:
     """``stall_timeout_s``: a leg that says nothing for so long is given up. ``wait_for_worker_s``: how
     long a request whose worker died waits for another one to appear. ``max_prefill_tokens``: requests wait
     here, as ``admission`` says, while every worker has more prompt tokens to compute; None = they never do.
+    ``parity_probes``: ask each new worker whether its block keys are as predicted, where routers need them.
     ``decision_log``: a folder for what routers decided, None = nowhere; ``decision_log_bytes``: at most so
     much of it."""
 
@@ -58,6 +59,7 @@ class DispatchLimits:
     wait_for_worker_s: float = 30.0
     max_prefill_tokens: int | None = None
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
+    parity_probes: bool = True
     decision_log: str | None = None
     decision_log_bytes: int = 256 * 1024 * 1024
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from functools import partial
+from random import Random
 
 from dynamo_sdk.errors import DynamoError, NotFound, Unavailable
 from dynamo_sdk.flow import FlowConfig
@@ -30,6 +31,7 @@ from .decision_writer import DecisionWriter
 from .dispatch import Dispatcher, DispatchLimits, ModelRoute
 from .openai.backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health, run_to_end
 from .overlap_watch import OverlapWatch
+from .parity_doctor import ParityDoctor, PipelineOf
 from .pools import Pools
 from .shadow_meter import ShadowMeter
 
@@ -83,6 +85,20 @@ class FleetBackend(Backend):
             if limits.decision_log is not None
             else None
         )
+        self._doctor = (
+            ParityDoctor(
+                context.fleet,
+                self._pools,
+                self._pools.events,
+                Dispatcher(self._pools, context.clock, DispatchLimits()),  # before the one that hears news
+                self._routes,
+                context.clock,
+                metrics,
+                Random(),
+            )
+            if self._pools.events is not None and limits.parity_probes
+            else None
+        )
         self._dispatcher = Dispatcher(self._pools, context.clock, limits, log=self._log)
 
     def _connector(self, context: ServiceContext, model: str, name: str | None) -> KVConnector | None:
@@ -118,6 +134,8 @@ class FleetBackend(Backend):
             details[name] = ", ".join(counts)
             if self._watch is not None:
                 details[name] += f"; {self._watch.describe(name)}"
+            if self._doctor is not None:
+                details[name] += f"; {self._doctor.describe(name)}"
         missing = [name for name in self._planned if name not in ready]
         if missing:
             return Health(
@@ -159,7 +177,14 @@ class FleetBackend(Backend):
             while not await self._answers(name):
                 await self._clock.sleep(CANARY_RETRY_S)
 
+    def check_parity(self, pipeline_of: PipelineOf) -> None:
+        """From now on compare what each worker reports of probes with what was predicted."""
+        if self._doctor is not None:
+            self._doctor.start(pipeline_of)
+
     async def close(self) -> None:
+        if self._doctor is not None:
+            await self._doctor.close()
         await self._dispatcher.close()
         if self._watch is not None:
             await self._watch.close()
@@ -179,7 +204,7 @@ class FleetBackend(Backend):
         )
         options = GenerateOptions(deadline_s=CANARY_DEADLINE_S)
         try:
-            await run_to_end(self, request, options)
+            await run_to_end(partial(self.generate, request, options=options))
         except DynamoError as error:
             logger.warning("model %s does not answer yet: %s", name, error)
             return False

@@ -54,6 +54,7 @@ class Frontend(FrontendService, ManagedService):
         max_waiting_per_tenant: int = AdmissionLimits().max_waiting_per_tenant,
         tenant_quantum: int = AdmissionLimits().default_quantum,
         tenant_quanta: dict[str, int] | None = None,
+        parity_probes: bool = DispatchLimits().parity_probes,
         decision_log: str | None = None,
         decision_log_bytes: int = DispatchLimits().decision_log_bytes,
     ) -> None:
@@ -68,6 +69,7 @@ class Frontend(FrontendService, ManagedService):
                 max_waiting=max_waiting,
                 max_waiting_per_tenant=max_waiting_per_tenant,
             ),
+            parity_probes=parity_probes,
             decision_log=decision_log,
             decision_log_bytes=decision_log_bytes,
         )
@@ -99,6 +101,7 @@ class Frontend(FrontendService, ManagedService):
                 await self._app.directory.pipeline(record)
             except Unavailable as error:
                 logger.warning("%s", error)
+        self._backend.check_parity(self._app.directory.pipeline)
 
     async def wait_failed(self) -> None:
         assert self._serving is not None

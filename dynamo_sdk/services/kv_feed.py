@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from dynamo_sdk.errors import DynamoError, RequestError
 from dynamo_sdk.kv import AskSnapshot, EventCursor, PrefixIndex, Replace
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.runtime.edges import ServiceClient
-from dynamo_sdk.types import KVDigestBatch, WorkerId
+from dynamo_sdk.types import KVDigest, KVDigestBatch, WorkerId
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class _Followed:
     seats: Sequence[int]
     cursors: dict[int, EventCursor] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
+    listener: Callable[[int, KVDigest], None] | None = None
     publishes: bool = True
     last_batch_at_s: float | None = None
     is_connected: bool = False
@@ -87,6 +88,13 @@ class KVFeed:
         followed = self._followed.pop(worker_id, None)
         if followed is not None and followed.task is not None:
             followed.task.cancel()
+
+    def listen(self, worker_id: WorkerId, listener: Callable[[int, KVDigest], None] | None) -> None:
+        """Tell ``listener`` the rank and each event of this worker, once it is in the index; None = nobody.
+        There is one at most."""
+        followed = self._followed.get(worker_id)
+        if followed is not None:
+            followed.listener = listener
 
     def statistics(self) -> dict[WorkerId, KVFeedStatistics]:
         return {worker_id: _statistics(followed) for worker_id, followed in self._followed.items()}
@@ -147,6 +155,8 @@ class KVFeed:
                     followed.num_misfits += not self.index.apply(seat, event)
                 except ValueError:  # names and hashes that do not fit together
                     followed.num_misfits += 1
+                if followed.listener is not None:
+                    followed.listener(batch.dp_rank, event)
         return asks
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -103,10 +103,10 @@ class Backend(ABC):
         return []
 
 
-async def run_to_end(backend: Backend, request: GenerateRequest, options: GenerateOptions) -> None:
+async def run_to_end(start: Callable[[ChunkSink], BackendCall]) -> None:
     """Serve a request whose tokens nobody wants. Raises what ended it."""
     waiter = _Waiter()
-    call = backend.generate(request, waiter, options=options)
+    call = start(waiter)
     try:
         await waiter.done
     finally:
