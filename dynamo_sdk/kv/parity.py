@@ -58,8 +58,8 @@ class ParityProbe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeFinding:
-    """``first_block``: the first of ``num_blocks`` whose key differs, counted from 0; ``num_blocks`` itself is
-    one that should not be. ``text``: what is wrong, for people; empty when nothing is."""
+    """``first_block``: the first of ``num_blocks`` whose key differs, from 0; when it is ``num_blocks``, one that
+    should not be there. ``text``: what is wrong, for people; empty when nothing is."""
 
     probe: str
     verdict: Verdict

@@ -159,9 +159,10 @@ class ParityDoctor:
         )
         if not probes:
             return ParityReport((_unknown("-", "no prompt that fills a block fits into the context"),))
-        findings = [await self._try(probes[0], rank, route, worker, served.block_size)
-                    for rank in range(worker.dp_size)]  # fmt: skip
-        findings += [await self._try(probe, 0, route, worker, served.block_size) for probe in probes[1:]]
+        findings = [
+            await self._try(probe, index if index < worker.dp_size else 0, route, worker, served.block_size)
+            for index, probe in enumerate(probes)
+        ]
         return ParityReport(tuple(findings))
 
     async def _is_heard(self, worker_id: WorkerId) -> bool:

@@ -1,11 +1,11 @@
 """The prompts of the parity doctor: made as those of clients are, by the model's own template and tokenizer.
 
-=========  =====================================================================
-``text``   a completion, full to the end of its last block; the one without a salt
+=========  =======================================================================================
+``text``   a completion, full to the end of its last block, for each rank; the one without a salt
 ``chat``   a conversation; a second completion where the model has no chat template
 ``tools``  the same with a tool, where the template shows it
 ``lora``   a completion for one of the adapters that are served
-=========  =====================================================================
+=========  =======================================================================================
 
 All are made of random words of their own, so nobody else has or will have a block of them, and an engine
 that ignores salts or adapters still has to compute them.
@@ -35,9 +35,15 @@ _TOOL: Json = {
 
 
 async def make_probes(
-    pipeline: ModelPipeline, block_size: int, *, adapter: str | None, num_new_tokens: int, rng: Random
+    pipeline: ModelPipeline,
+    block_size: int,
+    *,
+    num_texts: int,
+    adapter: str | None,
+    num_new_tokens: int,
+    rng: Random,
 ) -> list[ParityProbe]:
-    """Those that fit into the model's context with ``num_new_tokens`` of output, and fill a block."""
+    """The texts first. Only what fills a block and fits into the context with ``num_new_tokens`` of output."""
     num_wanted = min(NUM_BLOCKS, (pipeline.context_length - num_new_tokens) // block_size) * block_size
     if num_wanted <= 0:
         return []
@@ -60,7 +66,8 @@ async def make_probes(
     chat = await _chat(pipeline, words[:num_chat_words], None)
     tools = await _chat(pipeline, words[-num_chat_words:], [_TOOL])
     plain = await _chat(pipeline, words[-num_chat_words:], None)
-    probes = [probe("text", await text(), salted=False), probe("chat", chat or await text())]
+    probes = [probe("text", await text(), salted=False) for _ in range(num_texts)]
+    probes.append(probe("chat", chat or await text()))
     if tools is not None and tools != plain:
         probes.append(probe("tools", tools))
     if adapter is not None:
@@ -74,7 +81,7 @@ async def _words(pipeline: ModelPipeline, num_tokens: int, rng: Random) -> tuple
     words: list[str] = []
     ids: list[int] = []
     while len(ids) < num_tokens:
-        words += [str(rng.randrange(1000, 10000)) for _ in range(max(8, num_tokens // 4))]
+        words += [str(rng.randrange(1000, 10000)) for _ in range(8)]
         ids = await pipeline.encode_text(" ".join(words), param="prompt")
     return words, ids
 
