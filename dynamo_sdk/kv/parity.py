@@ -58,8 +58,8 @@ class ParityProbe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeFinding:
-    """``first_block``: the first of ``num_blocks`` whose key differs, from 0; when it is ``num_blocks``, one that
-    should not be there. ``text``: what is wrong, for people; empty when nothing is."""
+    """``first_block``: the first of ``num_blocks`` whose key differs, from 0; ``num_blocks`` = one
+    too many. ``text``: what is wrong, for people; empty when nothing is."""
 
     probe: str
     verdict: Verdict
@@ -241,7 +241,7 @@ def _shifted(probe: ParityProbe, block_size: int, reported: Mapping[int, _Report
         if not reported.keys().isdisjoint(moved):
             num_more = block_size - offset
             return Cause.TOKENS_SHIFTED, (
-                f"the engine has {num_more} tokens more before the prompt (special ones?), or {offset} fewer"
+                f"the engine's prompt begins with {num_more} more or {offset} fewer tokens (special ones?)"
             )
     return None
 

@@ -43,7 +43,7 @@ async def make_probes(
     num_new_tokens: int,
     rng: Random,
 ) -> list[ParityProbe]:
-    """The texts first. Only what fills a block and fits into the context with ``num_new_tokens`` of output."""
+    """The texts first. Only what fills a block and fits into the context with that many new tokens."""
     num_wanted = min(NUM_BLOCKS, (pipeline.context_length - num_new_tokens) // block_size) * block_size
     if num_wanted <= 0:
         return []
