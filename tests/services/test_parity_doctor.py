@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -21,12 +21,7 @@ from dynamo_sdk.types import BlocksStored, GenerateRequest, KVEvent, KVEventBatc
 
 pytestmark = pytest.mark.anyio
 
-MOCKER = [
-    "engine=mocker",
-    "args.speedup_ratio=1000.0",
-    "args.block_size=16",
-]
-KV = "models.demo.router=kv"
+MOCKER = ["engine=mocker", "args.speedup_ratio=1000.0", "args.block_size=16"]
 Fault = Callable[[BlocksStored], KVEvent | None]
 
 
@@ -79,9 +74,12 @@ class Shown:
 
 
 @asynccontextmanager
-async def running(graph: Graph, services: list[str], *overrides: str) -> AsyncIterator[Shown]:
-    engines = [f"services.{name}.{setting}" for name in services for setting in MOCKER]
-    async with InProcessLauncher.app(graph, overrides=[KV, *engines, *overrides]) as app:
+async def running(
+    graph: Graph, services: list[str], *overrides: str, engine: Sequence[str] = MOCKER, router: str = "kv"
+) -> AsyncIterator[Shown]:
+    settings = ["models.demo.path=demo", f"models.demo.router={router}", *overrides]
+    settings += [f"services.{name}.{setting}" for name in services for setting in engine]
+    async with InProcessLauncher.app(graph, overrides=settings) as app:
         assert app.url is not None
         async with httpx.AsyncClient(base_url=app.url) as client:
             yield Shown(app, client)
@@ -180,7 +178,7 @@ async def test_a_planted_fault_is_told(
 
 async def test_a_worker_without_events_is_not_sent_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = requests_of(monkeypatch)
-    async with running(Graph(WholeApi), ["Whole"], "services.Whole={engine: echo}") as shown:
+    async with running(Graph(WholeApi), ["Whole"], engine=["engine=echo"]) as shown:
         assert ": no_events, " in await shown.checked()
         assert not seen
 
@@ -204,7 +202,7 @@ async def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_routers_without_overlaps_need_no_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = requests_of(monkeypatch)
-    async with running(Graph(WholeApi), ["Whole"], "models.demo.router=round-robin") as shown:
+    async with running(Graph(WholeApi), ["Whole"], router="round-robin") as shown:
         assert "block keys" not in await shown.health()
     assert not seen
 
