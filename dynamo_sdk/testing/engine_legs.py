@@ -34,6 +34,11 @@ class Legs:
     def is_rendezvous(self) -> bool:
         return self.connector is not None and self.connector.handover is Handover.RENDEZVOUS
 
+    @property
+    def _first_token(self) -> Role:
+        """The leg whose first token counts; the other one's copy is dropped."""
+        return Role.PREFILL if self.connector is None else self.connector.first_token
+
     def prefill_request(self, request: GenerateRequest) -> GenerateRequest:
         ticket = None
         if self.connector is not None:
@@ -48,7 +53,8 @@ class Legs:
             ticket = self.connector.decode_ticket(request, worker_record("prefill", Role.PREFILL), ticket)
         elif ticket is None and not isinstance(self.prefill, ExposesBlocks):
             raise NotApplicable("the engine neither exposes blocks nor answers with a ticket")
-        generated = pack_tokens(first.token_ids if first is not None else ())
+        has_counted = first is not None and self._first_token is Role.PREFILL
+        generated = pack_tokens(first.token_ids if first is not None and has_counted else ())
         return replace(request, role=Role.DECODE, generated=generated, kv_transfer=ticket)
 
     async def run(self, request: GenerateRequest) -> list[int]:
@@ -58,7 +64,8 @@ class Legs:
         first = await read_all(self.prefill, self.prefill_request(request))
         second = self.decode_request(request, first)
         await self.transfer(second)
-        return first.token_ids + (await read_all(self.decode, second)).token_ids
+        rest = (await read_all(self.decode, second)).token_ids
+        return rest if self._first_token is Role.DECODE else first.token_ids + rest
 
     async def transfer(self, request: GenerateRequest) -> None:
         """Copy the blocks of a decode request, where engines expose them."""

@@ -17,6 +17,7 @@ from dynamo_sdk.errors import ConfigError, EngineStartError, InvalidRequest
 from dynamo_sdk.testing import check_engine, generate_request, read_all
 from dynamo_sdk.types import BlocksStored, KVEventBatch, Role, SamplingParams
 from dynamo_sdk_vllm.engine import VllmEngine
+from dynamo_sdk_vllm.handover import VllmNixlConnector
 
 from .conftest import model_folder, vllm_engine
 
@@ -184,8 +185,16 @@ async def test_wrong_arguments_are_said_before_anything_is_loaded():
     await engine.close()
 
 
-async def test_it_keeps_the_contract():
-    report = await check_engine(vllm_engine, roles=list(Role), vocab_size=1000, timeout_s=120)
+async def test_it_keeps_the_contract(tmp_path: Path):
+    adapter = str(make_adapter(tmp_path / "adapter"))
+    report = await check_engine(
+        lambda role: vllm_engine(role, loras={"loud": adapter}, max_lora_rank=8),
+        vocab_size=1000,
+        connector=VllmNixlConnector(),
+        unstartable=lambda role: vllm_engine(role, max_num_sequences=1),
+        lora="loud",
+        timeout_s=120,
+    )
     print(report)  # noqa: T201
     failed = {result.name for result in report.results if result.outcome == "failed"}
     assert failed <= KNOWN_GAPS, str(report)
