@@ -12,6 +12,7 @@ import typer
 from dynamo_sdk import __version__
 
 from .bench import bench
+from .check import check
 from .explain import explain
 from .plan import plan
 from .plugins import plugins
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
     "plugins": plugins,
+    "check": check,
     "bench": bench,
     "simulate": simulate,
     "explain": explain,

@@ -13,6 +13,7 @@ from .engine import ENGINE_CHECKS, check_engine, engine_kit
 from .engine_bench import EngineBench, EngineFactory
 from .fake_engine import FakeEngine
 from .fakes import FakeKVConnector, FakePlanner, FakeRouter, MemoryKVStore
+from .installed import CHECKED_KINDS, CheckOptions, installed_kit
 from .kit import Kit
 from .kv_connector import CONNECTOR_CHECKS, check_kv_connector, kv_connector_kit
 from .kv_store import STORE_CHECKS, check_kv_store, kv_store_kit
@@ -22,12 +23,14 @@ from .router import ROUTER_CHECKS, check_router, router_kit, routing_rounds
 from .streams import Answer, generate_request, read_all, worker_record
 
 __all__ = [
+    "CHECKED_KINDS",
     "CONNECTOR_CHECKS",
     "ENGINE_CHECKS",
     "PLANNER_CHECKS",
     "ROUTER_CHECKS",
     "STORE_CHECKS",
     "Answer",
+    "CheckOptions",
     "CheckResult",
     "EngineBench",
     "EngineFactory",
@@ -48,6 +51,7 @@ __all__ = [
     "check_router",
     "engine_kit",
     "generate_request",
+    "installed_kit",
     "kv_connector_kit",
     "kv_store_kit",
     "planner_kit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.errors import TransferError
@@ -88,7 +89,10 @@ class FakeKVConnector(KVConnector):
     ) -> KVTransferParams:
         if answer is not None and answer.connector != self.name:
             raise TransferError(f"{answer.connector!r} is not {self.name!r}")
-        return self._ticket(f"{request.request_id} decode from {prefill.worker_id}")
+        ticket = self._ticket(f"{request.request_id} decode from {prefill.worker_id}")
+        if answer is not None and self.ttl_s is None:
+            return msgspec.structs.replace(ticket, ttl_s=answer.ttl_s)
+        return ticket
 
     def _ticket(self, text: str) -> KVTransferParams:
         ticket = KVTransferParams(connector=self.name, payload=text.encode(), ttl_s=self.ttl_s)

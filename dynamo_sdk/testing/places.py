@@ -39,9 +39,14 @@ def place_of_failure(error: BaseException, subject: Subject) -> str | None:
     wrongly."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return place_in(traceback.extract_tb(error.__traceback__), subject)
+
+
+def place_in(stack: traceback.StackSummary, subject: Subject) -> str | None:
+    """``file:line`` of the innermost call that is the implementation's, else of its class."""
     if subject.file is None:
         return None
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    for frame in reversed(stack):
         if _is_of(Path(frame.filename), Path(subject.file)):
             return f"{frame.filename}:{frame.lineno}"
     return subject.place
