@@ -1,0 +1,1 @@
+"""An engine, a router, a planner and a KV store for dynamo_sdk."""
