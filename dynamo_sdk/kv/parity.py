@@ -51,6 +51,11 @@ class ParityProbe:
     lora: str | None = None
     cache_salt: str | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """The same tokens have the same keys for everybody."""
+        return not self.lora and not self.cache_salt
+
     def keys(self, block_size: int) -> PrefixKeys:
         """What a router would look up."""
         return prefix_keys(self.tokens, block_size, lora=self.lora, cache_salt=self.cache_salt)
@@ -59,10 +64,12 @@ class ParityProbe:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeFinding:
     """``first_block``: the first of ``num_blocks`` whose key differs, from 0; ``num_blocks`` = one
-    too many. ``text``: what is wrong, for people; empty when nothing is."""
+    too many. ``is_plain``: the probe had neither salt nor adapter. ``text``: what is wrong, for people; empty
+    when nothing is."""
 
     probe: str
     verdict: Verdict
+    is_plain: bool = False
     cause: Cause | None = None
     first_block: int = 0
     num_blocks: int = 0
@@ -85,6 +92,16 @@ class ParityReport:
             if verdict in seen:
                 return verdict
         return Verdict.UNKNOWN
+
+    @property
+    def is_misleading(self) -> bool:
+        """Whether not even the first block of a prompt without salt or adapter is where it should be: then
+        the index knows nothing of the worker."""
+        return any(
+            finding.verdict in (Verdict.DIFFERENT, Verdict.NO_EVENTS) and not finding.first_block
+            for finding in self.findings
+            if finding.is_plain
+        )
 
     def describe(self) -> str:
         """One line: the first probe with something to say, and how many are like it."""
@@ -117,7 +134,13 @@ def diagnose(
         return _finding(probe, expected, *_beyond(probe, block_size, expected, reported, parents))
     if not parents:
         text = "the engine answered and reported no stored block (none at all, or none it could name)"
-        return ProbeFinding(probe=probe.name, verdict=Verdict.NO_EVENTS, num_blocks=len(expected), text=text)
+        return ProbeFinding(
+            probe=probe.name,
+            verdict=Verdict.NO_EVENTS,
+            is_plain=probe.is_plain,
+            num_blocks=len(expected),
+            text=text,
+        )
     cause, text = (
         _misplaced(block_size, expected, num_held, reported, parents)
         or _other_seed(probe, block_size, reported)
@@ -142,6 +165,7 @@ def _finding(
     return ProbeFinding(
         probe=probe.name,
         verdict=Verdict.OK if cause is None else Verdict.DIFFERENT,
+        is_plain=probe.is_plain,
         cause=cause,
         first_block=len(expected) if first_block is None else first_block,
         num_blocks=len(expected),

@@ -69,17 +69,6 @@ class FleetBackend(Backend):
             router.uses_overlap for route in self._routes.values() for router in route.routers.values()
         )
         self._pools = Pools(context.fleet, clients, context.clock, has_overlaps=has_overlaps)
-        self._watch = (
-            OverlapWatch(
-                self._pools.events,
-                self._pools.book,
-                context.clock,
-                metrics,
-                ShadowMeter(self._routes.values(), metrics),
-            )
-            if self._pools.events is not None
-            else None
-        )
         self._log = (
             DecisionWriter(limits.decision_log, self._worker_id, limits.decision_log_bytes)
             if limits.decision_log is not None
@@ -97,6 +86,18 @@ class FleetBackend(Backend):
                 Random(),
             )
             if self._pools.events is not None and limits.parity_probes
+            else None
+        )
+        self._watch = (
+            OverlapWatch(
+                self._pools.events,
+                self._pools.book,
+                context.clock,
+                metrics,
+                ShadowMeter(self._routes.values(), metrics),
+                self._doctor.is_misled if self._doctor is not None else lambda _: False,
+            )
+            if self._pools.events is not None
             else None
         )
         self._dispatcher = Dispatcher(self._pools, context.clock, limits, log=self._log)

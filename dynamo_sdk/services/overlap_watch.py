@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.routing import CandidateBook
@@ -30,7 +31,8 @@ MAX_ERROR = 0.25
 
 
 class OverlapWatch:
-    """``start`` once there is a loop; ``close`` at the end."""
+    """``start`` once there is a loop; ``close`` at the end. ``is_misled``: whether a worker's events are
+    known to be of no use; then its cache is guessed, as if there were none."""
 
     def __init__(
         self,
@@ -39,12 +41,14 @@ class OverlapWatch:
         clock: Clock,
         metrics: FrontendMetrics | None,
         shadows: ShadowMeter | None = None,
+        is_misled: Callable[[WorkerId], bool] = lambda _: False,
     ) -> None:
         self._events = events
         self._book = book
         self._clock = clock
         self._metrics = metrics
         self._shadows = shadows
+        self._is_misled = is_misled
         self._silent_since_s: dict[WorkerId, float] = {}
         self._counted: dict[tuple[str, Role], Predictions] = {}
         self._judged: dict[tuple[str, Role], Predictions] = {}
@@ -94,7 +98,7 @@ class OverlapWatch:
     def _check_events(self, now_s: float) -> None:
         statistics = self._events.statistics()
         for worker_id, feed in statistics.items():
-            self._book.hears_events(worker_id, feed.is_live)
+            self._book.hears_events(worker_id, feed.is_live and not self._is_misled(worker_id))
             since_s = self._silent_since_s.setdefault(worker_id, now_s)
             if feed.is_live:
                 self._silent_since_s[worker_id] = math.inf

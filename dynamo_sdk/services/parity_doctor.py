@@ -105,6 +105,11 @@ class ParityDoctor:
                 text += f"; {name}: {report.verdict}, {report.describe()}"
         return text
 
+    def is_misled(self, worker_id: WorkerId) -> bool:
+        """Whether what the index holds of this worker is known to be of no use."""
+        report = self.reports.get(worker_id)
+        return report is not None and report.is_misleading
+
     # -- which workers
 
     async def _check_all(self, pipeline_of: PipelineOf) -> None:

@@ -193,6 +193,19 @@ def test_the_worst_finding_is_the_workers() -> None:
     assert ParityReport((good,)).describe() == "block keys are as predicted (text)"
 
 
+def test_only_plain_keys_that_are_wrong_from_the_start_make_events_useless() -> None:
+    wrong = Teller(before=(1,)).answer(probe_of(), TOKENS)
+    short = Teller(change=drop_last).answer(probe_of(), TOKENS)
+    unsalted = Teller(knows_salt=False).answer(probe_of(cache_salt="s"), TOKENS)
+    silent = Teller(change=silence).answer(probe_of(), TOKENS)
+    assert [ParityReport((found,)).is_misleading for found in (wrong, short, unsalted, silent)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
 @settings(max_examples=200)
 @given(
     block_size=st.sampled_from([BLOCK]),

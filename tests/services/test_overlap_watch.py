@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -16,7 +17,7 @@ from dynamo_sdk.routing.policies import LeastLoadedRouter, RandomRouter
 from dynamo_sdk.routing.shadow import ShadowRouter
 from dynamo_sdk.runtime.clock import ManualClock, settle
 from dynamo_sdk.services.dispatch import ModelRoute
-from dynamo_sdk.services.kv_feed import KVFeed
+from dynamo_sdk.services.kv_feed import KVFeed, KVFeedStatistics
 from dynamo_sdk.services.overlap_watch import GRACE_S, MIN_REQUESTS, OverlapWatch
 from dynamo_sdk.services.shadow_meter import ShadowMeter
 from dynamo_sdk.types import Role, WorkerId
@@ -85,6 +86,31 @@ async def test_a_worker_without_events_is_named_after_a_while(caplog: pytest.Log
         await watch.close()
         await feed.close()
         assert not [task for task in asyncio.all_tasks() if "_watch" in str(task.get_coro())]
+
+
+async def test_events_that_mislead_are_no_events() -> None:
+    async with Fleet() as fleet:
+        await fleet.add("w", Role.AGGREGATED)
+        [record] = fleet.pools.all_workers()
+        heard: list[bool] = []
+        book = fleet.pools.book
+        book.hears_events = lambda worker_id, has_events: heard.append(has_events)  # type: ignore[method-assign]
+        feed = LiveFeed(PrefixIndex(), fleet.clock)
+        feed.follow(WORKER, fleet.pools.client_of(record), [0])
+        for is_misled in (False, True):
+            OverlapWatch(
+                feed, book, fleet.clock, None, is_misled=lambda worker_id, answer=is_misled: answer
+            ).check()
+        assert heard == [True, False]
+        await feed.close()
+
+
+class LiveFeed(KVFeed):
+    """All that it follows is live."""
+
+    def statistics(self) -> dict[WorkerId, KVFeedStatistics]:
+        found = super().statistics()
+        return {worker_id: replace(feed, is_live=True) for worker_id, feed in found.items()}
 
 
 async def test_what_shadows_would_have_done_is_counted() -> None:

@@ -13,11 +13,11 @@ from anyio.lowlevel import checkpoint
 
 from dynamo_sdk import Graph, depends, service
 from dynamo_sdk.engines.mocker.engine import MockerEngine
-from dynamo_sdk.interfaces import PublishesKVEvents
+from dynamo_sdk.interfaces import ItemSource, PublishesKVEvents
 from dynamo_sdk.launch.inprocess import InProcessLauncher
 from dynamo_sdk.services import DecodeWorker, Frontend, PrefillWorker, Worker
 from dynamo_sdk.services import parity_doctor as doctor
-from dynamo_sdk.types import BlocksStored, GenerateRequest, KVEvent, KVEventBatch
+from dynamo_sdk.types import BlocksStored, GenerateChunk, GenerateRequest, KVEvent, KVEventBatch
 
 pytestmark = pytest.mark.anyio
 
@@ -190,6 +190,33 @@ async def test_probes_are_short_salted_and_wait_for_everybody(monkeypatch: pytes
     assert [request.cache_salt is not None for request in seen] == [False, True]
     assert all(request.priority > 1000 and request.sampling.max_tokens == 1 for request in seen)
     assert max(request.num_prompt_tokens for request in seen) <= 128
+
+
+async def test_an_engine_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROBE_TIMEOUT_S", 0.05)
+    opened = MockerEngine.open
+
+    def hang(self: MockerEngine, request: GenerateRequest) -> ItemSource[GenerateChunk]:
+        return Silent() if request.request_id.startswith("parity-") else opened(self, request)
+
+    monkeypatch.setattr(MockerEngine, "open", hang)
+    async with running(Graph(WholeApi), ["Whole"]) as shown:
+        text = await shown.checked()
+        assert "unknown, probe 'text': the engine did not answer" in text
+        assert await shown.checks() == {"unknown": 1.0}
+
+
+class Silent(ItemSource[GenerateChunk]):
+    """Nothing ever comes."""
+
+    is_over = False
+
+    def listen(self, on_ready: Callable[[], None]) -> None: ...
+
+    def take(self) -> None:
+        return None
+
+    def close(self) -> None: ...
 
 
 async def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
