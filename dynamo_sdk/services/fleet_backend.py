@@ -135,8 +135,8 @@ class FleetBackend(Backend):
             details[name] = ", ".join(counts)
             if self._watch is not None:
                 details[name] += f"; {self._watch.describe(name)}"
-            if self._doctor is not None:
-                details[name] += f"; {self._doctor.describe(name)}"
+            if self._doctor is not None and (parity := self._doctor.describe(name)):
+                details[name] += f"; {parity}"
         missing = [name for name in self._planned if name not in ready]
         if missing:
             return Health(

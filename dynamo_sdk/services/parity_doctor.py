@@ -93,7 +93,10 @@ class ParityDoctor:
         await self._dispatcher.close()
 
     def describe(self, model: str) -> str:
-        """For ``/health``: how many of the model's workers are right, and what is wrong with others."""
+        """For ``/health``: how many of the model's workers are right, and what is wrong with others.
+        Empty where routers do not look at overlaps."""
+        if not any(router.uses_overlap for router in self._routes[model].routers.values()):
+            return ""
         workers = [worker.worker_id for route, worker in self._workers() if route.name == model]
         reports = {name: self.reports[name] for name in workers if name in self.reports}
         num_ok = sum(report.verdict is Verdict.OK for report in reports.values())

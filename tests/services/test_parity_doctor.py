@@ -55,8 +55,8 @@ class Shown:
         self.app = app
         self._client = client
 
-    async def health(self) -> str:
-        answer: str = (await self._client.get("/health")).json()["details"]["demo"]
+    async def health(self, model: str = "demo") -> str:
+        answer: str = (await self._client.get("/health")).json()["details"][model]
         return answer
 
     async def checked(self) -> str:
@@ -225,6 +225,28 @@ async def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "block keys" not in await shown.health()
         assert "KV events from" in await shown.health()
     assert not seen
+
+
+@service
+class Other(Worker): ...
+
+
+@service
+class TwoApi(Frontend):
+    whole = depends(Whole)
+    other = depends(Other)
+
+
+async def test_only_models_whose_router_looks_at_overlaps_are_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = requests_of(monkeypatch)
+    models = ["models.other.path=demo", "models.other.router=round-robin"]
+    models += ["services.Whole.model=demo", "services.Other.model=other"]
+    async with running(Graph(TwoApi), ["Whole", "Other"], *models) as shown:
+        assert "block keys as predicted on 1 of 1 workers" in await shown.checked()
+        assert "block keys" not in await shown.health("other")
+    assert {request.model for request in seen} == {"demo"}
 
 
 async def test_routers_without_overlaps_need_no_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
