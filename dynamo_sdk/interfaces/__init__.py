@@ -13,7 +13,15 @@ from .engine import (
 )
 from .item_source import ItemSource
 from .kv_connector import Handover, KVConnector
-from .kv_store import CacheKey, KVStore, KVStoreStatistics
+from .kv_store import (
+    BlockOffer,
+    CacheKey,
+    KVStore,
+    KVStoreFailure,
+    KVStoreFailureKind,
+    KVStoreListener,
+    KVStoreStatistics,
+)
 from .launcher import Launcher, LaunchOptions
 from .planner import Planner, PlannerEffects, PlannerInput, ServiceLoad
 from .router import (
@@ -33,6 +41,7 @@ from .router import (
 
 __all__ = [
     "BlockMemory",
+    "BlockOffer",
     "BlockReservation",
     "CacheKey",
     "Candidate",
@@ -50,6 +59,9 @@ __all__ = [
     "ItemSource",
     "KVConnector",
     "KVStore",
+    "KVStoreFailure",
+    "KVStoreFailureKind",
+    "KVStoreListener",
     "KVStoreStatistics",
     "LaunchOptions",
     "Launcher",
