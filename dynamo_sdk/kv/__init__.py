@@ -1,11 +1,13 @@
-"""KV blocks as pure bookkeeping: their names (hashes), their places on one worker (the pool), and which
-worker holds them (the index). No bytes, no I/O."""
+"""KV blocks as pure bookkeeping: their names (hashes), their places on one worker (the pool), which
+worker holds them (the index), and what a tier keeps of them and drops. No bytes, no I/O."""
 
 from .block_pool import BlockPool, PoolAllocation
 from .decision_index import DecisionIndex, deepest
 from .digest import digest
 from .event_cursor import Apply, AskSnapshot, CursorAction, EventCursor, Replace
 from .event_log import EventLog
+from .eviction import ByPriority, EvictionPolicy, LeafFirst, Lfu, Lru, eviction_policy
+from .frequency_sketch import FrequencySketch
 from .hashing import (
     BlockHash,
     RoutingHash,
@@ -19,27 +21,37 @@ from .hashing import (
 )
 from .prefix_index import PrefixIndex, PrefixIndexStatistics
 from .prefix_keys import PrefixKeys, prefix_keys
+from .store_index import SlotReservation, StoreIndex
 
 __all__ = [
     "Apply",
     "AskSnapshot",
     "BlockHash",
     "BlockPool",
+    "ByPriority",
     "CursorAction",
     "DecisionIndex",
     "EventCursor",
     "EventLog",
+    "EvictionPolicy",
+    "FrequencySketch",
+    "LeafFirst",
+    "Lfu",
+    "Lru",
     "PoolAllocation",
     "PrefixIndex",
     "PrefixIndexStatistics",
     "PrefixKeys",
     "Replace",
     "RoutingHash",
+    "SlotReservation",
+    "StoreIndex",
     "block_hashes",
     "cache_keys",
     "cache_root",
     "deepest",
     "digest",
+    "eviction_policy",
     "next_cache_key",
     "prefix_keys",
     "routing_hashes",
