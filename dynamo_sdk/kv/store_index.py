@@ -10,7 +10,8 @@ A slot is in exactly one of four states::
      └────────────────────── last unpin ───────────────────────┘
 
 Only HELD slots are found. ``reserve`` evicts when nothing is FREE; what is being read or written is
-spared. A key is forgotten at once, its slot when the last reader has left.
+spared. A key is forgotten at once, its slot when the last reader has left. A medium that turns out to be
+smaller than promised has FREE slots withheld; then ``reserve`` evicts instead.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class StoreIndex:
         self._writing: dict[CacheKey, SlotReservation] = {}
         self._pinned: set[CacheKey] = set()  # held, with readers
         self._doomed: dict[int, int] = {}  # slot -> readers that are still at it
+        self._withheld: list[int] = []
 
     @property
     def num_blocks(self) -> int:
@@ -62,7 +64,7 @@ class StoreIndex:
 
     @property
     def num_used_slots(self) -> int:
-        return self.num_slots - len(self._free)
+        return self.num_slots - len(self._free) - len(self._withheld)
 
     def __contains__(self, key: CacheKey) -> bool:
         return key in self._held
@@ -146,6 +148,18 @@ class StoreIndex:
             heappush(self._free, held.slot)
         return True
 
+    def withhold(self, first_slot: int) -> None:
+        """Give out no free slot from ``first_slot`` on until ``give_back``."""
+        self._withheld.extend(slot for slot in self._free if slot >= first_slot)
+        self._free = [slot for slot in self._free if slot < first_slot]
+        heapify(self._free)
+
+    def give_back(self) -> None:
+        """End all ``withhold``. O(slots)."""
+        self._free.extend(self._withheld)
+        self._withheld.clear()
+        heapify(self._free)
+
     def restore(self, found: Sequence[SlotReservation]) -> None:
         """Take over what slots were found to hold at start, least recently used first. ``ValueError`` when a
         slot or a key is taken."""
@@ -167,8 +181,9 @@ class StoreIndex:
         assert len(free) == len(self._free), "a slot is free twice"
         assert len(held) == len(self._held), "two keys share a slot"
         assert len(writing) == len(self._writing), "two writers share a slot"
-        sizes = len(free) + len(held) + len(writing) + len(doomed)
-        assert free | held | writing | doomed == set(range(self.num_slots)), "a slot is lost"
+        withheld = set(self._withheld)
+        sizes = len(free) + len(held) + len(writing) + len(doomed) + len(self._withheld)
+        assert free | held | writing | doomed | withheld == set(range(self.num_slots)), "a slot is lost"
         assert sizes == self.num_slots, "a slot is in two states"
         assert not self._held.keys() & self._writing.keys()
         assert all(count > 0 for count in self._doomed.values())

@@ -62,6 +62,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
         self.slots = {}  # held key -> slot
         self.writing = []
         self.readers = []  # (key, slot)
+        self.withheld = set()
 
     def pinned(self):
         return {key for key, slot in self.readers if self.slots.get(key) == slot}
@@ -77,7 +78,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
             return
         parent = None if parent == key else parent
         expected = None
-        if len(self.busy_slots()) == NUM_SLOTS:
+        if len(self.busy_slots() | self.withheld) == NUM_SLOTS:
             expected = self.model.victim(self.pinned())
             if expected is None:
                 assert self.index.reserve(key, parent=parent) is None
@@ -86,7 +87,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
         assert found.evicted == expected
         if expected is not None:
             del self.slots[expected], self.model.kept[expected]
-        assert found.slot not in self.busy_slots()
+        assert found.slot not in self.busy_slots() | self.withheld
         self.writing.append(found)
 
     @precondition(lambda self: self.writing)
@@ -130,6 +131,16 @@ class IndexAgainstModel(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.slots)))
         assert self.index.forget(key)
         del self.slots[key], self.model.kept[key]
+
+    @rule(first_slot=st.integers(0, NUM_SLOTS))
+    def withhold(self, first_slot):
+        self.index.withhold(first_slot)
+        self.withheld |= set(range(first_slot, NUM_SLOTS)) - self.busy_slots()
+
+    @rule()
+    def give_back(self):
+        self.index.give_back()
+        self.withheld.clear()
 
     @rule(keys=st.lists(st.sampled_from(KEYS), max_size=6))
     def count_prefix(self, keys):

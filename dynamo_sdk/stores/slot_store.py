@@ -1,0 +1,360 @@
+"""``SlotStore``: a ``KVStore`` of equal slots in some medium. RAM and disk differ in the medium only.
+
+Bookkeeping happens on the event loop (``kv/store_index.py``), bytes move on threads. Reads have threads of
+their own, so that a request that waits is never behind a queue of writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from dynamo_sdk.interfaces import (
+    BlockOffer,
+    CacheKey,
+    KVStore,
+    KVStoreFailure,
+    KVStoreFailureKind,
+    KVStoreListener,
+    KVStoreStatistics,
+)
+from dynamo_sdk.kv import EvictionPolicy, SlotReservation, StoreIndex
+from dynamo_sdk.transfer.threads import run_to_end
+
+from .failures import NO_ROOM_S, REST_S, FailureLog, RestAfterFailures
+from .medium import MAX_KEY_BYTES, SlotJob, SlotMedium
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreShape:
+    """``num_*_threads``: into how many parts a batch is cut, and how many of them move at once.
+    ``max_pending_write_bytes``: offers beyond are refused."""
+
+    name: str
+    block_bytes: int
+    num_read_threads: int = 1
+    num_write_threads: int = 1
+    max_pending_write_bytes: int = 256 << 20
+
+
+@dataclass(slots=True)
+class _Counts:
+    num_lookups: int = 0
+    num_hits: int = 0
+    num_offers: int = 0
+    num_kept: int = 0
+    num_evicted: int = 0
+    num_failures: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Stop:
+    """Set on the loop, read by a thread."""
+
+    is_set: bool = field(default=False)
+
+    def set(self) -> None:
+        self.is_set = True
+
+    def __call__(self) -> bool:
+        return self.is_set
+
+
+class SlotStore(KVStore):
+    def __init__(
+        self,
+        shape: StoreShape,
+        medium: SlotMedium,
+        policy: EvictionPolicy,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._shape = shape
+        self._medium = medium
+        self._index = StoreIndex(medium.num_slots, policy)
+        self._monotonic_s = monotonic_s
+        self._read_rest = RestAfterFailures()
+        self._write_rest = RestAfterFailures()
+        self._give_back_at_s = float("inf")  # slots that the medium had no room for
+        self._listener = KVStoreListener()
+        self._failure_log = FailureLog(logger, shape.name)
+        self._counts = _Counts()
+        self._pending_write_bytes = 0
+        self._num_pending = 0
+        self._is_open = False
+        self._idle = anyio.Event()
+        self._readers: ThreadPoolExecutor | None = None
+        self._writers: ThreadPoolExecutor | None = None
+
+    def listen(self, listener: KVStoreListener) -> None:
+        self._listener = listener
+
+    async def start(self) -> None:
+        name, shape = f"kv-{self._shape.name}", self._shape
+        self._readers = ThreadPoolExecutor(shape.num_read_threads, thread_name_prefix=f"{name}-read")
+        self._writers = ThreadPoolExecutor(shape.num_write_threads, thread_name_prefix=f"{name}-write")
+        found = await run_to_end(self._writers, self._medium.open, lambda: None)
+        self._index.restore(
+            [SlotReservation(block.slot, block.key, block.parent, block.priority, None) for block in found]
+        )
+        self._is_open = True
+        if found:
+            self._listener.stored([block.key for block in found])
+
+    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
+        return (await self.put_many([BlockOffer(key, block)]))[0]
+
+    async def put_many(self, offers: Sequence[BlockOffer]) -> list[bool]:
+        await checkpoint()
+        if any(len(offer.key) > MAX_KEY_BYTES for offer in offers):
+            raise ValueError(f"a key has {MAX_KEY_BYTES} bytes at most")
+        self._counts.num_offers += len(offers)
+        answers = [False] * len(offers)
+        now_s = self._monotonic_s()
+        if not self._is_open or self._write_rest.is_resting(now_s):
+            return answers
+        if now_s >= self._give_back_at_s:
+            self._index.give_back()
+            self._give_back_at_s = float("inf")
+        jobs: list[tuple[int, SlotReservation, SlotJob]] = []
+        evicted: list[CacheKey] = []
+        num_refused = 0
+        for position, offer in enumerate(offers):
+            if offer.key in self._index:
+                self._index.use(offer.key)
+                answers[position] = True
+                continue
+            memory = memoryview(offer.data)
+            if memory.nbytes != self._shape.block_bytes or self._index.is_writing(offer.key):
+                continue
+            if self._pending_write_bytes + memory.nbytes > self._shape.max_pending_write_bytes:
+                num_refused += 1
+                continue
+            place = self._index.reserve(offer.key, parent=offer.parent, priority=offer.priority)
+            if place is None:
+                continue
+            if place.evicted is not None:
+                evicted.append(place.evicted)
+            self._pending_write_bytes += memory.nbytes
+            jobs.append((position, place, SlotJob(place.slot, offer.key, memory.cast("B"), offer)))
+        if evicted:
+            self._counts.num_evicted += len(evicted)
+            self._listener.removed(evicted)
+        if num_refused:
+            self._fail(KVStoreFailureKind.BUSY, "too many writes are under way", num_refused)
+        if jobs:
+            try:
+                await self._move([job for _, _, job in jobs], is_load=False)
+            finally:
+                stored = self._end_writes([(place, job) for _, place, job in jobs])
+            for position, _, job in jobs:
+                answers[position] = job.key in stored
+        self._counts.num_kept += sum(answers)
+        return answers
+
+    def _end_writes(self, writes: Sequence[tuple[SlotReservation, SlotJob]]) -> set[CacheKey]:
+        stored: list[CacheKey] = []
+        for place, job in writes:
+            self._pending_write_bytes -= self._shape.block_bytes
+            if job.is_done:
+                self._index.commit(place)
+                stored.append(job.key)
+            else:
+                self._index.abandon(place)
+        no_room = [job.slot for _, job in writes if job.failure is KVStoreFailureKind.FULL]
+        if no_room:
+            self._index.withhold(min(no_room))
+            self._give_back_at_s = self._monotonic_s() + NO_ROOM_S
+        self._note_failures([job for _, job in writes], self._write_rest)
+        if stored:
+            self._listener.stored(stored)
+        return set(stored)
+
+    async def get(self, key: CacheKey) -> bytes | None:
+        if key not in self._index:
+            await checkpoint()
+            self._counts.num_lookups += 1
+            return None
+        block = bytearray(self._shape.block_bytes)
+        is_found = (await self.get_into([key], [memoryview(block)]))[0]
+        return bytes(block) if is_found else None
+
+    async def get_into(self, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
+        await checkpoint()
+        buffers = [self._checked_buffer(buffer) for buffer in into]
+        if len(keys) != len(buffers):
+            raise ValueError(f"{len(keys)} keys for {len(buffers)} buffers")
+        self._counts.num_lookups += len(keys)
+        answers = [False] * len(keys)
+        if not self._is_readable():
+            return answers
+        jobs: list[tuple[int, SlotJob]] = []
+        for position, key in enumerate(keys):
+            slot = self._index.pin(key)
+            if slot is not None:
+                jobs.append((position, SlotJob(slot, key, buffers[position])))
+        if not jobs:
+            return answers
+        try:
+            await self._move([job for _, job in jobs], is_load=True)
+        finally:
+            self._end_reads([job for _, job in jobs])
+        for position, job in jobs:
+            answers[position] = job.is_done
+        self._counts.num_hits += sum(answers)
+        return answers
+
+    def _checked_buffer(self, buffer: memoryview) -> memoryview:
+        if buffer.nbytes != self._shape.block_bytes or buffer.readonly:
+            raise ValueError(
+                f"a buffer of {buffer.nbytes} bytes{' that cannot be written' if buffer.readonly else ''}; "
+                f"a block is {self._shape.block_bytes} bytes"
+            )
+        return buffer.cast("B")
+
+    def _end_reads(self, jobs: Sequence[SlotJob]) -> None:
+        lost: list[CacheKey] = []
+        for job in jobs:
+            if job.failure is not None and self._index.forget(job.key):
+                lost.append(job.key)
+            self._index.unpin(job.key, job.slot)
+        self._note_failures(jobs, self._read_rest)
+        if lost:
+            self._listener.removed(lost)
+
+    async def contains(self, keys: Sequence[CacheKey]) -> list[bool]:
+        await checkpoint()
+        is_readable = self._is_readable()
+        return [is_readable and key in self._index for key in keys]
+
+    async def count_prefix(self, keys: Sequence[CacheKey]) -> int:
+        await checkpoint()
+        return self._index.count_prefix(keys) if self._is_readable() else 0
+
+    async def delete(self, keys: Sequence[CacheKey]) -> None:
+        await checkpoint()
+        threads = self._writers
+        if not self._is_open or threads is None:
+            return
+        pinned: list[tuple[CacheKey, int]] = []
+        for key in keys:
+            slot = self._index.pin(key)  # nobody else gets the slot before its entry is cleared
+            if slot is not None:
+                self._index.forget(key)
+                pinned.append((key, slot))
+        if not pinned:
+            return
+        self._listener.removed([key for key, _ in pinned])
+        slots = [slot for _, slot in pinned]
+        try:
+            with self._pending():
+                await run_to_end(threads, lambda: self._medium.clear(slots), lambda: None)
+        finally:
+            for key, slot in pinned:
+                self._index.unpin(key, slot)
+
+    def statistics(self) -> KVStoreStatistics:
+        counts, block_bytes = self._counts, self._shape.block_bytes
+        return KVStoreStatistics(
+            num_blocks=self._index.num_blocks,
+            used_bytes=self._index.num_used_slots * block_bytes,
+            capacity_bytes=self._index.num_slots * block_bytes,
+            num_lookups=counts.num_lookups,
+            num_hits=counts.num_hits,
+            num_offers=counts.num_offers,
+            num_kept=counts.num_kept,
+            num_evicted=counts.num_evicted,
+            num_failures=counts.num_failures,
+            read_bytes=counts.read_bytes,
+            written_bytes=counts.written_bytes,
+            num_pending=self._num_pending,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` when the books do not add up."""
+        self._index.check_integrity()
+        assert self._pending_write_bytes >= 0
+        assert self._num_pending >= 0
+
+    async def close(self) -> None:
+        self._is_open = False
+        with anyio.CancelScope(shield=True):
+            while self._num_pending:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+        for threads in (self._readers, self._writers):
+            if threads is not None:
+                threads.shutdown()
+        self._readers = self._writers = None
+        self._medium.close()
+
+    async def _move(self, jobs: list[SlotJob], *, is_load: bool) -> None:
+        """Let the medium do the jobs. All of them are over when this returns or is cancelled."""
+        work = self._medium.read if is_load else self._medium.write
+        jobs.sort(key=lambda job: job.slot)
+        stop = _Stop()
+        num_bytes = len(jobs) * self._shape.block_bytes
+        begin_s = time.perf_counter()
+        if num_bytes <= self._medium.inline_bytes:
+            work(jobs, stop)
+        else:
+            threads = self._readers if is_load else self._writers
+            assert threads is not None
+            num_parts = self._shape.num_read_threads if is_load else self._shape.num_write_threads
+            size = -(-len(jobs) // num_parts)
+            parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+            with self._pending():
+                async with anyio.create_task_group() as tasks:
+                    for part in parts[1:]:
+                        tasks.start_soon(run_to_end, threads, partial(work, part, stop), stop.set)
+                    await run_to_end(threads, partial(work, parts[0], stop), stop.set)
+        moved_bytes = sum(job.is_done for job in jobs) * self._shape.block_bytes
+        if is_load:
+            self._counts.read_bytes += moved_bytes
+        else:
+            self._counts.written_bytes += moved_bytes
+        if moved_bytes == num_bytes:
+            self._listener.moved(num_bytes, time.perf_counter() - begin_s, is_load=is_load)
+
+    @contextmanager
+    def _pending(self) -> Iterator[None]:
+        """``close`` waits for the end."""
+        self._num_pending += 1
+        try:
+            yield
+        finally:
+            self._num_pending -= 1
+            if not self._num_pending:
+                self._idle.set()
+
+    def _is_readable(self) -> bool:
+        return self._is_open and not self._read_rest.is_resting(self._monotonic_s())
+
+    def _note_failures(self, jobs: Sequence[SlotJob], rest: RestAfterFailures) -> None:
+        failed = [job for job in jobs if job.failure is not None]
+        for kind in sorted({job.failure for job in failed if job.failure is not None}):
+            of_kind = [job for job in failed if job.failure is kind]
+            self._fail(kind, of_kind[0].detail, len(of_kind))
+        if any(job.failure is KVStoreFailureKind.IO for job in failed):
+            if rest.failed(self._monotonic_s()):
+                logger.warning("%s store: rests for %.0f s after errors in a row", self._shape.name, REST_S)
+        elif any(job.is_done for job in jobs):
+            rest.worked()
+
+    def _fail(self, kind: KVStoreFailureKind, message: str, num_blocks: int) -> None:
+        self._counts.num_failures += num_blocks
+        failure = KVStoreFailure(kind=kind, message=message, num_blocks=num_blocks)
+        self._failure_log.note(failure, self._monotonic_s())
+        self._listener.failed(failure)
