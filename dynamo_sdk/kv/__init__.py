@@ -19,9 +19,12 @@ from .hashing import (
     routing_seed,
     sequence_hashes,
 )
+from .measured_time import MeasuredTime, MeasuredTimeBySize
+from .onboarding import OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
 from .prefix_index import PrefixIndex, PrefixIndexStatistics
 from .prefix_keys import PrefixKeys, prefix_keys
 from .store_index import SlotReservation, StoreIndex
+from .tier_sizes import TierSize, check_tier_sizes
 
 __all__ = [
     "Apply",
@@ -38,6 +41,11 @@ __all__ = [
     "LeafFirst",
     "Lfu",
     "Lru",
+    "MeasuredTime",
+    "MeasuredTimeBySize",
+    "OnboardingDecision",
+    "OnboardingPolicy",
+    "OnboardingReason",
     "PoolAllocation",
     "PrefixIndex",
     "PrefixIndexStatistics",
@@ -46,9 +54,12 @@ __all__ = [
     "RoutingHash",
     "SlotReservation",
     "StoreIndex",
+    "TierRun",
+    "TierSize",
     "block_hashes",
     "cache_keys",
     "cache_root",
+    "check_tier_sizes",
     "deepest",
     "digest",
     "eviction_policy",

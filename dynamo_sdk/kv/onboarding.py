@@ -1,0 +1,148 @@
+"""Load a prefix from the tiers, or compute it again? Whatever was measured to be faster.
+
+A prompt's blocks beyond those on the device lie in *runs*: the next 40 in RAM, the next 200 on disk. Loading
+ends at the end of one of them, or nothing is loaded; what is not loaded is computed. For every such end::
+
+    time(end) = loads of the runs before it, one after the other  +  computing from there to the prompt's end
+
+The shortest wins, among those whose loads take clearly less time than the computing that they save.
+
+Nothing is loaded from a tier of which nothing is known, and nothing at all while nobody has measured
+computing; both cure themselves. Computing is measured whenever it happens. A tier whose measurements are
+missing or old is named in ``probe``: time the load of one of its blocks beside the request, which does not
+wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .measured_time import HALF_LIFE_S, MeasuredTime, MeasuredTimeBySize
+
+MARGIN = 0.9
+"""Loading is worth it below this share of the time of the computing that it saves."""
+
+MIN_FRESH_WEIGHT = 0.25
+"""A tier is probed when what is known of it is worth less than one measurement of two half-lives ago."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierRun:
+    """``num_blocks`` consecutive blocks of the prompt that ``tier`` holds. ``wait_s``: how long a load
+    of this tier would wait for what is under way there."""
+
+    tier: str
+    num_blocks: int
+    wait_s: float = 0.0
+
+
+class OnboardingReason(StrEnum):
+    LOAD = "loading is faster"
+    RECOMPUTE = "recompute is cheaper"
+    NOTHING = "no tier holds more"
+    UNMEASURED = "not measured yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnboardingDecision:
+    """Load the first ``num_blocks`` after the device's. ``load_s``: that, and computing the rest;
+    ``recompute_s``: computing all. None where it is not known. ``probe``: tiers to be measured."""
+
+    num_blocks: int
+    reason: OnboardingReason
+    load_s: float | None = None
+    recompute_s: float | None = None
+    probe: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where loading may end: after ``num_blocks``, which take ``load_s``; computing the rest ``rest_s``."""
+
+    num_blocks: int
+    load_s: float
+    rest_s: float
+
+
+class OnboardingPolicy:
+    """``block_size`` tokens and ``block_bytes`` bytes per block. Facts come with their time."""
+
+    def __init__(
+        self, *, block_size: int, block_bytes: int, margin: float = MARGIN, half_life_s: float = HALF_LIFE_S
+    ) -> None:
+        if block_size < 1 or block_bytes < 1 or not 0 < margin <= 1:
+            raise ValueError(f"block_size {block_size}, block_bytes {block_bytes}, margin {margin}")
+        self._block_size = block_size
+        self._block_bytes = block_bytes
+        self._margin = margin
+        self._half_life_s = half_life_s
+        self._loads: dict[str, MeasuredTime] = {}
+        self._computing = MeasuredTimeBySize(half_life_s)
+
+    def loaded(self, tier: str, num_blocks: int, seconds: float, now_s: float) -> None:
+        """A load of ``num_blocks`` took ``seconds`` from request to arrival on the device."""
+        if self._is_stale(tier, now_s):
+            self._loads[tier] = MeasuredTime(self._half_life_s)  # else a slow past outweighs a fast present
+        self._loads[tier].observe(num_blocks * self._block_bytes, seconds, now_s)
+
+    def computed(self, first_token: int, num_tokens: int, seconds: float, now_s: float) -> None:
+        """Prefill of ``num_tokens`` after ``first_token`` tokens of context took ``seconds``."""
+        self._computing.observe(first_token + num_tokens // 2, num_tokens, seconds, now_s)
+
+    def decide(
+        self, runs: Sequence[TierRun], *, num_device_blocks: int, num_prompt_tokens: int, now_s: float
+    ) -> OnboardingDecision:
+        """``runs`` in the prompt's order, beginning after the ``num_device_blocks`` that are there. The last
+        token of a prompt is always computed; a run must not hold it."""
+        runs = [run for run in runs if run.num_blocks]
+        if not runs:
+            return OnboardingDecision(num_blocks=0, reason=OnboardingReason.NOTHING)
+        num_known_tokens = (num_device_blocks + sum(run.num_blocks for run in runs)) * self._block_size
+        if num_known_tokens >= num_prompt_tokens:
+            raise ValueError(f"{num_known_tokens} tokens in blocks, but {num_prompt_tokens} in the prompt")
+        probe = tuple(dict.fromkeys(run.tier for run in runs if self._is_stale(run.tier, now_s)))
+        recompute_s = self._compute_s(num_device_blocks, num_prompt_tokens, now_s)
+        if recompute_s is None or self._load_s(runs[0], now_s) is None:
+            return OnboardingDecision(
+                num_blocks=0, reason=OnboardingReason.UNMEASURED, recompute_s=recompute_s, probe=probe
+            )
+        ends = list(self._ends(runs, num_device_blocks, num_prompt_tokens, now_s))
+        worthy = [end for end in ends if end.load_s < self._margin * (recompute_s - end.rest_s)]
+        best = min(worthy or ends, key=lambda end: end.load_s + end.rest_s)
+        return OnboardingDecision(
+            num_blocks=best.num_blocks if worthy else 0,
+            reason=OnboardingReason.LOAD if worthy else OnboardingReason.RECOMPUTE,
+            load_s=best.load_s + best.rest_s,
+            recompute_s=recompute_s,
+            probe=probe,
+        )
+
+    def _ends(
+        self, runs: Sequence[TierRun], num_device_blocks: int, num_prompt_tokens: int, now_s: float
+    ) -> Iterator[_End]:
+        load_s, num_blocks = 0.0, 0
+        for run in runs:
+            run_s = self._load_s(run, now_s)
+            if run_s is None:
+                return  # what lies behind cannot be reached without it
+            load_s += run_s
+            num_blocks += run.num_blocks
+            rest_s = self._compute_s(num_device_blocks + num_blocks, num_prompt_tokens, now_s)
+            if rest_s is not None:
+                yield _End(num_blocks, load_s, rest_s)
+
+    def _load_s(self, run: TierRun, now_s: float) -> float | None:
+        known = self._loads.get(run.tier)
+        run_s = None if known is None else known.estimate_s(run.num_blocks * self._block_bytes, now_s)
+        return None if run_s is None else run.wait_s + run_s
+
+    def _compute_s(self, num_blocks: int, num_prompt_tokens: int, now_s: float) -> float | None:
+        first_token = num_blocks * self._block_size
+        num_tokens = num_prompt_tokens - first_token
+        return self._computing.estimate_s(first_token + num_tokens // 2, num_tokens, now_s)
+
+    def _is_stale(self, tier: str, now_s: float) -> bool:
+        known = self._loads.get(tier)
+        return known is None or known.weight(now_s) < MIN_FRESH_WEIGHT
