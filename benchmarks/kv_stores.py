@@ -32,6 +32,7 @@ from dynamo_sdk.stores.arena import page_aligned
 BATCH_BYTES = 64 << 20
 NUM_BATCHES = 2  # the store holds so many, so that every batch evicts an earlier one
 NUM_THREADS = 4
+NUM_WARM_UP = 2
 
 Turn = Callable[[], Awaitable[None]]
 
@@ -57,26 +58,24 @@ class Memories:
 
 
 class StoreTurns:
-    """``put`` stores the next batch; ``get`` reads the last one back."""
+    """``put`` stores the next batch; ``get`` reads the last one back. Keys are made beforehand: whoever
+    offers a block knows its key."""
 
-    def __init__(self, store: KVStore, memories: Memories) -> None:
+    def __init__(self, store: KVStore, memories: Memories, num_batches: int) -> None:
         self._store = store
-        self._memories = memories
-        self._batch = 0
+        self._sources, self._targets = memories.blocks(memories.source), memories.blocks(memories.target)
+        self._batches = iter([keys_of(batch, memories.num_blocks) for batch in range(num_batches)])
+        self._keys: list[CacheKey] = []
 
     async def put(self) -> None:
-        self._batch += 1
-        keys = keys_of(self._batch, self._memories.num_blocks)
-        blocks = self._memories.blocks(self._memories.source)
+        self._keys = next(self._batches)
         kept = await self._store.put_many(
-            [BlockOffer(key, block) for key, block in zip(keys, blocks, strict=True)]
+            [BlockOffer(key, block) for key, block in zip(self._keys, self._sources, strict=True)]
         )
         assert all(kept)
 
     async def get(self) -> None:
-        keys = keys_of(self._batch, self._memories.num_blocks)
-        found = await self._store.get_into(keys, self._memories.blocks(self._memories.target))
-        assert all(found)
+        assert all(await self._store.get_into(self._keys, self._targets))
 
 
 def copies(memories: Memories, into_other: bool) -> Turn:
@@ -135,12 +134,12 @@ def raw_file(path: Path, memories: Memories) -> Iterator[Callable[[bool, int], T
 async def measure(turns: dict[str, Turn], num_rounds: int) -> dict[str, list[float]]:
     """GB/s of every turn, round by round; two rounds to warm up are not counted."""
     rates: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(num_rounds + 2):
+    for _ in range(num_rounds + NUM_WARM_UP):
         for name, turn in turns.items():
             begin_s = time.perf_counter()
             await turn()
             rates[name].append(BATCH_BYTES / (time.perf_counter() - begin_s) / 1e9)
-    return {name: values[2:] for name, values in rates.items()}
+    return {name: values[NUM_WARM_UP:] for name, values in rates.items()}
 
 
 def show(title: str, rates: dict[str, list[float]], against: dict[str, tuple[str, ...]]) -> None:
@@ -157,7 +156,7 @@ async def ram(block_bytes: int, num_rounds: int) -> None:
     memories = Memories(block_bytes)
     store = RamStore(RamStoreConfig(block_bytes=block_bytes, capacity_bytes=NUM_BATCHES * BATCH_BYTES))
     await store.start()
-    store_turns = StoreTurns(store, memories)
+    store_turns = StoreTurns(store, memories, num_rounds + NUM_WARM_UP + NUM_BATCHES)
     turns = {
         "copy in": copies(memories, True),
         "put": store_turns.put,
@@ -177,7 +176,7 @@ async def disk(block_bytes: int, num_rounds: int, folder: Path) -> None:
         )
         store = DiskStore(config)
         await store.start()
-        store_turns = StoreTurns(store, memories)
+        store_turns = StoreTurns(store, memories, num_rounds + NUM_WARM_UP + NUM_BATCHES)
         with raw_file(Path(path) / "raw", memories) as raw:
             turns = {
                 "raw write": raw(True, 1),

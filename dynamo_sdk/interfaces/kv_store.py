@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 
@@ -90,8 +89,7 @@ class KVStoreListener:
     def failed(self, failure: KVStoreFailure) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class BlockOffer:
+class BlockOffer(msgspec.Struct, frozen=True, gc=False, eq=False):
     """A block that a store may keep. ``parent``: the block before it in its sequence, for stores that evict
     the ends of sequences first. Higher ``priority`` stays longer where the policy knows priorities."""
 

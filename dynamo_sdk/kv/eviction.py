@@ -60,7 +60,10 @@ class Lru(EvictionPolicy):
         del self._keys[key]
 
     def victim(self, spared: Container[CacheKey]) -> CacheKey | None:
-        return next((key for key in self._keys if key not in spared), None)
+        for key in self._keys:
+            if key not in spared:
+                return key
+        return None
 
 
 class Lfu(Lru):

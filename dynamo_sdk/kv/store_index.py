@@ -17,16 +17,16 @@ smaller than promised has FREE slots withheld; then ``reserve`` evicts instead.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+
+import msgspec
 
 from dynamo_sdk.interfaces.kv_store import CacheKey
 
 from .eviction import EvictionPolicy
 
 
-@dataclass(frozen=True, slots=True)
-class SlotReservation:
+class SlotReservation(msgspec.Struct, frozen=True, gc=False, eq=False):
     """``slot`` is to be filled, then ``commit`` or ``abandon``. ``evicted``: the key that lost it."""
 
     slot: int
@@ -36,8 +36,7 @@ class SlotReservation:
     evicted: CacheKey | None
 
 
-@dataclass(slots=True)
-class _Held:
+class _Held(msgspec.Struct, gc=False, eq=False):
     slot: int
     num_readers: int = 0
 

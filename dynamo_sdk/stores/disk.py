@@ -55,6 +55,8 @@ def open_os_file(path: Path, wants_direct: bool) -> BlockFile:
 
 
 class DiskMedium(SlotMedium):
+    is_ordered = True
+
     def __init__(self, config: DiskStoreConfig, open_file: OpenFile) -> None:
         self._config = config
         self._open_file = open_file

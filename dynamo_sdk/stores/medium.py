@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from dynamo_sdk.interfaces import BlockOffer, CacheKey, KVStoreFailureKind
 
 MAX_KEY_BYTES = 32
 
 
-@dataclass(slots=True)
-class SlotJob:
+class SlotJob(msgspec.Struct, gc=False, eq=False):
     """One block to move. ``memory`` is ``block_bytes`` long, flat, and writable for a read.
 
     ``is_done`` is set when the block has moved whole; else ``failure`` may say why not, or the work was
@@ -45,17 +46,20 @@ class SlotMedium(ABC):
     inline_bytes: int = 0
     """Batches up to so many bytes are quick enough for the event loop."""
 
+    is_ordered: bool = False
+    """Jobs are to come by ascending slot."""
+
     @abstractmethod
     def open(self) -> list[FoundBlock]:
         """What is there from earlier, least recently written first. Raises ``ConfigError``."""
 
     @abstractmethod
     def write(self, jobs: Sequence[SlotJob], should_stop: Callable[[], bool]) -> None:
-        """Fill the slots. ``jobs`` by ascending slot."""
+        """Fill the slots; each comes once."""
 
     @abstractmethod
     def read(self, jobs: Sequence[SlotJob], should_stop: Callable[[], bool]) -> None:
-        """Fill the memories. ``jobs`` by ascending slot; one slot may come more than once."""
+        """Fill the memories; one slot may come more than once."""
 
     def clear(self, slots: Sequence[int]) -> None:
         """What the slots hold must not be found at the next start."""

@@ -148,7 +148,7 @@ class SlotStore(KVStore):
             if place.evicted is not None:
                 evicted.append(place.evicted)
             self._pending_write_bytes += memory.nbytes
-            jobs.append((position, place, SlotJob(place.slot, offer.key, memory.cast("B"), offer)))
+            jobs.append((position, place, SlotJob(place.slot, offer.key, _as_bytes(memory), offer)))
         if evicted:
             self._counts.num_evicted += len(evicted)
             self._listener.removed(evicted)
@@ -222,7 +222,7 @@ class SlotStore(KVStore):
                 f"a buffer of {buffer.nbytes} bytes{' that cannot be written' if buffer.readonly else ''}; "
                 f"a block is {self._shape.block_bytes} bytes"
             )
-        return buffer.cast("B")
+        return _as_bytes(buffer)
 
     def _end_reads(self, jobs: Sequence[SlotJob]) -> None:
         lost: list[CacheKey] = []
@@ -303,7 +303,8 @@ class SlotStore(KVStore):
     async def _move(self, jobs: list[SlotJob], *, is_load: bool) -> None:
         """Let the medium do the jobs. All of them are over when this returns or is cancelled."""
         work = self._medium.read if is_load else self._medium.write
-        jobs.sort(key=lambda job: job.slot)
+        if self._medium.is_ordered:
+            jobs.sort(key=lambda job: job.slot)
         stop = _Stop()
         num_bytes = len(jobs) * self._shape.block_bytes
         begin_s = time.perf_counter()
@@ -344,17 +345,23 @@ class SlotStore(KVStore):
 
     def _note_failures(self, jobs: Sequence[SlotJob], rest: RestAfterFailures) -> None:
         failed = [job for job in jobs if job.failure is not None]
+        if not failed:
+            if any(job.is_done for job in jobs):
+                rest.worked()
+            return
         for kind in sorted({job.failure for job in failed if job.failure is not None}):
             of_kind = [job for job in failed if job.failure is kind]
             self._fail(kind, of_kind[0].detail, len(of_kind))
-        if any(job.failure is KVStoreFailureKind.IO for job in failed):
-            if rest.failed(self._monotonic_s()):
-                logger.warning("%s store: rests for %.0f s after errors in a row", self._shape.name, REST_S)
-        elif any(job.is_done for job in jobs):
-            rest.worked()
+        is_broken = any(job.failure is KVStoreFailureKind.IO for job in failed)
+        if is_broken and rest.failed(self._monotonic_s()):
+            logger.warning("%s store: rests for %.0f s after errors in a row", self._shape.name, REST_S)
 
     def _fail(self, kind: KVStoreFailureKind, message: str, num_blocks: int) -> None:
         self._counts.num_failures += num_blocks
         failure = KVStoreFailure(kind=kind, message=message, num_blocks=num_blocks)
         self._failure_log.note(failure, self._monotonic_s())
         self._listener.failed(failure)
+
+
+def _as_bytes(memory: memoryview) -> memoryview:
+    return memory if memory.format == "B" and memory.ndim == 1 else memory.cast("B")
