@@ -7,6 +7,8 @@ from difflib import get_close_matches
 
 from dynamo_sdk.errors import PluginError
 
+from .problems import place_of_error
+
 
 def import_object(import_string: str, *, what: str, requirement: str | None = None) -> object:
     """The object behind ``package.module:Name``.
@@ -19,10 +21,14 @@ def import_object(import_string: str, *, what: str, requirement: str | None = No
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         fix = f"; try: pip install '{requirement}'" if requirement else ""
-        raise PluginError(f"{what} needs the module {error.name!r}, which is not installed{fix}") from error
+        where = _where(place_of_error(error))
+        raise PluginError(
+            f"{what} needs the module {error.name!r}, which is not installed{fix}{where}"
+        ) from error
     except Exception as error:
         raise PluginError(
             f"{what}: importing {module_name} raised {type(error).__name__}: {error}"
+            f"{_where(place_of_error(error))}"
         ) from error
     for name in path.split("."):
         try:
@@ -32,3 +38,8 @@ def import_object(import_string: str, *, what: str, requirement: str | None = No
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise PluginError(f"{what}: {import_string} does not exist{hint}") from None
     return found
+
+
+def _where(place: tuple[str | None, int | None]) -> str:
+    file, line = place
+    return f" ({file}:{line})" if file else ""

@@ -65,6 +65,14 @@ def place_of_function(function: Callable[..., object]) -> tuple[str | None, int 
     return (code.co_filename, code.co_firstlineno) if code else (None, None)
 
 
+def where_defined(thing: object) -> str:
+    """`` (file:line)`` of a class or function, for the end of a message; empty where there is no source."""
+    try:
+        return f" ({inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]})"  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return ""
+
+
 def place_of_error(error: BaseException) -> tuple[str | None, int | None]:
     """File and line where the plugin raised ``error``, or called into what raised it."""
     if isinstance(error, SyntaxError) and error.filename:

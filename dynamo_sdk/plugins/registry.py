@@ -50,7 +50,7 @@ from .entry_points import LoadedPlugin, installed_plugins
 from .importing import import_object
 from .inspection import inspect_plugin
 from .markers import PROJECT
-from .problems import Problem, Rule, Source, place_of_error, place_of_function
+from .problems import Problem, Rule, Source, place_of_error, place_of_function, where_defined
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -202,10 +202,14 @@ class Registry:
         found = import_object(descriptor.factory, what=what, requirement=descriptor.requirement)
         interface = _INTERFACES[descriptor.kind]
         if not (isinstance(found, type) and issubclass(found, interface)):
-            raise PluginError(f"{what}: {descriptor.factory} is no subclass of {interface.__name__}")
+            raise PluginError(
+                f"{what}: {descriptor.factory} is no subclass of {interface.__name__}{where_defined(found)}"
+            )
         missing = sorted(getattr(found, "__abstractmethods__", ()))
         if missing:
-            raise PluginError(f"{what}: {descriptor.factory} does not implement {', '.join(missing)}")
+            raise PluginError(
+                f"{what}: {descriptor.factory} does not implement {', '.join(missing)}{where_defined(found)}"
+            )
         return found
 
     def load_command(self, descriptor: CommandDescriptor) -> Any:
@@ -253,7 +257,7 @@ class Registry:
         descriptor = self.engines.require(name)
         config = self.validate(descriptor, args or {})
         factory: Callable[..., Engine] = self.load(descriptor)
-        return factory(setup, config)
+        return _called(factory, descriptor, setup, config)
 
     def build_router(self, name: str, args: dict[str, Json] | None = None) -> Router:
         """A router of one's own. Raises ``ConfigError`` or ``PluginError``."""
@@ -345,7 +349,23 @@ class Registry:
     def _construct(self, cls: type[T], descriptor: Descriptor, args: dict[str, Json] | None) -> T:
         config = self.validate(descriptor, args or {})
         factory: Callable[..., T] = cls
-        return factory() if config is None else factory(config)
+        return _called(factory, descriptor) if config is None else _called(factory, descriptor, config)
+
+
+def _called(factory: Callable[..., T], descriptor: Descriptor, *arguments: object) -> T:
+    """The factory's object. A factory that does not take these arguments is a ``PluginError``; what it raises
+    itself goes through."""
+    try:
+        inspect.signature(factory).bind(*arguments)
+    except TypeError as error:
+        shape = ", ".join(["setup", "config"][-len(arguments) :] if arguments else [])
+        raise PluginError(
+            f"{descriptor.kind} {descriptor.name!r}: {descriptor.factory} is called as factory({shape}), and "
+            f"that does not fit: {error}{where_defined(factory)}"
+        ) from error
+    except ValueError:  # written in C, without a signature
+        pass
+    return factory(*arguments)
 
 
 class _WrongResult(TypeError):

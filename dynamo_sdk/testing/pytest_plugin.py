@@ -86,9 +86,15 @@ class EngineTests(_KitTests):
     def make(self, role: Role) -> Engine:
         """A new engine, not yet started."""
 
+    def make_unstartable(self, role: Role) -> Engine:
+        """One whose start must fail, as for a model that is not there. Without it a check is skipped."""
+        raise NotImplementedError
+
     def kit(self) -> Kit[Any]:
+        can_fail = type(self).make_unstartable is not EngineTests.make_unstartable
         return engine_kit(
             self.make,
+            unstartable=self.make_unstartable if can_fail else None,
             roles=self.roles,
             vocab_size=self.vocab_size,
             is_exact=self.is_exact,

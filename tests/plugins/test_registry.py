@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from dynamo_sdk.errors import ConfigError, PluginError
-from dynamo_sdk.interfaces import EngineSetup, KVConnector, Router
+from dynamo_sdk.interfaces import EngineSetup, KVConnector, Router, RoutingDecision
 from dynamo_sdk.plugins import (
     EngineDescriptor,
     Kind,
@@ -16,6 +18,7 @@ from dynamo_sdk.plugins import (
     RouterDescriptor,
     Rule,
     hookimpl,
+    import_object,
 )
 from dynamo_sdk.types import ModelSpec, Role
 
@@ -150,6 +153,49 @@ def test_a_factory_that_cannot_be_used(name: str, message: str) -> None:
 def test_an_unfinished_class_names_what_it_lacks() -> None:
     with pytest.raises(PluginError, match="does not implement decode_ticket"):
         Registry.of(Offers()).build_kv_connector("unfinished")
+
+
+class TakesNothing(Router):
+    def __init__(self) -> None: ...
+
+    def select(self, *_: object) -> RoutingDecision:
+        raise NotImplementedError
+
+
+class TakesNothingConfig(BaseModel): ...
+
+
+class Misfit:
+    @hookimpl
+    def dynamo_sdk_routers(self) -> list[RouterDescriptor]:
+        here = "tests.plugins.test_registry"
+        return [
+            RouterDescriptor(
+                name="misfit", factory=f"{here}:TakesNothing", config=f"{here}:TakesNothingConfig"
+            )
+        ]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "name", "message"),
+    [
+        (Offers(), "wrong-class", "NotARouter is no subclass of Router"),
+        (Misfit(), "misfit", "is called as factory(config), and that does not fit: too many positional"),
+    ],
+)
+def test_a_class_that_does_not_fit_is_placed(plugin: object, name: str, message: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        Registry.of(plugin).build_router(name)
+    assert message in str(caught.value)
+    assert re.search(rf" \({re.escape(__file__)}:\d+\)$", str(caught.value))
+
+
+def test_a_module_that_fails_is_placed_at_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "acme_broken.py"
+    file.write_text("x = 1\ny = x / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PluginError, match=rf"ZeroDivisionError: .* \({re.escape(str(file))}:2\)$"):
+        import_object("acme_broken:Router", what="router 'broken'")
 
 
 def test_near_miss_of_a_name() -> None:

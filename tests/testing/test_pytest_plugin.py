@@ -33,6 +33,11 @@ class TestPaged(EngineTests):
     def make(self, role: Role) -> Engine:
         return PagedEngine()
 
+    def make_unstartable(self, role: Role) -> Engine:
+        engine = PagedEngine()
+        engine.is_broken = True
+        return engine
+
 
 class TestFirst(RouterTests):
     def make(self) -> Router:
