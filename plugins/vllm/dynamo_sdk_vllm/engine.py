@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import anyio
@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 ABORT_TIMEOUT_S = 5.0
 """How long a stream that is closed early waits for vLLM to say that it has freed what it held."""
 EVENT_PORT, REPLAY_PORT = 1000, 2000
+MAX_FOLDER_BYTES = 50
 
 
 class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
@@ -76,7 +77,7 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
         await checkpoint()
         if self._starting is not None or self._is_closed:
             raise EngineStartError("a vllm engine starts once; make a new one")
-        self._folder = tempfile.mkdtemp(prefix="dynamo-sdk-vllm-")
+        self._folder = _make_folder()
         self._starting = asyncio.get_running_loop().run_in_executor(self._thread, self._construct)
         llm = await asyncio.shield(self._starting)
         if self._is_closed:
@@ -105,7 +106,9 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
         os.environ.update(self._config.environment)
         if self._setup.connector is not None:
             os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._config.side_channel_host
-            os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(_free_port(self._config.side_channel_host))
+            num_ranks = int((self._config.model_extra or {}).get("data_parallel_size", 1))
+            port = _free_ports(self._config.side_channel_host, num_ranks)
+            os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port)
         try:
             config = importlib.import_module("vllm.config")
             engine_args = importlib.import_module("vllm.engine.arg_utils").AsyncEngineArgs
@@ -341,8 +344,23 @@ def _endpoints(folder: str, rank: int) -> EventEndpoints:
     )
 
 
-def _free_port(host: str) -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _make_folder() -> str:
+    """A private folder whose sockets have short names: the path of one may have some 107 bytes."""
+    root = tempfile.gettempdir()
+    return tempfile.mkdtemp(
+        prefix="dynamo-sdk-vllm-", dir=root if len(os.fsencode(root)) <= MAX_FOLDER_BYTES else "/tmp"
+    )
+
+
+def _free_ports(host: str, num_ports: int) -> int:
+    """The first of several in a row: each data-parallel rank takes the next one."""
+    while True:
+        with ExitStack() as probes:
+            first = probes.enter_context(socket.create_server((host, 0)))
+            port: int = first.getsockname()[1]
+            try:
+                for number in range(1, num_ports):
+                    probes.enter_context(socket.create_server((host, port + number)))
+            except (OSError, OverflowError):
+                continue
+            return port
