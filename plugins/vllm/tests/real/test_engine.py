@@ -191,7 +191,7 @@ async def test_it_keeps_the_contract(tmp_path: Path):
         lambda role: vllm_engine(role, loras={"loud": adapter}, max_lora_rank=8),
         vocab_size=1000,
         connector=VllmNixlConnector(),
-        unstartable=lambda role: vllm_engine(role, max_num_sequences=1),
+        unstartable=lambda role: vllm_engine(role, num_blocks=1),
         lora="loud",
         timeout_s=120,
     )
