@@ -20,6 +20,7 @@ from dynamo_sdk.errors import (
     EngineFailed,
     EngineStartError,
     InvalidRequest,
+    NotFound,
 )
 from dynamo_sdk.interfaces import Engine, EngineFacts, EngineSetup
 from dynamo_sdk.types import GenerateChunk, GenerateRequest, LoadSnapshot, Role, SamplingParams, pack_tokens
@@ -114,7 +115,10 @@ class OpenAIEngine(Engine):
                 "POST", "/v1/completions", json=body, headers=self.headers_of(request)
             ) as response:
                 if response.status_code != 200:
-                    raise error_of(response.status_code, await response.aread(), where=self._where)
+                    error = error_of(response.status_code, await response.aread(), where=self._where)
+                    if request.lora is not None and isinstance(error, NotFound):
+                        raise InvalidRequest(error.message, param="lora")
+                    raise error
                 self._streams.add(response)
                 try:
                     last: GenerateChunk | None = None

@@ -7,6 +7,8 @@ engine could only guess them from the text.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from dynamo_sdk.errors import (
@@ -47,6 +49,7 @@ class _Usage(msgspec.Struct):
 class _ErrorBody(msgspec.Struct):
     message: str = ""
     param: str | None = None
+    code: int | str | None = None
 
 
 class Event(msgspec.Struct):
@@ -73,7 +76,7 @@ _events = msgspec.json.Decoder(Event)
 
 def request_body(request: GenerateRequest, model: str) -> dict[str, object]:
     """The body of ``POST /v1/completions``. What is as by default is left out: servers refuse what they do
-    not know. ``priority`` does not travel, which most servers refuse."""
+    not know. ``priority`` does not travel, which most servers refuse. Raises ``InvalidRequest``."""
     sampling, num_generated = request.sampling, request.num_generated_tokens
     optional: dict[str, tuple[object, object]] = {
         "top_p": (sampling.top_p, 1.0),
@@ -87,9 +90,13 @@ def request_body(request: GenerateRequest, model: str) -> dict[str, object]:
         "stop_token_ids": (list(sampling.stop_token_ids), []),
         "ignore_eos": (sampling.ignore_eos, False),
         "cache_salt": (request.cache_salt, None),
+        "dynamo": ({"cache_salt": request.cache_salt}, {"cache_salt": None}),  # our own servers' place for it
         "logprobs": (sampling.logprobs, None),
         "return_tokens_as_token_ids": (sampling.logprobs is not None, False),
     }
+    for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p)):
+        if not math.isfinite(value):
+            raise InvalidRequest(f"{name} is {value}", param=name)  # which JSON cannot say
     body: dict[str, object] = {
         "model": request.lora or model,
         "prompt": request.token_ids(),
@@ -110,11 +117,15 @@ def error_of(status: int, body: bytes, *, where: str) -> DynamoError:
         error = _events.decode(body).error
     except msgspec.MsgspecError:
         error = None
-    said = error if isinstance(error, str) else error.message if error is not None else ""
-    message = f"{where} answered {status}: {said or body[:200].decode(errors='replace')}"
+    if not isinstance(error, _ErrorBody):
+        error = _ErrorBody(message=error or body[:200].decode(errors="replace"))
+    return _meaning(status, f"{where} answered {status}: {error.message}", error.param)
+
+
+def _meaning(status: int, message: str, param: str | None) -> DynamoError:
     match status:
         case 400 | 413 | 422:
-            return InvalidRequest(message, param=error.param if isinstance(error, _ErrorBody) else None)
+            return InvalidRequest(message, param=param)
         case 404:
             return ModelNotFound(message)
         case 429:
@@ -140,7 +151,7 @@ class AnswerReader:
         self._num_cached_tokens = 0
 
     def read(self, line: str) -> GenerateChunk | None:
-        """A chunk, where the line makes one. Raises ``EngineFailed``."""
+        """A chunk, where the line makes one. Raises ``EngineFailed``, or what the server says."""
         if not line.startswith(DATA):
             return None
         data = line.removeprefix(DATA).strip()
@@ -151,8 +162,9 @@ class AnswerReader:
         except msgspec.MsgspecError as error:
             raise EngineFailed(f"{self._where} sent what is no completion: {error}") from error
         if event.error is not None:
-            said = event.error if isinstance(event.error, str) else event.error.message
-            raise EngineFailed(f"{self._where} failed: {said}")
+            said = event.error if isinstance(event.error, _ErrorBody) else _ErrorBody(message=event.error)
+            status = said.code if isinstance(said.code, int) else 500
+            raise _meaning(status, f"{self._where} failed: {said.message}", said.param)
         if event.usage is not None and event.usage.prompt_tokens_details is not None:
             self._num_cached_tokens = event.usage.prompt_tokens_details.cached_tokens or 0
         return self._chunk(event.choices[0]) if event.choices else None

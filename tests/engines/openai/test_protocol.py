@@ -92,6 +92,16 @@ def test_what_is_no_answer_is_a_failure(lines: list[str], message: str):
         read(*lines)
 
 
+def test_a_refusal_after_the_200_is_a_refusal():
+    with pytest.raises(InvalidRequest, match="out of vocabulary"):
+        read('data: {"error": {"message": "id 9 is out of vocabulary", "code": 400}}')
+
+
+def test_what_json_cannot_say_is_refused():
+    with pytest.raises(InvalidRequest, match="top_p is nan"):
+        request_body(generate_request([1], SamplingParams(max_tokens=1, top_p=float("nan"))), "m")
+
+
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
