@@ -48,7 +48,7 @@ from .gauges import Gauges
 from .generation import Generation
 from .handover import Ticket, TicketDesk, generation_params, issue_ticket
 from .kv_events import RankEvents
-from .polling import poll
+from .polling import poll, stop
 from .translate import (
     ChunkMaker,
     failure_of,
@@ -169,9 +169,7 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
         self._is_closed = True
         with anyio.CancelScope(shield=True):
             self._llm = None
-            for task in self._polls:
-                task.cancel()
-            await asyncio.gather(*self._polls, return_exceptions=True)
+            await stop(self._polls)
             for generation in self._generations:
                 generation.abort()  # so that nobody waits for a token for ever
             if self._starting is not None:
@@ -197,6 +195,8 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
         try:
             async with aclosing(generation.outputs()) as outputs:
                 async for output in outputs:
+                    if self._is_closed:
+                        break
                     self._has_generated.set()
                     answer = self._ticket(output, len(tokens)) if is_handover and output.finished else None
                     chunk = maker.chunk(output, answer)
@@ -205,7 +205,7 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
                         yield chunk
                         if chunk.finish_reason is not None:
                             return
-            raise EngineFailed("TensorRT-LLM gave no end to the request")
+            raise EngineFailed("the engine was closed" if self._is_closed else "the request got no end")
         except DynamoError:
             raise
         except Exception as error:
@@ -280,7 +280,6 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
         if params is None:
             raise TransferError("TensorRT-LLM gave no ticket for the prompt's KV")
         timeout_s = self._config.kv_transfer_timeout_s
-        self._gauges.hand_over(timeout_s)
         return issue_ticket(params, num_tokens=num_tokens, timeout_s=timeout_s, now_s=time.time())
 
     def _running(self) -> Any:

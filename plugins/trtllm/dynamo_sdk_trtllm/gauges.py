@@ -1,12 +1,10 @@
 """``Gauges``: how busy the engine is, from our own count of requests and TensorRT-LLM's statistics.
 
-TensorRT-LLM reports after an iteration, and takes none while nothing runs: what it said last can be out of
-date then.
+TensorRT-LLM reports after an iteration, and takes none while nothing runs: what it said last is out of date
+then, and all blocks count as free. Those of a hand-over that is still under way count as free, too.
 """
 
 from __future__ import annotations
-
-import time
 
 import msgspec
 
@@ -47,7 +45,6 @@ class Gauges:
         self._waiting: dict[str, int] = {}  # tokens of requests without a token yet
         self._running: set[str] = set()
         self._used: dict[int, int] = {}  # KV blocks, by rank
-        self._held_until_s = 0.0  # blocks that were handed over are held, perhaps until then
         self._step = 0
 
     def begin(self, *, num_blocks: int, dp_size: int) -> None:
@@ -69,16 +66,13 @@ class Gauges:
         self._waiting.pop(request_id, None)
         self._running.discard(request_id)
 
-    def hand_over(self, timeout_s: float) -> None:
-        self._held_until_s = time.monotonic() + timeout_s
-
     def snapshot(self, now_s: float) -> LoadSnapshot:
         return LoadSnapshot(
             at_s=now_s,
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_waiting_tokens=sum(self._waiting.values()),
-            num_free_blocks=self._num_free_blocks(now_s),
+            num_free_blocks=self._num_free_blocks(),
             num_blocks=self._num_blocks,
         )
 
@@ -104,10 +98,10 @@ class Gauges:
             num_preempted=batch.num_paused_requests,
             num_waiting=batch.num_queued_context_requests + batch.num_queued_gen_requests,
             num_waiting_tokens=batch.num_queued_ctx_tokens,
-            num_free_blocks=self._num_free_blocks(now_s),
+            num_free_blocks=self._num_free_blocks(),
         )
 
-    def _num_free_blocks(self, now_s: float) -> int:
-        if not self.num_active and now_s >= self._held_until_s:
+    def _num_free_blocks(self) -> int:
+        if not self.num_active:
             return self._num_blocks
         return max(0, self._num_blocks - sum(self._used.values()))

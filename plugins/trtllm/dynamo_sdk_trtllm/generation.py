@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Generation:
             return None
 
     async def _next(self) -> Any:
+        await checkpoint_if_cancelled()  # outputs that wait already would never let a cancellation in
         try:
             output = await anext(self._iterator)
         except StopAsyncIteration:

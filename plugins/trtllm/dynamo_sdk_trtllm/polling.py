@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -33,6 +33,16 @@ async def poll(
             _log.warning("TensorRT-LLM gave no answer: %s: %s", type(error).__name__, error)
             pause_s = PAUSE_AFTER_FAILURE_S
         await asyncio.sleep(pause_s)
+
+
+async def stop(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """End tasks that poll. A wait with a time-out, which TensorRT-LLM's answers are, can swallow a
+    cancellation that comes together with news: so ask again."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=PAUSE_S)
 
 
 def _take(item: Any, take: Callable[[Any], None]) -> None:

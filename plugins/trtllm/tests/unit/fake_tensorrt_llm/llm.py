@@ -64,8 +64,9 @@ class Outputs:
         self.outputs, self.finished, self.cached_tokens = [self.Completion()], False, 0
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._engine, self._asked = engine, asked
-        self._has_begun = False
+        self._has_begun = self.is_aborted = False
         self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._end)
         engine.running.add(self)
 
     def abort(self) -> None:
@@ -74,6 +75,7 @@ class Outputs:
         params = self._asked.disaggregated_params
         if params is not None and params.request_type == "generation_only" and not self._has_begun:
             self._engine.world.num_leaked += 1
+        self.is_aborted = True
         self._task.cancel()
 
     def __aiter__(self) -> Outputs:
@@ -101,12 +103,13 @@ class Outputs:
             async for response in self._engine.responses(self._asked):
                 self._has_begun = True
                 self._queue.put_nowait(response)
-        except asyncio.CancelledError:
-            self._queue.put_nowait({"tokens": [], "logprobs": None, "reason": "cancelled"})
         except Exception as error:
             self._queue.put_nowait(error)
-        finally:
-            self._engine.running.discard(self)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._engine.running.discard(self)
+        if task.cancelled():
+            self._queue.put_nowait({"tokens": [], "logprobs": None, "reason": "cancelled"})
 
 
 def make_llm(contract: Contract, version: str, world: World) -> type:
@@ -144,7 +147,7 @@ def make_llm(contract: Contract, version: str, world: World) -> type:
 
         @method(contract, "LLM.shutdown", version)
         def shutdown(self, asked: SimpleNamespace) -> None:
-            assert not self.running, f"{len(self.running)} requests ran when the engine was shut down"
+            assert all(each.is_aborted for each in self.running), "requests ran when the engine was shut down"
             self.is_shut_down = True
 
         def _check_health(self) -> bool:
