@@ -27,6 +27,7 @@ run: $(VENV)/.run-installed  ## install, then serve examples/quickstart.py (ARGS
 test: $(VENV)/.dev-installed  ## install, then run the whole test suite and those of the plugins
 	$(BIN)/python -m pytest -q $(ARGS)
 	$(BIN)/python -m pytest -q -c plugins/vllm/pyproject.toml plugins/vllm/tests/unit
+	$(BIN)/python -m pytest -q -c plugins/trtllm/pyproject.toml plugins/trtllm/tests/unit
 
 $(ENGINES)/light/bin/python:
 	$(PYTHON) -m venv $(ENGINES)/light

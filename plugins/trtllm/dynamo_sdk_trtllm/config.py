@@ -117,7 +117,9 @@ def longest_sequence(folder: str) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def _section(section: Callable[..., object], written: object, ours: dict[str, object], *, path: str) -> object:
+def _section(
+    section: Callable[..., object], written: object, ours: dict[str, object], *, path: str
+) -> object:
     if written is not None and not isinstance(written, Mapping):
         raise ConfigError(f"{path} is {written!r}, not a table", param=path)
     table = dict(written or {})

@@ -122,8 +122,8 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
             self._api = importlib.import_module("tensorrt_llm.llmapi")
         except ImportError as error:
             raise EngineStartError(
-                f"TensorRT-LLM cannot be imported ({error}); try: pip install 'dynamo-sdk-trtllm[engine]', or "
-                "name the environment that has it: services.X.python"
+                f"TensorRT-LLM cannot be imported ({error}); try: pip install 'dynamo-sdk-trtllm[engine]', "
+                "or name the environment that has it: services.X.python"
             ) from error
         try:
             return self._api.LLM(**llm_arguments(self._api, self._setup, self._config))

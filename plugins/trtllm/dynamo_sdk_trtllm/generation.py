@@ -6,7 +6,7 @@
     left while decode fetches KV      wait for the first token, then abort: an abort in the middle of the
                                       transfer would leak what both sides hold for it
     left at any later moment          abort
-    after an abort                    read on until TensorRT-LLM has ended the request: its blocks are free then
+    after an abort                    read on until TensorRT-LLM has ended the request: its blocks are free
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ ABORT_TIMEOUT_S = 5.0
 
 
 class Generation:
-    """``result`` is what ``generate_async`` returned. ``fetch_timeout_s``: set for a decode leg with a ticket,
-    how long its transfer may take."""
+    """``result`` is what ``generate_async`` returned. ``fetch_timeout_s``: of a decode leg with a
+    ticket, how long its transfer may take."""
 
     def __init__(self, result: Any, *, fetch_timeout_s: float | None = None) -> None:
         self._result = result

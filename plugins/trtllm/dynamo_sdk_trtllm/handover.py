@@ -24,7 +24,8 @@ from .config import accepted
 from .plugin import CONNECTOR
 
 USABLE_SHARE = 2 / 3
-"""The part of prefill's time-out in which a ticket may be used; the rest is for what its holders cannot see."""
+"""The part of prefill's time-out in which a ticket may be used. The rest is for what its holders cannot
+see: the way, and clocks of hosts that differ by seconds."""
 
 _CARRIED = (
     "first_gen_tokens",
@@ -68,7 +69,7 @@ class TensorRTConnector(KVConnector):
 
 
 def issue_ticket(params: object, *, num_tokens: int, timeout_s: float, now_s: float) -> KVTransferParams:
-    """The ticket for the ``DisaggregatedParams`` of a prefill leg, which ended at ``now_s`` of the wall clock.
+    """The ticket for the ``DisaggregatedParams`` of a prefill leg that ended at ``now_s`` (wall clock).
 
     Raises ``TransferError`` where they do not say what decode needs.
     """
@@ -85,7 +86,9 @@ def issue_ticket(params: object, *, num_tokens: int, timeout_s: float, now_s: fl
     return KVTransferParams(connector=CONNECTOR, payload=payload, ttl_s=ttl_s)
 
 
-def generation_params(ticket: Ticket, params_type: Callable[..., Any], logprob_type: Callable[..., Any]) -> Any:
+def generation_params(
+    ticket: Ticket, params_type: Callable[..., Any], logprob_type: Callable[..., Any]
+) -> Any:
     """``DisaggregatedParams`` of a decode leg."""
     fields: dict[str, object] = dict(ticket.params)
     if ticket.logprobs is not None:

@@ -1,4 +1,4 @@
-"""A request in TensorRT-LLM's words, and its outputs and errors in ours. Nothing here imports TensorRT-LLM."""
+"""A request in TensorRT-LLM's words, and its outputs and errors in ours. Nothing here imports it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def is_handed_over(request: GenerateRequest, *, context_length: int) -> bool:
     return request.role is Role.PREFILL and num_tokens_left(request, context_length=context_length) > 1
 
 
-def sampling_arguments(request: GenerateRequest, *, max_tokens: int, num_carried: int = 0) -> dict[str, object]:
+def sampling_arguments(
+    request: GenerateRequest, *, max_tokens: int, num_carried: int = 0
+) -> dict[str, object]:
     """Keyword arguments of TensorRT-LLM's ``SamplingParams``: what the request needs, and no more, so that
     a version which lacks one refuses only the requests that need it.
 

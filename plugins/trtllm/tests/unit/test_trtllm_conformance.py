@@ -1,4 +1,4 @@
-"""The conformance checks, on the stand-in. They hold the adapter to our contract; what they say about
+"""The conformance kit, on the stand-in. It holds the adapter to our contract; what it says about
 TensorRT-LLM is what ``contract.json`` believes."""
 
 from __future__ import annotations
@@ -7,17 +7,38 @@ import pytest
 from conftest import new_engine
 from fake_tensorrt_llm import World
 
-from dynamo_sdk.testing import check_engine, check_kv_connector
-from dynamo_sdk.types import GenerateRequest, KVTransferParams
+from dynamo_sdk.interfaces import EngineFacts
+from dynamo_sdk.testing import check_engine, check_kv_connector, generate_request, read_all
+from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role
+from dynamo_sdk_trtllm.engine import TensorRTEngine
 from dynamo_sdk_trtllm.handover import TensorRTConnector
 from dynamo_sdk_trtllm.plugin import CONNECTOR
+
+
+def warm_engine(role: Role) -> TensorRTEngine:
+    """Has answered once, as a worker's engine has: versions that do not tell their blocks have then."""
+    engine = new_engine(role)
+    start = engine.start
+
+    async def start_and_answer() -> EngineFacts:
+        facts = await start()
+        await read_all(engine, generate_request([1]))
+        return facts
+
+    engine.start = start_and_answer  # type: ignore[method-assign]
+    return engine
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("tokens_per_output", [1, 3])
 async def test_the_engine_keeps_the_contract(world: World, tokens_per_output: int):
     world.tokens_per_output = tokens_per_output
-    report = await check_engine(new_engine, vocab_size=world.vocab_size)
+    report = await check_engine(
+        new_engine if world.version == "1.3" else warm_engine,
+        vocab_size=world.vocab_size,
+        connector=TensorRTConnector(),
+        unstartable=lambda role: new_engine(role, path="/models/broken"),
+    )
     report.raise_if_failed()
     assert not world.num_leaked
 

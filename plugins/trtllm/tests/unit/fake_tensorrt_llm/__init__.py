@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from .llm import Outputs, RequestError, World, make_llm
-from .strict import record_type
 from .strict import load as load_contract
+from .strict import record_type
 
 __all__ = ["RequestError", "World", "install", "uninstall"]
 

@@ -199,7 +199,9 @@ def make_llm(contract: Contract, version: str, world: World) -> type:
                         "logprobs": logprobs,
                         "reason": reason,
                         "cached": cached if kind != "generation_only" else len(tokens),
-                        "params": self._hand_over(params, tokens, made, logprobs) if kind == "context_only" else None,
+                        "params": self._hand_over(params, tokens, made, logprobs)
+                        if kind == "context_only"
+                        else None,
                     }
                     pending, logprobs = [], None
                 self._report(0)
