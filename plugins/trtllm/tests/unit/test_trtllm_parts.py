@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -280,3 +281,14 @@ def test_older_versions_write_backends_in_lower_case():
     assert arguments["cache_transceiver_config"].backend == "default"
     assert "disable_overlap_scheduler" not in arguments
     assert accepted(llm, {"x": 1}) == {"x": 1}
+
+
+def test_the_readme_tells_all_arguments():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1:3] for row in text.splitlines() if row.startswith("| `")]
+    shown = {name.strip(" `"): default.strip(" `") for name, default in rows}
+    real = {
+        name: "none" if value is None else str(value) for name, value in TensorRTConfig().model_dump().items()
+    }
+    assert shown == real
+    assert "never been executed against the real engine" in text
