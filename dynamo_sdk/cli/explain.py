@@ -17,9 +17,7 @@ _TIMEOUT_S = 120.0
 def explain(
     request: Annotated[
         str | None,
-        typer.Argument(
-            help="A file with a request's JSON body, or a prompt; with --log a request's id."
-        ),
+        typer.Argument(help="A file with a request's JSON body, or a prompt; with --log a request's id."),
     ] = None,
     url: Annotated[
         str, typer.Option(help="The frontend that is asked, by sending the request for one token.")
