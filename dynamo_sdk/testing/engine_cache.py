@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from dynamo_sdk.errors import InvalidRequest
+from dynamo_sdk.errors import RequestError
 from dynamo_sdk.interfaces import Engine, PublishesKVEvents
 from dynamo_sdk.types import GenerateRequest, KVEventBatch
 
@@ -58,8 +58,8 @@ async def cache_salt_keeps_prompts_apart(bench: EngineBench) -> None:
 
 
 async def lora_is_refused_or_kept_apart(bench: EngineBench) -> None:
-    """A request for an adapter that nobody claimed is refused with ``InvalidRequest``, or at least not
-    answered from the base model's cache.
+    """A request for an adapter that nobody claimed is refused (``InvalidRequest``, ``ModelNotFound``), or at
+    least not answered from the base model's cache.
 
     Answering with the base model is a wrong answer that looks right. Look the adapter up before the request
     is queued, and make its name part of the first block's hash.
@@ -70,7 +70,7 @@ async def lora_is_refused_or_kept_apart(bench: EngineBench) -> None:
     adapted = msgspec.structs.replace(request, lora="an-adapter-that-is-not-there")
     try:
         answer = await read_all(engine, _another(adapted))
-    except InvalidRequest:
+    except RequestError:
         return
     num_cached = answer.usage.num_cached_tokens if answer.usage else 0
     require(num_cached == 0, f"{num_cached} tokens of the base model's KV were used for an adapter")
