@@ -52,7 +52,7 @@ class VllmRemoteEngine(OpenAIEngine, PublishesKVEvents):
         facts = await super().start()
         try:
             endpoints = event_endpoints(self._remote) or await self._ask_for_endpoints()
-            block_size, num_blocks = cache_facts((await self._get("/metrics")).text)
+            block_size = block_size_in((await self._get("/metrics")).text)
         except (httpx.HTTPError, msgspec.MsgspecError, ValueError) as error:
             raise EngineStartError(
                 f"{self._where} does not say where its KV events are ({error}); set args.kv_events"
@@ -66,9 +66,7 @@ class VllmRemoteEngine(OpenAIEngine, PublishesKVEvents):
             endpoints, self._kv_events.publish, topic=self._remote.kv_topic, block_size=block_size
         )
         self._source.start()
-        return msgspec.structs.replace(
-            facts, block_size=block_size, num_blocks=num_blocks, dp_size=len(endpoints)
-        )
+        return msgspec.structs.replace(facts, block_size=block_size, dp_size=len(endpoints))
 
     async def close(self) -> None:
         if self._source is not None:
@@ -117,9 +115,8 @@ def said_endpoints(said: object, *, host: str) -> list[EventEndpoints]:
     ]
 
 
-def cache_facts(metrics: str) -> tuple[int | None, int | None]:
-    """Block size and number of blocks, of vLLM's metrics; None where they are not said."""
-    series = [dict(_LABEL.findall(labels)) for labels in _CACHE_SERIES.findall(metrics)]
-    sizes = [int(size) for labels in series if (size := labels.get("block_size", "")).isdigit()]
-    numbers = [int(number) for labels in series if (number := labels.get("num_gpu_blocks", "")).isdigit()]
-    return (sizes[0] if sizes else None), (sum(numbers) or None)
+def block_size_in(metrics: str) -> int | None:
+    """Tokens per KV block, as vLLM's metrics say; None where they do not."""
+    labels = _CACHE_SERIES.search(metrics)
+    size = dict(_LABEL.findall(labels[1])).get("block_size", "") if labels else ""
+    return int(size) if size.isdigit() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynamo_sdk.engines.zmq_events import EventEndpoints
-from dynamo_sdk_vllm.remote import VllmRemoteConfig, cache_facts, event_endpoints, said_endpoints
+from dynamo_sdk_vllm.remote import VllmRemoteConfig, block_size_in, event_endpoints, said_endpoints
 
 METRICS = """\
 # HELP vllm:cache_config_info Information of the LLMEngine CacheConfig
@@ -34,6 +34,6 @@ def test_the_deploy_file_names_ranks_in_order():
         event_endpoints(config.model_copy(update={"kv_replays": ("tcp://h:3",)}))
 
 
-def test_blocks_are_in_the_metrics():
-    assert cache_facts(METRICS) == (32, 66)
-    assert cache_facts("") == (None, None)
+def test_the_block_size_is_in_the_metrics():
+    assert block_size_in(METRICS) == 32
+    assert block_size_in("") is None
