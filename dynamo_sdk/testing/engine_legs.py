@@ -65,6 +65,10 @@ class Legs:
         second = self.decode_request(request, first)
         await self.transfer(second)
         rest = (await read_all(self.decode, second)).token_ids
+        return self.joined(first, rest)
+
+    def joined(self, first: Answer, rest: list[int]) -> list[int]:
+        """The output of a sequential hand-over, from what both legs gave."""
         return rest if self._first_token is Role.DECODE else first.token_ids + rest
 
     async def transfer(self, request: GenerateRequest) -> None:

@@ -138,7 +138,7 @@ async def lost_peer_is_an_error_in_time(bench: EngineBench) -> None:
     require_settled(decode, before)
     if tokens is not None and bench.is_exact:
         whole = (await read_all(decode, _request(bench, 2004))).token_ids
-        joined = first.token_ids + tokens
+        joined = legs.joined(first, tokens)
         require(joined == whole, f"without its peer the request gave {joined}, not {whole}")
 
 

@@ -52,6 +52,19 @@ async def test_engines(name: str) -> None:
     assert len(report.results) == len(ENGINE_CHECKS)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("handover", Handover)
+@pytest.mark.parametrize("first_token", [Role.PREFILL, Role.DECODE])
+async def test_tickets_of_a_connector(handover: Handover, first_token: Role) -> None:
+    connector = FakeKVConnector(handover=handover, first_token=first_token)
+    ticket = KVTransferParams(connector="fake", payload=b"")
+    report = await check_engine(lambda role: FakeEngine(range(30, 50), ticket=ticket), connector=connector)
+    report.raise_if_failed()
+    assert connector.tickets
+    outcomes = {result.name: result.outcome for result in report.results}
+    assert outcomes["both_legs_give_the_whole_output"] == "passed"
+
+
 class TwoTiers(PagedEngine):
     """Copies each block to host memory as it is stored."""
 
