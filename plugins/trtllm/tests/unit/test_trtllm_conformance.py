@@ -8,16 +8,16 @@ from conftest import new_engine
 from fake_tensorrt_llm import World
 
 from dynamo_sdk.interfaces import EngineFacts
-from dynamo_sdk.testing import check_engine, check_kv_connector, generate_request, read_all
+from dynamo_sdk.testing import Outcome, check_engine, check_kv_connector, generate_request, read_all
 from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role
 from dynamo_sdk_trtllm.engine import TensorRTEngine
 from dynamo_sdk_trtllm.handover import TensorRTConnector
 from dynamo_sdk_trtllm.plugin import CONNECTOR
 
 
-def warm_engine(role: Role) -> TensorRTEngine:
+def warm_engine(role: Role, **args: object) -> TensorRTEngine:
     """Has answered once, as a worker's engine has: versions that do not tell their blocks have then."""
-    engine = new_engine(role)
+    engine = new_engine(role, **args)
     start = engine.start
 
     async def start_and_answer() -> EngineFacts:
@@ -41,6 +41,18 @@ async def test_the_engine_keeps_the_contract(world: World, tokens_per_output: in
     )
     report.raise_if_failed()
     assert not world.num_leaked
+
+
+@pytest.mark.anyio
+async def test_ranks_keep_the_contract(world: World):
+    def factory(role: Role) -> TensorRTEngine:
+        make = new_engine if world.version == "1.3" else warm_engine
+        return make(role, tensor_parallel_size=2, enable_attention_dp=True)
+
+    report = await check_engine(factory, vocab_size=world.vocab_size, connector=TensorRTConnector())
+    report.raise_if_failed()
+    checked = {result.name: result.outcome for result in report.results}
+    assert checked["ranks_are_those_declared"] is Outcome.PASSED
 
 
 def test_the_connector_keeps_the_contract():

@@ -39,10 +39,13 @@ class Mailbox:
 class Cache:
     """A key is salt and all tokens up to a block's end; a last block that is not full is kept, too."""
 
-    def __init__(self, num_blocks: int, block_size: int, mailbox: Mailbox) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, mailbox: Mailbox, *, rank: int | None = None
+    ) -> None:
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._mailbox = mailbox
+        self._rank = {} if rank is None else {"attention_dp_rank": rank}
         self._held: OrderedDict[_Key, None] = OrderedDict()
         self._num_events = 0
         for window in (SMALL_WINDOW, GLOBAL_WINDOW):
@@ -113,7 +116,8 @@ class Cache:
         self._tell(data)
 
     def _tell(self, data: dict[str, object], window: int = GLOBAL_WINDOW) -> None:
-        self._mailbox.put({"event_id": self._num_events, "window_size": window, "data": data})
+        row = {"event_id": self._num_events, "window_size": window, "data": data, **self._rank}
+        self._mailbox.put(row)
         self._num_events += 1
 
 

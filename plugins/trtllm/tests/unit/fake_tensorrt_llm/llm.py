@@ -128,7 +128,11 @@ def make_llm(contract: Contract, version: str, world: World) -> type:
             self.is_shut_down = False
             self.block_size = cache.tokens_per_block or 32
             self.events, self.stats = Mailbox(cache.event_buffer_max_size), Mailbox(10_000)
-            self.cache = Cache(world.num_blocks, self.block_size, self.events)
+            num_ranks = self.args.tensor_parallel_size if self.args.enable_attention_dp else 1
+            self.caches = [
+                Cache(world.num_blocks, self.block_size, self.events, rank=rank if num_ranks > 1 else None)
+                for rank in range(num_ranks)
+            ]
             world.engines.append(self)
 
         @method(contract, "LLM.generate_async", version)
@@ -167,17 +171,23 @@ def make_llm(contract: Contract, version: str, world: World) -> type:
                     raise ValueError(f"{name} is {value}")
             if params is not None and self.args.cache_transceiver_config is None:
                 raise ValueError("disaggregated_params without a cache transceiver")
+            placed = asked.scheduling_params
+            if placed is not None and not 0 <= placed.attention_dp_rank < len(self.caches):
+                raise ValueError(f"there is no rank {placed.attention_dp_rank}")
 
         async def responses(self, asked: SimpleNamespace) -> AsyncIterator[dict[str, Any]]:
             params = asked.disaggregated_params
             kind = None if params is None else params.request_type
             tokens, first = list(asked.inputs), []
+            placed = asked.scheduling_params
+            rank = len(world.requests) % len(self.caches) if placed is None else placed.attention_dp_rank
+            cache = self.caches[rank]
             await asyncio.sleep(0)
             if kind == "generation_only":
                 first = await self._fetch(params, tokens)
-            cached = self.cache.num_cached(tokens, asked.cache_salt)
-            self._report(len(tokens) - cached if kind != "generation_only" else 0)
-            self.cache.store(tokens, asked.cache_salt)
+            cached = cache.num_cached(tokens, asked.cache_salt)
+            self._report(rank, len(tokens) - cached if kind != "generation_only" else 0)
+            cache.store(tokens, asked.cache_salt)
             made = list(first)
             pending, logprobs = list(first), _carried(params)
             limit = 1 if kind == "context_only" else asked.sampling_params.max_tokens
@@ -191,7 +201,7 @@ def make_llm(contract: Contract, version: str, world: World) -> type:
                     logprobs = [*(logprobs or []), entry]
                 reason = _reason(asked.sampling_params, made, limit)
                 if reason is not None:
-                    self.cache.store(tokens + made[:-1], asked.cache_salt)
+                    cache.store(tokens + made[:-1], asked.cache_salt)
                 if reason is not None or len(pending) >= world.tokens_per_output:
                     is_stripped = reason == "stop" and not asked.sampling_params.include_stop_str_in_output
                     yield {
@@ -204,7 +214,7 @@ def make_llm(contract: Contract, version: str, world: World) -> type:
                         else None,
                     }
                     pending, logprobs = [], None
-                self._report(0)
+                self._report(rank, 0)
                 await asyncio.sleep(0)
 
         def _hand_over(self, params: Any, tokens: list[int], made: list[int], logprobs: Any) -> Any:
@@ -245,11 +255,12 @@ def make_llm(contract: Contract, version: str, world: World) -> type:
                 if each in wanted
             }
 
-        def _report(self, num_prefill_tokens: int) -> None:
+        def _report(self, rank: int, num_prefill_tokens: int) -> None:
             if not self.args.enable_iter_perf_stats:
                 return
             row = {
                 "iterLatencyMS": 1.5,
+                "attentionDpRank": rank,
                 "kvCacheStats": {"usedNumBlocks": len(self.running), "maxNumBlocks": world.num_blocks},
                 "inflightBatchingStats": {
                     "numContextRequests": int(num_prefill_tokens > 0),
