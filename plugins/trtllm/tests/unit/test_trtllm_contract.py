@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_tensorrt_llm import World
 
-from dynamo_sdk_trtllm.contract import load_contract, report, verify
+from dynamo_sdk_trtllm.contract import load_contract, main, report, verify
 
 NEVER_RUN = (
     "never executed against the real engine by us: TensorRT-LLM is not installed here, and needs a GPU"
@@ -97,11 +95,14 @@ def test_another_default_is_said_and_breaks_nothing(world: World):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_llm") is not None, reason="TensorRT-LLM is here")
-def test_without_the_package_nothing_is_claimed():
-    command = [sys.executable, "-m", "dynamo_sdk_trtllm.contract"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 2
-    assert done.stdout.startswith("nothing was checked: tensorrt_llm cannot be imported here")
+def test_without_the_package_nothing_is_claimed(capsys: pytest.CaptureFixture[str]):
+    assert main() == 2
+    assert capsys.readouterr().out.startswith("nothing was checked: tensorrt_llm cannot be imported here")
+
+
+def test_the_command_says_what_it_did(world: World, capsys: pytest.CaptureFixture[str]):
+    assert main() == 0
+    assert "not checked, because only a running engine shows it:" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_llm") is None, reason=NEVER_RUN)
