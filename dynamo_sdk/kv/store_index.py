@@ -49,7 +49,11 @@ class StoreIndex:
             raise ValueError(f"a store needs at least one slot, not {num_slots}")
         self.num_slots = num_slots
         self._policy = policy
-        self._free = list(range(num_slots))  # a heap
+        self._free: list[
+            int
+        ] = []  # a heap of slots that were in use; those from ``_num_touched`` on never were
+        self._num_touched = 0
+        self._end = num_slots  # untouched slots from here on are withheld
         self._held: dict[CacheKey, _Held] = {}
         self._writing: dict[CacheKey, SlotReservation] = {}
         self._pinned: set[CacheKey] = set()  # held, with readers
@@ -63,7 +67,7 @@ class StoreIndex:
 
     @property
     def num_used_slots(self) -> int:
-        return self.num_slots - len(self._free) - len(self._withheld)
+        return self._num_touched - len(self._free) - len(self._withheld)
 
     def __contains__(self, key: CacheKey) -> bool:
         return key in self._held
@@ -91,14 +95,20 @@ class StoreIndex:
         if key in self._held or key in self._writing:
             raise ValueError("the key is held already")
         evicted: CacheKey | None = None
-        if not self._free:
+        if not self._free and self._num_touched == self._end:
             evicted = self._policy.victim(self._pinned)
             if evicted is None:
                 return None
             self.forget(evicted)
-        reservation = SlotReservation(heappop(self._free), key, parent, priority, evicted)
+        reservation = SlotReservation(self._take_free(), key, parent, priority, evicted)
         self._writing[key] = reservation
         return reservation
+
+    def _take_free(self) -> int:
+        if self._free:
+            return heappop(self._free)
+        self._num_touched += 1
+        return self._num_touched - 1
 
     def commit(self, reservation: SlotReservation) -> None:
         """The slot is filled: its key is found from now on."""
@@ -152,9 +162,11 @@ class StoreIndex:
         self._withheld.extend(slot for slot in self._free if slot >= first_slot)
         self._free = [slot for slot in self._free if slot < first_slot]
         heapify(self._free)
+        self._end = max(self._num_touched, min(self._end, first_slot))
 
     def give_back(self) -> None:
-        """End all ``withhold``. O(slots)."""
+        """End all ``withhold``."""
+        self._end = self.num_slots
         self._free.extend(self._withheld)
         self._withheld.clear()
         heapify(self._free)
@@ -162,7 +174,11 @@ class StoreIndex:
     def restore(self, found: Sequence[SlotReservation]) -> None:
         """Take over what slots were found to hold at start, least recently used first. ``ValueError`` when a
         slot or a key is taken."""
-        free = set(self._free)
+        num_touched = max([self._num_touched, *[block.slot + 1 for block in found]])
+        if num_touched > self._end:
+            raise ValueError(f"slot {num_touched - 1} of {self._end}")
+        free = {*self._free, *range(self._num_touched, num_touched)}
+        self._num_touched = num_touched
         for block in found:
             if block.slot not in free or block.key in self._held or block.key in self._writing:
                 raise ValueError(f"slot {block.slot} or its key is taken")
@@ -178,12 +194,13 @@ class StoreIndex:
         writing = {reservation.slot for reservation in self._writing.values()}
         free, doomed = set(self._free), set(self._doomed)
         assert len(free) == len(self._free), "a slot is free twice"
+        assert all(slot < self._num_touched <= self._end <= self.num_slots for slot in (-1, *free))
         assert len(held) == len(self._held), "two keys share a slot"
         assert len(writing) == len(self._writing), "two writers share a slot"
         withheld = set(self._withheld)
         sizes = len(free) + len(held) + len(writing) + len(doomed) + len(self._withheld)
-        assert free | held | writing | doomed | withheld == set(range(self.num_slots)), "a slot is lost"
-        assert sizes == self.num_slots, "a slot is in two states"
+        assert free | held | writing | doomed | withheld == set(range(self._num_touched)), "a slot is lost"
+        assert sizes == self._num_touched, "a slot is in two states"
         assert not self._held.keys() & self._writing.keys()
         assert all(count > 0 for count in self._doomed.values())
         assert self._pinned == {key for key, entry in self._held.items() if entry.num_readers > 0}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,10 +34,13 @@ from .medium import MAX_KEY_BYTES, SlotJob, SlotMedium
 
 logger = logging.getLogger(__name__)
 
+PART_BYTES = 4 << 20
+"""Batches above this are cut into parts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreShape:
-    """``num_*_threads``: into how many parts a batch is cut, and how many of them move at once.
+    """``num_*_threads``: how many parts of batches move at once.
     ``max_pending_write_bytes``: offers beyond are refused."""
 
     name: str
@@ -70,6 +73,21 @@ class _Stop:
 
     def __call__(self) -> bool:
         return self.is_set
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One call's answers, and what it moved."""
+
+    answers: list[bool]
+    moved_bytes: int = 0
+    is_whole: bool = True
+    begin_s: float = field(default_factory=time.perf_counter)
+
+    def tell(self, listener: KVStoreListener, *, is_load: bool) -> None:
+        """A batch of which a part failed says nothing about speed."""
+        if self.moved_bytes and self.is_whole:
+            listener.moved(self.moved_bytes, time.perf_counter() - self.begin_s, is_load=is_load)
 
 
 class SlotStore(KVStore):
@@ -121,34 +139,47 @@ class SlotStore(KVStore):
         if any(len(offer.key) > MAX_KEY_BYTES for offer in offers):
             raise ValueError(f"a key has {MAX_KEY_BYTES} bytes at most")
         self._counts.num_offers += len(offers)
-        answers = [False] * len(offers)
+        batch = _Batch([False] * len(offers))
         now_s = self._monotonic_s()
         if not self._is_open or self._write_rest.is_resting(now_s):
-            return answers
+            return batch.answers
         if now_s >= self._give_back_at_s:
             self._index.give_back()
             self._give_back_at_s = float("inf")
+        await self._in_parts(
+            len(offers),
+            self._shape.num_write_threads,
+            lambda start, end: self._put_part(batch, start, offers[start:end]),
+        )
+        self._counts.num_kept += sum(batch.answers)
+        self._counts.written_bytes += batch.moved_bytes
+        batch.tell(self._listener, is_load=False)
+        return batch.answers
+
+    async def _put_part(self, batch: _Batch, start: int, offers: Sequence[BlockOffer]) -> None:
         jobs: list[tuple[int, SlotReservation, SlotJob]] = []
         evicted: list[CacheKey] = []
         num_refused = 0
-        for position, offer in enumerate(offers):
-            if offer.key in self._index:
-                self._index.use(offer.key)
-                answers[position] = True
+        block_bytes, index = self._shape.block_bytes, self._index
+        for position, offer in enumerate(offers, start):
+            key = offer.key
+            if key in index:
+                index.use(key)
+                batch.answers[position] = True
                 continue
             memory = memoryview(offer.data)
-            if memory.nbytes != self._shape.block_bytes or self._index.is_writing(offer.key):
+            if memory.nbytes != block_bytes or index.is_writing(key):
                 continue
-            if self._pending_write_bytes + memory.nbytes > self._shape.max_pending_write_bytes:
+            if self._pending_write_bytes + block_bytes > self._shape.max_pending_write_bytes:
                 num_refused += 1
                 continue
-            place = self._index.reserve(offer.key, parent=offer.parent, priority=offer.priority)
+            place = index.reserve(key, parent=offer.parent, priority=offer.priority)
             if place is None:
                 continue
             if place.evicted is not None:
                 evicted.append(place.evicted)
-            self._pending_write_bytes += memory.nbytes
-            jobs.append((position, place, SlotJob(place.slot, offer.key, _as_bytes(memory), offer)))
+            self._pending_write_bytes += block_bytes
+            jobs.append((position, place, SlotJob(place.slot, key, _as_bytes(memory), offer)))
         if evicted:
             self._counts.num_evicted += len(evicted)
             self._listener.removed(evicted)
@@ -156,15 +187,13 @@ class SlotStore(KVStore):
             self._fail(KVStoreFailureKind.BUSY, "too many writes are under way", num_refused)
         if jobs:
             try:
-                await self._move([job for _, _, job in jobs], is_load=False)
+                await self._move(batch, [job for _, _, job in jobs], is_load=False)
             finally:
-                stored = self._end_writes([(place, job) for _, place, job in jobs])
+                self._end_writes([(place, job) for _, place, job in jobs])
             for position, _, job in jobs:
-                answers[position] = job.key in stored
-        self._counts.num_kept += sum(answers)
-        return answers
+                batch.answers[position] = job.is_done
 
-    def _end_writes(self, writes: Sequence[tuple[SlotReservation, SlotJob]]) -> set[CacheKey]:
+    def _end_writes(self, writes: Sequence[tuple[SlotReservation, SlotJob]]) -> None:
         stored: list[CacheKey] = []
         for place, job in writes:
             self._pending_write_bytes -= self._shape.block_bytes
@@ -180,7 +209,6 @@ class SlotStore(KVStore):
         self._note_failures([job for _, job in writes], self._write_rest)
         if stored:
             self._listener.stored(stored)
-        return set(stored)
 
     async def get(self, key: CacheKey) -> bytes | None:
         if key not in self._index:
@@ -197,24 +225,35 @@ class SlotStore(KVStore):
         if len(keys) != len(buffers):
             raise ValueError(f"{len(keys)} keys for {len(buffers)} buffers")
         self._counts.num_lookups += len(keys)
-        answers = [False] * len(keys)
+        batch = _Batch([False] * len(keys))
         if not self._is_readable():
-            return answers
+            return batch.answers
+        await self._in_parts(
+            len(keys),
+            self._shape.num_read_threads,
+            lambda start, end: self._get_part(batch, start, keys[start:end], buffers[start:end]),
+        )
+        self._counts.num_hits += sum(batch.answers)
+        self._counts.read_bytes += batch.moved_bytes
+        batch.tell(self._listener, is_load=True)
+        return batch.answers
+
+    async def _get_part(
+        self, batch: _Batch, start: int, keys: Sequence[CacheKey], buffers: Sequence[memoryview]
+    ) -> None:
         jobs: list[tuple[int, SlotJob]] = []
-        for position, key in enumerate(keys):
+        for position, (key, buffer) in enumerate(zip(keys, buffers, strict=True), start):
             slot = self._index.pin(key)
             if slot is not None:
-                jobs.append((position, SlotJob(slot, key, buffers[position])))
+                jobs.append((position, SlotJob(slot, key, buffer)))
         if not jobs:
-            return answers
+            return
         try:
-            await self._move([job for _, job in jobs], is_load=True)
+            await self._move(batch, [job for _, job in jobs], is_load=True)
         finally:
             self._end_reads([job for _, job in jobs])
         for position, job in jobs:
-            answers[position] = job.is_done
-        self._counts.num_hits += sum(answers)
-        return answers
+            batch.answers[position] = job.is_done
 
     def _checked_buffer(self, buffer: memoryview) -> memoryview:
         if buffer.nbytes != self._shape.block_bytes or buffer.readonly:
@@ -300,34 +339,34 @@ class SlotStore(KVStore):
         self._readers = self._writers = None
         self._medium.close()
 
-    async def _move(self, jobs: list[SlotJob], *, is_load: bool) -> None:
+    async def _in_parts(
+        self, num_blocks: int, num_threads: int, work: Callable[[int, int], Coroutine[None, None, None]]
+    ) -> None:
+        """``work(start, end)`` for all parts of a batch: while one moves, the next one's books are done."""
+        part_blocks = max(1, PART_BYTES // self._shape.block_bytes, -(-num_blocks // (2 * num_threads)))
+        with self._pending():
+            if num_blocks <= part_blocks:
+                await work(0, num_blocks)
+                return
+            async with anyio.create_task_group() as tasks:
+                for start in range(0, num_blocks, part_blocks):
+                    tasks.start_soon(work, start, min(start + part_blocks, num_blocks))
+
+    async def _move(self, batch: _Batch, jobs: list[SlotJob], *, is_load: bool) -> None:
         """Let the medium do the jobs. All of them are over when this returns or is cancelled."""
         work = self._medium.read if is_load else self._medium.write
         if self._medium.is_ordered:
             jobs.sort(key=lambda job: job.slot)
         stop = _Stop()
-        num_bytes = len(jobs) * self._shape.block_bytes
-        begin_s = time.perf_counter()
-        if num_bytes <= self._medium.inline_bytes:
+        if len(jobs) * self._shape.block_bytes <= self._medium.inline_bytes:
             work(jobs, stop)
         else:
             threads = self._readers if is_load else self._writers
             assert threads is not None
-            num_parts = self._shape.num_read_threads if is_load else self._shape.num_write_threads
-            size = -(-len(jobs) // num_parts)
-            parts = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-            with self._pending():
-                async with anyio.create_task_group() as tasks:
-                    for part in parts[1:]:
-                        tasks.start_soon(run_to_end, threads, partial(work, part, stop), stop.set)
-                    await run_to_end(threads, partial(work, parts[0], stop), stop.set)
-        moved_bytes = sum(job.is_done for job in jobs) * self._shape.block_bytes
-        if is_load:
-            self._counts.read_bytes += moved_bytes
-        else:
-            self._counts.written_bytes += moved_bytes
-        if moved_bytes == num_bytes:
-            self._listener.moved(num_bytes, time.perf_counter() - begin_s, is_load=is_load)
+            await run_to_end(threads, partial(work, jobs, stop), stop.set)
+        num_done = sum(job.is_done for job in jobs)
+        batch.moved_bytes += num_done * self._shape.block_bytes
+        batch.is_whole = batch.is_whole and num_done == len(jobs)
 
     @contextmanager
     def _pending(self) -> Iterator[None]:
