@@ -22,7 +22,10 @@ def page_aligned(num_bytes: int, *, is_populated: bool = False) -> memoryview:
 
 
 def address_of(memory: memoryview) -> int:
-    return int(np.frombuffer(memory, dtype=np.uint8).ctypes.data)
+    address: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][
+        0
+    ]  # faster than `.ctypes.data`
+    return address
 
 
 def pin_for_cuda(memory: memoryview) -> Callable[[], None] | None:
