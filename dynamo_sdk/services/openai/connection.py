@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
         if self._is_replaying_head or self._is_closed:
             return
         self._num_unparsed_bytes = 0
-        self._expected = None
+        self._expect(None)
         parser = self._parser
         exchange = self._incoming = Exchange(
             self,

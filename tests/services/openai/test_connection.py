@@ -182,6 +182,25 @@ async def test_an_idle_connection_is_closed(again: bytes) -> None:
         await client.until_closed()
 
 
+@pytest.mark.parametrize("num_before", [0, 1])
+async def test_an_answer_may_take_longer_than_a_head_or_idling(num_before: int) -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    limits = {"keep_alive_s": 0.2, "head_timeout_s": 0.2, "body_timeout_s": 0.2}
+    async with running(backend, **limits) as address:
+        async with connected(address) as client, connected(address) as idle:
+            for _ in range(num_before):
+                await client.send(GET_LIVE)
+                assert (await client.answer())[0] == 200
+            await client.send(post(CHAT, chat()))
+            await backend.until(lambda: backend.num_open == 1)
+            await idle.until_closed()
+            async with connected(address) as later:
+                await later.until_closed()  # whoever connected after the request has run out of time
+            assert backend.gate is not None
+            backend.gate.set()
+            assert (await client.answer())[0] == 200
+
+
 # --- flooding
 
 
