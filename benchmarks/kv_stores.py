@@ -78,19 +78,30 @@ class StoreTurns:
         assert all(await self._store.get_into(self._keys, self._targets))
 
 
-def copies(memories: Memories, into_other: bool) -> Turn:
-    """Each block to its place, one by one."""
-    other = page_aligned(BATCH_BYTES, is_populated=True)
-    pairs = (memories.source, other) if into_other else (other, memories.target)
-    sources, targets = (
-        [np.frombuffer(block, np.uint8) for block in memories.blocks(memory)] for memory in pairs
-    )
+class CopyTurns:
+    """Each block to its place and back, one by one, in as much memory as the store has."""
 
-    async def turn() -> None:
-        for source, target in zip(sources, targets, strict=True):
+    def __init__(self, memories: Memories) -> None:
+        self._sources, self._targets = (
+            [np.frombuffer(block, np.uint8) for block in memories.blocks(memory)]
+            for memory in (memories.source, memories.target)
+        )
+        self._batches = [
+            [
+                np.frombuffer(block, np.uint8)
+                for block in memories.blocks(page_aligned(BATCH_BYTES, is_populated=True))
+            ]
+            for _ in range(NUM_BATCHES)
+        ]
+
+    async def copy_in(self) -> None:
+        self._batches.append(self._batches.pop(0))
+        for source, target in zip(self._sources, self._batches[-1], strict=True):
             np.copyto(target, source)
 
-    return turn
+    async def copy_out(self) -> None:
+        for source, target in zip(self._batches[-1], self._targets, strict=True):
+            np.copyto(target, source)
 
 
 @contextmanager
@@ -157,10 +168,11 @@ async def ram(block_bytes: int, num_rounds: int) -> None:
     store = RamStore(RamStoreConfig(block_bytes=block_bytes, capacity_bytes=NUM_BATCHES * BATCH_BYTES))
     await store.start()
     store_turns = StoreTurns(store, memories, num_rounds + NUM_WARM_UP + NUM_BATCHES)
+    copies = CopyTurns(memories)
     turns = {
-        "copy in": copies(memories, True),
+        "copy in": copies.copy_in,
         "put": store_turns.put,
-        "copy out": copies(memories, False),
+        "copy out": copies.copy_out,
         "get": store_turns.get,
     }
     rates = await measure(turns, num_rounds)

@@ -22,10 +22,10 @@ def page_aligned(num_bytes: int, *, is_populated: bool = False) -> memoryview:
 
 
 def address_of(memory: memoryview) -> int:
-    address: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][
-        0
-    ]  # faster than `.ctypes.data`
-    return address
+    """Asked for every block, hence the quick way for what can be written."""
+    if memory.readonly:
+        return int(np.frombuffer(memory, np.uint8).ctypes.data)
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def pin_for_cuda(memory: memoryview) -> Callable[[], None] | None:
