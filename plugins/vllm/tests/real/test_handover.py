@@ -20,7 +20,7 @@ from dynamo_sdk.types import (
 from dynamo_sdk_vllm.engine import VllmEngine
 from dynamo_sdk_vllm.handover import CONNECTOR
 
-from .conftest import LEASE_S
+from .conftest import LEASE_S, vllm_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -157,3 +157,23 @@ async def test_after_the_lease_vllm_alone_gives_wrong_tokens_and_we_refuse(
     retried = msgspec.structs.replace(request, request_id="retried", cache_salt="retried")
     answer = await read_all(decode, as_leg(retried, Role.DECODE, again.kv_transfer))
     assert answer.token_ids == expected, "prefilled again, it is right"
+
+
+async def test_a_connector_of_ones_own_may_hold_nixl(prefill: VllmEngine):
+    several = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "connectors": [{"kv_connector": "NixlConnector", "kv_role": "kv_consumer"}]
+        },
+    }
+    engine = vllm_engine(Role.DECODE, kv_transfer_config=several)
+    try:
+        await engine.start()
+        request = generate_request(range(15, 215), GREEDY)
+        expected = await aggregated(engine, request)
+        first = await prefilled(prefill, request)
+        answer = await read_all(engine, as_leg(request, Role.DECODE, first.kv_transfer))
+        assert answer.token_ids == expected
+    finally:
+        await engine.close()
