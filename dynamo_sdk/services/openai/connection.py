@@ -149,10 +149,13 @@ class Connection(asyncio.Protocol):
         self._connections.discard(self)
 
     def close(self) -> None:
-        """Send what is left to send, and close."""
+        """Send what is left to send, and close; a client that does not read it is cut off in time."""
+        if self._is_closed:
+            return
         self._is_closed = True
         if self._transport is not None:
             self._transport.close()
+            self._stall_timer.start(self._limits.write_stall_timeout_s, self._transport.abort)
 
     def end(self) -> None:
         """Close now if no answer is under way, else behind that."""
@@ -350,7 +353,8 @@ class Connection(asyncio.Protocol):
         self._stall_timer.start(self._limits.write_stall_timeout_s, self._transport_or_fail().abort)
 
     def resume_writing(self) -> None:
-        self._stall_timer.stop()
+        if not self._is_closed:  # then all of it must go out in time
+            self._stall_timer.stop()
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)

@@ -8,10 +8,12 @@ import socket
 
 import pytest
 
+from dynamo_sdk.services.openai import HttpLimits, OpenAIApp
 from dynamo_sdk.services.openai import connection as connection_module
+from dynamo_sdk.services.openai.connection import Connections
 from dynamo_sdk.types import GenerateRequest
 
-from .asking import chat, completion
+from .asking import Wire, chat, completion
 from .fakes import ScriptedBackend, ids_of, running
 from .sockets import connected, post
 
@@ -151,6 +153,29 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
             async with asyncio.timeout(20):
                 await backend.all_closed.wait()
     assert backend.num_tokens_sent < 64 * 8 * 400, "back-pressure held the backend"
+
+
+class StuckWire(Wire):
+    """Its client reads nothing, but so little is left to send that writing was never paused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_aborted = asyncio.Event()
+
+    def abort(self) -> None:
+        self.is_aborted.set()
+
+
+async def test_a_client_that_does_not_read_the_end_is_cut_off() -> None:
+    app = OpenAIApp(ScriptedBackend(), limits=HttpLimits(write_stall_timeout_s=0.05))
+    connection, wire = Connections(app).make(), StuckWire()
+    connection.connection_made(wire)
+    connection.pause_writing()
+    connection.close()
+    connection.resume_writing()  # half of it was taken
+    async with asyncio.timeout(20):
+        await wire.is_aborted.wait()
+    connection.connection_lost(None)
 
 
 @pytest.mark.parametrize(
