@@ -286,6 +286,8 @@ class Connection(asyncio.Protocol):
                 self.close()
             return
         if self._behind:
+            if self._transport_or_fail().is_closing():
+                return  # a task that is cancelled before it has begun would not give back the body
             self._begin(self._behind.popleft())
         if not self._behind and not self._is_reading and not self._is_closed:
             self._is_reading = True

@@ -100,6 +100,33 @@ async def test_leaving_with_another_request_pipelined_behind() -> None:
     assert len(backend.requests) == 1
 
 
+class ClosingWire(Wire):
+    """Its client goes when the first answer is written, which the connection hears in the next tick."""
+
+    connection: asyncio.Protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
+
+    def is_closing(self) -> bool:
+        return True
+
+    def pause_reading(self) -> None:
+        pass
+
+
+async def test_the_body_of_a_request_behind_is_given_back_when_the_client_goes() -> None:
+    connections = Connections(OpenAIApp(ScriptedBackend(), limits=HttpLimits()))
+    wire = ClosingWire()
+    wire.connection = connections.make()
+    wire.connection.connection_made(wire)
+    wire.connection.data_received(post("/nowhere", chat()) * 2)
+    while connections.tasks:
+        await asyncio.wait(connections.tasks)
+    await connections.wait_gone()
+    connections.budget.take(connections.limits.max_buffered_bytes)  # raises if some is still taken
+
+
 async def test_pipelined_requests_are_answered_in_order() -> None:
     async with running(ScriptedBackend()) as address, connected(address) as client:
         await client.send(post(CHAT, chat(max_tokens=1)) + post(CHAT, chat(max_tokens=2)))
