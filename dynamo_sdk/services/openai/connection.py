@@ -168,16 +168,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._num_unparsed_bytes += len(data)
-        while data:
-            try:
-                self._parser.feed_data(data)
-            except HttpParserUpgrade as stopped:
-                data = data[stopped.args[0] :]
-                self._decline_upgrade()
-                continue
-            except HttpParserError as error:
-                self._refuse(400, f"this is not HTTP: {error}")
-            break
+        try:
+            while data:
+                data = self._parse(data)
+        except HttpParserError as error:
+            self._refuse(400, f"this is not HTTP: {error}")
         if self._is_closed:
             return
         # Heads, trailers and chunk extensions grow this; a whole head or a piece of a body resets it.
@@ -185,6 +180,15 @@ class Connection(asyncio.Protocol):
             self._refuse(431, f"the request head is larger than {self._limits.max_head_bytes} bytes")
         else:
             self._expect_next()
+
+    def _parse(self, data: bytes) -> bytes:
+        """What is left for another parser."""
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade as stopped:
+            self._decline_upgrade()
+            return data[stopped.args[0] :]
+        return b""
 
     def on_url(self, url: bytes) -> None:
         if not self._is_replaying_head:

@@ -162,6 +162,14 @@ async def test_a_chunked_body_behind_an_offer_to_upgrade_is_read() -> None:
         assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
 
 
+async def test_an_offer_to_upgrade_with_a_body_without_end_is_400() -> None:
+    head = b"POST / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\ntransfer-encoding: gzip\r\n\r\n"
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        await client.send(head)
+        assert (await client.answer())[0] == 400
+        await client.until_closed()
+
+
 # --- stalling
 
 
