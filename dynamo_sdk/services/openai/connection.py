@@ -204,6 +204,7 @@ class Connection(asyncio.Protocol):
         self._num_unparsed_bytes = 0
         self._expect(None)
         parser = self._parser
+        is_http_1_0 = parser.get_http_version() == "1.0"
         exchange = self._incoming = Exchange(
             self,
             method=parser.get_method().decode("ascii"),
@@ -211,13 +212,17 @@ class Connection(asyncio.Protocol):
             headers=self._headers,
             limits=self._limits,
             budget=self._connections.budget,
-            is_http_1_0=parser.get_http_version() == "1.0",
+            is_http_1_0=is_http_1_0,
             keeps_alive=parser.should_keep_alive() and not self._connections.is_ending,
         )
         self._url, self._headers = b"", {}  # trailers must not get at the headers
         if exchange.refusal is not None:
             self._complete(exchange)
-        elif exchange.headers.get(b"expect", b"").lower() == b"100-continue" and self._answering is None:
+        elif (
+            exchange.headers.get(b"expect", b"").lower() == b"100-continue"
+            and self._answering is None
+            and not is_http_1_0  # whose clients know no answer before the answer
+        ):
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:

@@ -135,6 +135,21 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
             assert json.loads(body)["usage"]["completion_tokens"] == num_tokens
 
 
+# --- asking first
+
+
+@pytest.mark.parametrize(("version", "is_told"), [("1.1", True), ("1.0", False)])
+async def test_a_body_is_asked_for_where_the_client_waits_for_that(version: str, is_told: bool) -> None:
+    request = post(CHAT, chat(), expect="100-continue").replace(b"HTTP/1.1", b"HTTP/" + version.encode())
+    middle = request.index(b"\r\n\r\n") + 4
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        await client.send(request[:middle])
+        if is_told:
+            assert (await client.head())[0] == 100
+        await client.send(request[middle:])
+        assert (await client.answer())[0] == 200
+
+
 # --- offering an upgrade
 
 
