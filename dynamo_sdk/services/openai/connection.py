@@ -170,7 +170,12 @@ class Connection(asyncio.Protocol):
         self._num_unparsed_bytes += len(data)
         try:
             while data:
-                data = self._parse(data)
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except HttpParserUpgrade as stopped:
+                    data = data[stopped.args[0] :]
+                    self._decline_upgrade()
         except HttpParserError as error:
             self._refuse(400, f"this is not HTTP: {error}")
         if self._is_closed:
@@ -180,15 +185,6 @@ class Connection(asyncio.Protocol):
             self._refuse(431, f"the request head is larger than {self._limits.max_head_bytes} bytes")
         else:
             self._expect_next()
-
-    def _parse(self, data: bytes) -> bytes:
-        """What is left for another parser."""
-        try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade as stopped:
-            self._decline_upgrade()
-            return data[stopped.args[0] :]
-        return b""
 
     def on_url(self, url: bytes) -> None:
         if not self._is_replaying_head:
