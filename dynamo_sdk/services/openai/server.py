@@ -31,7 +31,7 @@ async def serve(app: Application, listener: socket.socket, *, shutdown: asyncio.
     finally:
         server.close()
         listener.close()
-        connections.is_ending = True
+        connections.end()  # also where it was cancelled: no request that waits behind another may begin
         for task in list(connections.tasks):
             task.cancel()
         if connections.tasks:

@@ -84,6 +84,20 @@ async def test_cancelling_the_server_leaves_nothing() -> None:
     assert asyncio.all_tasks() == before
 
 
+async def test_cancelling_the_server_begins_nothing() -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    server, _, address = start(backend)
+    async with connected(address) as client:
+        await client.send(post(CHAT, chat()) * 2)
+        await backend.until(lambda: backend.num_open == 1)
+        server.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await server
+        assert (await client.answer())[0] == 503
+        assert await client.until_closed() == b""
+    assert len(backend.requests) == 1
+
+
 async def test_the_request_id_is_the_clients_where_it_is_sane() -> None:
     async def id_for(given: str) -> str:
         answer = await call(ScriptedBackend(), "/live", headers={"x-request-id": given})
