@@ -19,14 +19,15 @@ from .timeline import Order, Timeline
 @dataclass(slots=True)
 class PlannerLoop:
     """Ticks while requests are left. A new replica is ready ``startup_time_s`` of its engine after its order;
-    one that must go gets nothing new and ends with its last request."""
+    one that must go gets nothing new and ends with its last request. The youngest go first, and so those that
+    are not ready yet."""
 
     planner: Planner
     frontend: Frontend
     pools: tuple[PoolSpec, ...]
     timeline: Timeline
     decisions: list[Scaling] = field(default_factory=list)
-    _num_starting: dict[str, int] = field(default_factory=dict)
+    _starting: dict[str, list[object]] = field(default_factory=dict)  # one for each order, oldest first
     _num_seen: int = 0
     _last_tick_s: float = 0.0
 
@@ -55,17 +56,21 @@ class PlannerLoop:
     def _scale(self, pool: PoolSpec, wanted: int) -> None:
         fleet = self.frontend.fleet
         there = fleet.replicas(pool.service)
-        num_starting = self._num_starting.get(pool.service, 0)
-        for _ in range(wanted - len(there) - num_starting):
-            self._num_starting[pool.service] = self._num_starting.get(pool.service, 0) + 1
+        starting = self._starting.setdefault(pool.service, [])
+        for _ in range(wanted - len(there) - len(starting)):
+            order = object()
+            starting.append(order)
             ready_s = self.timeline.now_s + pool.config.startup_time_s
-            self.timeline.at(ready_s, Order.NEWS, partial(self._join, fleet, pool))
-        for worker in there[max(0, wanted - num_starting) :]:
+            self.timeline.at(ready_s, Order.NEWS, partial(self._join, fleet, pool, order))
+        del starting[max(0, wanted - len(there)) :]
+        for worker in there[max(0, wanted) :]:
             fleet.leave(worker)
 
-    def _join(self, fleet: Fleet, pool: PoolSpec) -> None:
-        self._num_starting[pool.service] -= 1
-        fleet.join(pool)
+    def _join(self, fleet: Fleet, pool: PoolSpec, order: object) -> None:
+        starting = self._starting[pool.service]
+        if order in starting:  # else it was taken back
+            starting.remove(order)
+            fleet.join(pool)
 
     def _load_of(self, pool: PoolSpec, now_s: float) -> ServiceLoad:
         workers = self.frontend.fleet.replicas(pool.service)
@@ -75,7 +80,7 @@ class PlannerLoop:
         over = [found for found in self.frontend.records if _ended_since(found, self._last_tick_s)]
         return ServiceLoad(
             service=pool.service,
-            num_replicas=len(workers) + self._num_starting.get(pool.service, 0),
+            num_replicas=len(workers) + len(self._starting.get(pool.service, ())),
             num_ready=len(workers),
             gpus_per_replica=pool.gpus_per_replica,
             requests_per_s=len(new) / seconds if seconds else 0.0,

@@ -46,6 +46,15 @@ def test_replicas_come_and_go() -> None:
     ]  # fmt: skip
 
 
+def test_those_that_start_go_before_those_that_serve() -> None:
+    planner = Scripted(2, 5, 3, 2)
+    spec = fleet(num_workers=2, new_planner=lambda: planner, startup_time_s=5.0)
+    outcome = simulate(WORKLOAD, spec)
+    assert {worker.worker_id for worker in outcome.workers} == {"Aggregated.0", "Aggregated.1"}
+    told = [facts.services[0].num_replicas for facts in planner.seen[:6]]
+    assert told == [2, 2, 5, 3, 2, 2]
+
+
 def test_what_a_planner_is_told() -> None:
     planner = Scripted()
     simulate(WORKLOAD, fleet(num_workers=2, new_planner=lambda: planner))
