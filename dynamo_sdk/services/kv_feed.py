@@ -113,11 +113,14 @@ class KVFeed:
             try:
                 await self._read_once(followed)
             except RequestError as error:
-                followed.publishes = False
+                followed.publishes = followed.is_connected = False
                 logger.warning("no KV events from %s: %s", followed.worker_id, error)
                 return
             except DynamoError as error:
                 logger.info("the KV events of %s broke off: %s", followed.worker_id, error)
+            except Exception:  # a bug: begin anew, for nobody knows how much of the batch was taken
+                logger.exception("the KV events of %s could not be read", followed.worker_id)
+                followed.cursors.clear()
             followed.is_connected = False
             followed.num_breaks += 1
             await self._clock.sleep(FEED_RETRY_S)

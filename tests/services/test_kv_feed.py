@@ -36,6 +36,7 @@ from dynamo_sdk.types import (
     BlocksRemoved,
     BlocksStored,
     FinishReason,
+    KVDigest,
     KVDigestBatch,
     KVEvent,
     KVEventBatch,
@@ -255,6 +256,27 @@ async def test_a_worker_without_events_is_asked_once() -> None:
         found = line.feed.statistics()[WORKER]
         assert not found.publishes
         assert not found.is_live
+
+
+async def test_a_bug_costs_a_snapshot_and_not_the_feed() -> None:
+    def fail(rank: int, event: KVDigest) -> None:
+        line.feed.listen(WORKER, None)
+        raise RuntimeError("planted")
+
+    async with memory_line() as line:
+        engine = Talker()
+        await line.add(WORKER, engine, "memory:w")
+        line.feed.follow(WORKER, line.client, (0, 1))
+        await settle()
+        line.feed.listen(WORKER, fail)
+        engine.store(0, 1)
+        await settle()
+        assert not line.feed.statistics()[WORKER].is_live
+        assert isinstance(line.clock, ManualClock)
+        await line.clock.advance(FEED_RETRY_S)
+        await settle()
+        assert line.feed.statistics()[WORKER].is_live
+        assert line.depth() == {0: Overlap(device_blocks=2)}
 
 
 async def test_nothing_reaches_seats_of_a_worker_that_is_not_followed_any_more() -> None:
