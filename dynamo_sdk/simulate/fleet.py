@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 
 from dynamo_sdk.engines.mocker import build_cores
-from dynamo_sdk.errors import InvalidRequest, Overloaded
+from dynamo_sdk.errors import Overloaded
 from dynamo_sdk.interfaces import CacheKey, Candidate
 from dynamo_sdk.kv import PrefixIndex
 from dynamo_sdk.kv.prefix_keys import pack_words
@@ -170,8 +170,6 @@ class Fleet:
         rank = worker.ranks[request.dp_rank or 0]
         if rank.core.num_waiting >= worker.spec.config.max_num_waiting:
             raise Overloaded(f"{rank.core.num_waiting} requests are already waiting")
-        if request.dp_rank is not None and not 0 <= request.dp_rank < len(worker.ranks):
-            raise InvalidRequest(f"dp_rank is {request.dp_rank} of {len(worker.ranks)}", param="dp_rank")
         rank.add(request, keys)
         worker.num_requests += 1
         if not worker.is_reporting:
