@@ -307,12 +307,12 @@ class Connection(asyncio.Protocol):
         elif self._incoming is not None:
             if self._incoming.refusal is None:
                 self._expect(_Expected.BODY)
-        elif self._num_unparsed_bytes:
-            self._expect(_Expected.HEAD)
-        elif self._answering is None and self._expected is not _Expected.HEAD:
-            self._expect(_Expected.NEXT)
         elif self._answering is not None:
             self._expect(None)
+        elif self._num_unparsed_bytes:
+            self._expect(_Expected.HEAD)
+        elif self._expected is not _Expected.HEAD:
+            self._expect(_Expected.NEXT)
 
     def _expect(self, expected: _Expected | None) -> None:
         if expected is self._expected:
@@ -375,10 +375,12 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int, message: str) -> None:
         if self._is_closed:
             return
-        if self._answering is None or self._answering.status is None:
-            body = encode_json(ErrorBody(ErrorObject(message, "invalid_request_error", None, "bad_http")))
-            head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\n" % (status, _REASONS[status])
-            self.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
+        if self._answering is not None:  # that comes first, and nothing behind it
+            self._answering.keeps_alive = False
+            return
+        body = encode_json(ErrorBody(ErrorObject(message, "invalid_request_error", None, "bad_http")))
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\n" % (status, _REASONS[status])
+        self.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
         self.close()
 
 

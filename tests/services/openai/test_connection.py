@@ -276,6 +276,24 @@ async def test_an_answer_may_take_longer_than_a_head_or_idling(num_before: int) 
             assert (await client.answer())[0] == 200
 
 
+@pytest.mark.parametrize("behind", [b"\r\n", b"GET /li", b"no HTTP\r\n\r\n"])
+async def test_what_comes_behind_a_request_does_not_end_its_answer(behind: bytes) -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    async with running(backend, head_timeout_s=0.2) as address:
+        async with connected(address) as client, connected(address) as later:
+            await client.send(post(CHAT, chat()))
+            await backend.until(lambda: backend.num_open == 1)
+            await client.send(behind)
+            await later.until_closed()
+            async with connected(address) as latest:
+                await latest.until_closed()  # by now a head would have had to be there
+            assert backend.gate is not None
+            backend.gate.set()
+            assert (await client.answer())[0] == 200
+            rest = await client.until_closed()
+            assert not rest or rest.startswith(b"HTTP/1.1 408")
+
+
 # --- flooding
 
 
