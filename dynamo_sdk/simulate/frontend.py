@@ -10,7 +10,7 @@ from random import Random
 
 from dynamo_sdk.engines.mocker import Admission
 from dynamo_sdk.engines.stateless import TICKET, StatelessConnector
-from dynamo_sdk.errors import DynamoError, Unavailable
+from dynamo_sdk.errors import DynamoError, EngineFailed, Unavailable
 from dynamo_sdk.flow import Action, Fail, FlowConfig, Observe, RequestFlow, Route, Send
 from dynamo_sdk.interfaces import Router, RoutingContext, RoutingRequest
 from dynamo_sdk.kv import PrefixKeys
@@ -176,11 +176,12 @@ class Frontend:
             )
         except DynamoError as error:
             return flow.not_routed(ask.pool, error)
-        chosen = next(
-            found
-            for found in candidates
-            if found.worker_id == decision.worker_id and found.dp_rank == decision.dp_rank
-        )
+        seat = (decision.worker_id, decision.dp_rank)
+        chosen = next((found for found in candidates if (found.worker_id, found.dp_rank) == seat), None)
+        if chosen is None:
+            return flow.not_routed(
+                ask.pool, EngineFailed(f"the router chose {seat}, which was not a candidate")
+            )
         worker = pool.workers[chosen.worker_id]
         num_cached = 0
         if keys is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 
 from dynamo_sdk.engines.mocker import MockerCore
 from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.interfaces import Candidate, Router, RoutingContext, RoutingDecision, RoutingRequest
 from dynamo_sdk.simulate import Arrival, FleetSpec, Outcome, SimOptions, Workload, simulate
+from dynamo_sdk.types import WorkerId
 
 from .fleets import fleet, longest_prefix
 
@@ -186,3 +190,16 @@ def test_without_events_routers_go_by_what_was_sent() -> None:
     options = SimOptions(has_kv_events=False)
     _, second = simulate(Workload(name="twins", arrivals=twins), spec, options).requests
     assert (second.num_predicted_tokens, second.num_cached_tokens) == (511, 448)
+
+
+def test_a_router_that_chooses_a_stranger_fails_the_request() -> None:
+    class Lost(Router):
+        def select(
+            self, request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
+        ) -> RoutingDecision:
+            return RoutingDecision(worker_id=WorkerId("nobody"))
+
+    arrival = Arrival(at_s=0.0, num_input_tokens=5, num_output_tokens=2)
+    (record,) = simulate(Workload(name="w", arrivals=(arrival,)), fleet(Lost)).requests
+    assert record.error is not None
+    assert "was not a candidate" in record.error
