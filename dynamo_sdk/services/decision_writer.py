@@ -42,10 +42,6 @@ class DecisionWriter:
             self._is_over = True
             logger.warning("the decision log %s ends here: %s", self.path, error)
 
-    def flush(self) -> None:
-        if not self._is_over:
-            self._file.flush()
-
     def close(self) -> None:
         """Idempotent."""
         self._is_over = True

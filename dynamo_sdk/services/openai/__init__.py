@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP API as an ASGI application over an abstract ``Backend``."""
+"""The OpenAI-compatible HTTP API, and its server, over an abstract ``Backend``."""
 
 from .app import OpenAIApp
 from .backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health

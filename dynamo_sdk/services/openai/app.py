@@ -1,4 +1,4 @@
-"""The ASGI application: routes by path, answers every error in OpenAI's shape, counts outcomes.
+"""The HTTP application: routes by path, answers every error in OpenAI's shape, counts outcomes.
 
 ::
 
