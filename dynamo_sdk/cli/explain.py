@@ -143,13 +143,16 @@ def _from_log(path: Path, request_id: str | None, router: str) -> None:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     entries = list(read_log(data))
-    num, num_same = 0, 0
+    if request_id is not None:  # an answer's id says which route it came from, a decision's does not
+        request_id = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
+    num, num_same, is_found = 0, 0, False
     for pool in dict.fromkeys((entry.model, entry.role) for entry in entries if isinstance(entry, Decided)):
         for one in replay(_of_pool(entries, pool), router_named(router), is_explaining=True):
             num, num_same = num + 1, num_same + one.is_same
             entry = one.entry
             if request_id is None or not entry.request_id.startswith(request_id):
                 continue
+            is_found = True
             verdict = "decides the same" if one.is_same else "decides otherwise"
             typer.echo(f"{entry.request_id} went to {entry.worker_id}; {router} {verdict}")
             if one.decision is None:
@@ -163,6 +166,8 @@ def _from_log(path: Path, request_id: str | None, router: str) -> None:
                 block_keys=memoryview(entry.block_keys).cast("Q") if entry.block_keys else (),
             )
             typer.echo(table(explained(asked, entry.candidates, one.decision, (), entry.now_s)))
+    if request_id is not None and not is_found:
+        raise ConfigError(f"{path} has no decision of a request {request_id!r} (it has {num} decisions)")
     typer.echo(f"{num_same} of {num} decisions are the same under {router}")
 
 

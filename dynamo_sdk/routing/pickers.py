@@ -31,14 +31,16 @@ def pick_among_frontends(
 ) -> Pick:
     """The lowest total cost, but for other frontends: they see the same worker as the best one, and choose it
     before any report says so. Alone, a request costs what it costs; with a share ``s`` of the requests
-    theirs, it meets one of theirs that often, which costs about as much again. So whoever is within
-    ``s`` times the lowest cost is as good, and chance decides."""
+    theirs, it meets one of theirs that often, which costs about as much again; less often where they have
+    fewer requests than there are workers. So whoever is within that share of the lowest cost is as good, and
+    chance decides."""
     num_others = sum([candidate.num_other_requests for candidate in candidates])
     if not num_others:
         return pick_lowest(candidates, totals, context)
     num_ours = sum([candidate.num_active_requests for candidate in candidates])
     lowest = min(totals)
-    limit = lowest + abs(lowest) * num_others / (num_others + num_ours)
+    share = num_others / (num_others + num_ours) * min(1.0, num_others / len(candidates))
+    limit = lowest + abs(lowest) * share
     good = [index for index, total in enumerate(totals) if total <= limit]
     index = context.rng.choice(good)
     return Pick(index, f"cost {totals[index]:g}, by chance one of {len(good)} near the lowest {lowest:g}")

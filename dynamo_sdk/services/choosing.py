@@ -75,6 +75,11 @@ class Chooser:
         if chosen is None or chosen.worker_id in ask.excluded:
             stray = EngineFailed(f"the router chose {decision.worker_id!r}, which was not a candidate")
             return flow.not_routed(ask.pool, stray)
+        if not 0 <= decision.dp_rank < chosen.dp_size:
+            stray = EngineFailed(
+                f"the router chose rank {decision.dp_rank} of {chosen.dp_size} of {chosen.worker_id!r}"
+            )
+            return flow.not_routed(ask.pool, stray)
         if self._log is not None:
             self._log.write(decided(request, candidates, decision, now_s=now_s, seed=seed))
         if hints.explanations is not None:

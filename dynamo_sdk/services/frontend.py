@@ -58,6 +58,15 @@ class Frontend(FrontendService, ManagedService):
         decision_log: str | None = None,
         decision_log_bytes: int = DispatchLimits().decision_log_bytes,
     ) -> None:
+        at_least_1 = {
+            "max_prefill_tokens": max_prefill_tokens,
+            "max_waiting": max_waiting,
+            "max_waiting_per_tenant": max_waiting_per_tenant,
+            "tenant_quantum": tenant_quantum,
+        }
+        for name, value in at_least_1.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; allowed is 1 or more")
         self._http_limits = HttpLimits(max_body_bytes=max_body_bytes, deadline_s=request_timeout_s)
         self._dispatch_limits = DispatchLimits(
             stall_timeout_s=stall_timeout_s,

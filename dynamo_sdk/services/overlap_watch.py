@@ -89,7 +89,10 @@ class OverlapWatch:
 
     async def _watch(self) -> None:
         while True:
-            self.check()
+            try:
+                self.check()
+            except Exception:  # whoever watches over silence must not fall silent
+                logger.exception("what routers predict could not be checked; trying again")
             await self._clock.sleep(CHECK_S)
 
     def _pools(self, model: str) -> list[tuple[str, Role]]:
