@@ -59,6 +59,10 @@ async def test_a_graph_explains_and_its_log_replays(
     out = capsys.readouterr().out
     assert "canary" in out
     assert "least-loaded decides" in out
+    explain(request="chatcmpl-canary", log=log)
+    assert "went to" in capsys.readouterr().out, "an answer's id begins with its route"
+    with pytest.raises(ConfigError, match="has no decision of a request 'nobody'"):
+        explain(request="nobody", log=log)
 
 
 async def test_what_cannot_be_asked_is_named(tmp_path: Path) -> None:

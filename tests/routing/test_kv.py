@@ -177,6 +177,14 @@ def test_only_with_other_frontends_is_the_second_best_good_enough() -> None:
     assert min(chosen(40).values()) > 25
 
 
+def test_quiet_frontends_do_not_scatter_what_is_cached() -> None:
+    """One request of somebody else's, perhaps our own of a moment ago, in the report of one of three."""
+    cached = like(IDLE, overlap=Overlap(device_blocks=100), num_other_requests=1)
+    fleet = [like(IDLE, worker_id=B), cached, like(IDLE, worker_id="c")]
+    router, ctx = KvRouter(), context()
+    assert {router.select(ask(), fleet, ctx).worker_id for _ in range(100)} == {A}
+
+
 def never_a(
     request: RoutingRequest, candidates: Sequence[Candidate], context: RoutingContext
 ) -> Sequence[Candidate]:

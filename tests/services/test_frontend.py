@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from dynamo_sdk import Graph, depends, service
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.launch.inprocess import InProcessLauncher
 from dynamo_sdk.preprocess.pipeline import ModelPipeline
 from dynamo_sdk.services import Frontend, Worker
@@ -49,3 +50,11 @@ async def test_a_frontend_that_is_added_answers_at_the_same_address() -> None:
         counted = [line for line in text.splitlines() if line.startswith("dynamo_frontend_requests_total{")]
         assert len(counted) == 2
         assert sum(float(line.rpartition(" ")[2]) for line in counted) == 40
+
+
+@pytest.mark.parametrize(
+    "name", ["max_prefill_tokens", "max_waiting", "max_waiting_per_tenant", "tenant_quantum"]
+)
+def test_a_limit_below_one_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is -5; allowed is 1 or more"):
+        Frontend(**{name: -5})  # type: ignore[arg-type]
