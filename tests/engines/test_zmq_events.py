@@ -28,7 +28,7 @@ class Publisher:
         self.num_asked = 0
         self._said: list[list[bytes]] = []
         self._context = zmq.asyncio.Context()
-        self._pub = self._context.socket(zmq.PUB)
+        self._pub = self._context.socket(zmq.XPUB)  # a PUB that tells who subscribes
         self._router = self._context.socket(zmq.ROUTER)
         self._task: asyncio.Task[None] | None = None
 
@@ -37,6 +37,10 @@ class Publisher:
         self._pub.bind(self.endpoints.publisher)
         self._router.bind(self.endpoints.replay)
         self._task = asyncio.create_task(self._answer())
+
+    async def wait_subscribed(self) -> None:
+        """What is published before is not delivered: a subscription takes its time after `connect`."""
+        await self._pub.recv()
 
     async def say(self, name: int, *, is_lost: bool = False) -> None:
         event = {"type": "BlockStored", "block_hashes": [name], "token_ids": [name, name], "block_size": 2}
@@ -96,6 +100,7 @@ async def test_what_was_said_before_and_what_is_lost_comes_by_replay(tmp_path: P
         await publisher.say(2)
         source.start()
         await listener.wait_for(1, 2)
+        await publisher.wait_subscribed()
         await publisher.say(3)
         await listener.wait_for(1, 2, 3)
         assert publisher.num_asked == 1, "nothing was missing"
