@@ -25,6 +25,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.engines.feeds import Feed
+from dynamo_sdk.engines.runnable import is_handed_over, known_tokens, num_tokens_left
 from dynamo_sdk.errors import (
     ConfigError,
     DynamoError,
@@ -52,10 +53,7 @@ from .polling import poll, stop
 from .translate import (
     ChunkMaker,
     failure_of,
-    is_handed_over,
     is_unfinished,
-    known_tokens,
-    num_tokens_left,
     priority_of,
     refusal_of,
     sampling_arguments,
@@ -184,6 +182,8 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         self._running()
         tokens = known_tokens(request, context_length=self._context_length)
+        if request.lora is not None:
+            raise InvalidRequest("the trtllm engine serves no LoRA adapters", param="lora")
         is_handover = is_handed_over(request, context_length=self._context_length)
         ticket: Ticket | None = None
         if request.kv_transfer is not None and not is_handover:

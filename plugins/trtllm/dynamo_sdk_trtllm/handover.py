@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from dynamo_sdk.errors import TicketExpired, TicketUnknown, TransferError
+from dynamo_sdk.engines.tickets import SpentTickets, passed_on, read_ticket
+from dynamo_sdk.errors import TicketUnknown, TransferError
 from dynamo_sdk.interfaces import Handover, KVConnector
 from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role, WorkerRecord
 
@@ -62,10 +63,7 @@ class TensorRTConnector(KVConnector):
     def decode_ticket(
         self, request: GenerateRequest, prefill: WorkerRecord, answer: KVTransferParams | None
     ) -> KVTransferParams:
-        if answer is None or answer.connector != CONNECTOR:
-            given = "no ticket" if answer is None else f"a ticket of {answer.connector!r}"
-            raise TransferError(f"worker {prefill.worker_id} answered with {given}, not {CONNECTOR!r}")
-        return answer
+        return passed_on(CONNECTOR, prefill, answer)
 
 
 def issue_ticket(params: object, *, num_tokens: int, timeout_s: float, now_s: float) -> KVTransferParams:
@@ -103,40 +101,21 @@ class TicketDesk:
     """Where a decode worker checks tickets. It remembers those it has seen until they have run out."""
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, float] = {}  # when they run out, the earliest seen first
+        self._spent = SpentTickets[bytes]()
 
     def redeem(self, ticket: KVTransferParams, tokens: Sequence[int], *, now_s: float) -> Ticket:
         """For a request of these ``tokens``, prompt and generated; ``now_s`` is wall-clock time.
 
         Raises ``TicketExpired`` and ``TicketUnknown``.
         """
-        if ticket.connector != CONNECTOR:
-            raise TicketUnknown(f"TensorRT-LLM reads no tickets of {ticket.connector!r}")
-        try:
-            decoded = msgspec.msgpack.decode(ticket.payload, type=Ticket)
-        except msgspec.MsgspecError as error:
-            raise TicketUnknown(f"the ticket cannot be read: {error}") from error
-        late_s = now_s - decoded.expires_at_s
-        if late_s >= 0 or (ticket.ttl_s is not None and ticket.ttl_s <= 0):
-            raise TicketExpired(
-                f"the ticket ran out {max(0.0, late_s):.1f} s ago; if all do, the hosts' clocks differ"
-            )
+        decoded = read_ticket(ticket, Ticket, connector=CONNECTOR, reader="TensorRT-LLM", now_s=now_s)
         first = decoded.first_tokens
         if len(tokens) != decoded.num_tokens + len(first) or list(tokens[-len(first) :]) != first:
             raise TicketUnknown(
                 f"the ticket is for {decoded.num_tokens} tokens and then {first}, the request has others"
             )
-        self._spend(ticket.payload, decoded.expires_at_s, now_s)
+        self._spent.spend(ticket.payload, shown="the ticket", expires_at_s=decoded.expires_at_s, now_s=now_s)
         return decoded
-
-    def _spend(self, name: bytes, expires_at_s: float, now_s: float) -> None:
-        if name in self._seen:
-            raise TicketUnknown("the ticket was used before")
-        for old, end_s in list(self._seen.items()):
-            if end_s > now_s:
-                break
-            del self._seen[old]
-        self._seen[name] = expires_at_s
 
 
 def _flat(entries: Sequence[Mapping[int, Any]] | None) -> list[list[tuple[int, float, int | None]]] | None:

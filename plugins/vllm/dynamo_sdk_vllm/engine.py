@@ -27,6 +27,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.engines.feeds import Feed
+from dynamo_sdk.engines.runnable import is_handed_over, known_tokens
 from dynamo_sdk.engines.zmq_events import EventEndpoints, ZmqEventSource
 from dynamo_sdk.errors import DynamoError, EngineFailed, EngineStartError, InvalidRequest, TransferError
 from dynamo_sdk.interfaces import Engine, EngineFacts, EngineSetup, PublishesKVEvents, PublishesMetrics
@@ -41,7 +42,7 @@ from dynamo_sdk.types import (
 from .config import VllmConfig, accepted, engine_arguments
 from .gauges import Gauges
 from .handover import ASK_FOR_TICKET, Params, TicketDesk, issue_ticket
-from .translate import ChunkMaker, error_of, is_handed_over, known_tokens, sampling_arguments
+from .translate import ChunkMaker, error_of, sampling_arguments
 
 _log = logging.getLogger(__name__)
 

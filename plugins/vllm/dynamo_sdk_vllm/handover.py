@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from dynamo_sdk.errors import TicketExpired, TicketUnknown, TransferError
+from dynamo_sdk.engines.tickets import SpentTickets, passed_on, read_ticket
+from dynamo_sdk.errors import TicketUnknown
 from dynamo_sdk.interfaces import Handover, KVConnector
 from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role, WorkerRecord
 
@@ -55,10 +56,7 @@ class VllmNixlConnector(KVConnector):
     def decode_ticket(
         self, request: GenerateRequest, prefill: WorkerRecord, answer: KVTransferParams | None
     ) -> KVTransferParams:
-        if answer is None or answer.connector != CONNECTOR:
-            given = "no ticket" if answer is None else f"a ticket of {answer.connector!r}"
-            raise TransferError(f"worker {prefill.worker_id} answered with {given}, not {CONNECTOR!r}")
-        return answer
+        return passed_on(CONNECTOR, prefill, answer)
 
 
 def issue_ticket(params: Params, *, lease_s: float, now_s: float) -> KVTransferParams:
@@ -72,37 +70,20 @@ class TicketDesk:
     """Where a decode worker checks tickets. It remembers those it has seen until they have run out."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], float] = {}  # when they run out, the earliest seen first
+        self._spent = SpentTickets[tuple[str, str]]()
 
     def redeem(self, ticket: KVTransferParams, *, num_tokens: int, now_s: float) -> Params:
         """vLLM's ``kv_transfer_params`` for a prompt of ``num_tokens``; ``now_s`` is wall-clock time.
 
         Raises ``TicketExpired`` and ``TicketUnknown``.
         """
-        if ticket.connector != CONNECTOR:
-            raise TicketUnknown(f"vLLM reads no tickets of {ticket.connector!r}")
-        try:
-            decoded = msgspec.msgpack.decode(ticket.payload, type=_Ticket)
-        except msgspec.MsgspecError as error:
-            raise TicketUnknown(f"the ticket cannot be read: {error}") from error
-        late_s = now_s - decoded.expires_at_s
-        if late_s >= 0 or (ticket.ttl_s is not None and ticket.ttl_s <= 0):
-            raise TicketExpired(
-                f"the ticket ran out {max(0.0, late_s):.1f} s ago; if all do, the hosts' clocks differ"
-            )
+        decoded = read_ticket(ticket, _Ticket, connector=CONNECTOR, reader="vLLM", now_s=now_s)
         params = decoded.params
         num_remote_tokens = params.get("remote_num_tokens")
         if num_remote_tokens is not None and num_remote_tokens != num_tokens:
             raise TicketUnknown(f"the ticket is for {num_remote_tokens} tokens, the request has {num_tokens}")
         name = str(params.get("remote_engine_id")), str(params.get("remote_request_id"))
-        self._spend(name, decoded.expires_at_s, now_s)
+        self._spent.spend(
+            name, shown=f"the ticket of {name[1]}", expires_at_s=decoded.expires_at_s, now_s=now_s
+        )
         return params
-
-    def _spend(self, name: tuple[str, str], expires_at_s: float, now_s: float) -> None:
-        if name in self._seen:
-            raise TicketUnknown(f"the ticket of {name[1]} was used before")
-        for old, end_s in list(self._seen.items()):
-            if end_s > now_s:
-                break
-            del self._seen[old]
-        self._seen[name] = expires_at_s

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from dynamo_sdk.errors import (
-    ContextLengthExceeded,
     DynamoError,
     EngineFailed,
     InvalidRequest,
@@ -19,7 +18,6 @@ from dynamo_sdk.types import (
     GenerateRequest,
     KVTransferParams,
     LegTiming,
-    Role,
     TokenLogprobs,
     Usage,
 )
@@ -51,35 +49,6 @@ class RequestOutput(Protocol):
 
     outputs: Sequence[CompletionOutput]
     finished: bool
-
-
-def known_tokens(request: GenerateRequest, *, context_length: int) -> list[int]:
-    """Prompt and generated tokens. Raises ``InvalidRequest`` for what can never run."""
-    try:
-        tokens = request.token_ids()
-    except ValueError:
-        raise InvalidRequest("the prompt is no packed token ids", param="prompt") from None
-    if not request.num_prompt_tokens:
-        raise InvalidRequest("the prompt is empty", param="prompt")
-    if len(tokens) >= context_length:
-        raise ContextLengthExceeded(
-            f"the prompt has {len(tokens)} tokens; this model takes at most {context_length - 1}",
-            param="prompt",
-        )
-    if request.sampling.max_tokens <= request.num_generated_tokens:
-        raise InvalidRequest(
-            f"max_tokens is {request.sampling.max_tokens}, "
-            f"and {request.num_generated_tokens} tokens are already generated",
-            param="max_tokens",
-        )
-    return tokens
-
-
-def is_handed_over(request: GenerateRequest, *, context_length: int) -> bool:
-    """Whether a prefill leg leaves something to decode, unless its first token ends the output."""
-    num_known = request.num_prompt_tokens + request.num_generated_tokens
-    num_left = request.sampling.max_tokens - request.num_generated_tokens
-    return request.role is Role.PREFILL and num_left > 1 and num_known + 1 < context_length
 
 
 def sampling_arguments(

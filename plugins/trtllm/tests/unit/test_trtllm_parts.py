@@ -12,7 +12,6 @@ import pytest
 
 from dynamo_sdk.errors import (
     ConfigError,
-    ContextLengthExceeded,
     EngineFailed,
     InvalidRequest,
     TicketExpired,
@@ -39,7 +38,7 @@ from dynamo_sdk_trtllm.config import TensorRTConfig, accepted, llm_arguments
 from dynamo_sdk_trtllm.gauges import Gauges
 from dynamo_sdk_trtllm.handover import TicketDesk, issue_ticket
 from dynamo_sdk_trtllm.kv_events import RankEvents
-from dynamo_sdk_trtllm.translate import ChunkMaker, known_tokens, priority_of, sampling_arguments
+from dynamo_sdk_trtllm.translate import ChunkMaker, priority_of, sampling_arguments
 
 NOW_S = 1_000_000.0
 
@@ -109,15 +108,6 @@ def test_what_cannot_be_honoured_is_refused(field: str, value: object):
     sampling = msgspec.convert({"max_tokens": 4, field: value}, SamplingParams)
     with pytest.raises(InvalidRequest, match=field):
         sampling_arguments(generate_request([1], sampling), max_tokens=4)
-
-
-def test_requests_that_can_never_run():
-    with pytest.raises(InvalidRequest, match="empty"):
-        known_tokens(generate_request([]), context_length=8)
-    with pytest.raises(ContextLengthExceeded):
-        known_tokens(generate_request(range(8)), context_length=8)
-    with pytest.raises(InvalidRequest, match="LoRA"):
-        known_tokens(msgspec.structs.replace(generate_request(), lora="a"), context_length=8)
 
 
 def test_priorities_turn_around():

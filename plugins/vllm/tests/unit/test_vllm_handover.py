@@ -62,7 +62,7 @@ def test_what_has_run_out_is_forgotten():
     for number in range(1000):
         at_s = ISSUED_S + number
         desk.redeem(ticket(f"r-{number}", at_s=at_s), num_tokens=80, now_s=at_s)
-    assert len(desk._seen) <= 21
+    assert len(desk._spent) <= 21
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from dynamo_sdk.errors import (
-    ContextLengthExceeded,
     DynamoError,
     EngineFailed,
     InvalidRequest,
@@ -21,7 +20,6 @@ from dynamo_sdk.types import (
     FinishReason,
     GenerateRequest,
     KVTransferParams,
-    PackedTokens,
     Role,
     SamplingParams,
     TokenLogprobs,
@@ -29,8 +27,6 @@ from dynamo_sdk.types import (
 from dynamo_sdk_vllm.translate import (
     ChunkMaker,
     error_of,
-    is_handed_over,
-    known_tokens,
     leg_timing,
     sampling_arguments,
 )
@@ -109,33 +105,6 @@ def test_a_prefill_leg_asks_for_one_token_that_may_not_be_a_stop_before_min_toke
     )
     assert (made["max_tokens"], made["min_tokens"]) == (1, 1)
     assert made["extra_args"] == {"kv_transfer_params": {"do_remote_decode": True}}
-
-
-@pytest.mark.parametrize(
-    ("asked", "context_length", "expected"),
-    [
-        (request(Role.PREFILL), 100, True),
-        (request(Role.PREFILL, max_tokens=1), 100, False),
-        (request(Role.PREFILL, num_generated=7), 100, False),
-        (request(Role.PREFILL), 11, False),
-        (request(Role.DECODE), 100, False),
-        (request(), 100, False),
-    ],
-)
-def test_what_is_handed_over(asked: GenerateRequest, context_length: int, *, expected: bool):
-    assert is_handed_over(asked, context_length=context_length) is expected
-
-
-def test_requests_that_can_never_run_are_refused():
-    with pytest.raises(InvalidRequest, match="empty"):
-        known_tokens(generate_request([]), context_length=100)
-    with pytest.raises(ContextLengthExceeded, match="10 tokens"):
-        known_tokens(request(), context_length=10)
-    with pytest.raises(InvalidRequest, match="already generated"):
-        known_tokens(request(num_generated=8), context_length=100)
-    broken = msgspec.structs.replace(request(), prompt=PackedTokens(b"123"))
-    with pytest.raises(InvalidRequest, match="packed"):
-        known_tokens(broken, context_length=100)
 
 
 def test_deltas_of_several_tokens_sum_to_the_output():
