@@ -3,6 +3,7 @@
 from .block_memory import BlockMemory, BlockReservation, ExposesBlocks, SharedRegion
 from .discovery import Discovery, Fleet, Lease
 from .engine import (
+    AdaptsLora,
     Embeds,
     Engine,
     EngineFacts,
@@ -40,6 +41,7 @@ from .router import (
 )
 
 __all__ = [
+    "AdaptsLora",
     "BlockMemory",
     "BlockOffer",
     "BlockReservation",

@@ -1,7 +1,7 @@
 """``Engine``: what turns token ids into token ids. Read this file to write one.
 
 An engine never sees HTTP, text or templates; it gets packed token ids and yields new ones. What not
-every engine can do is a small interface beside ``Engine``: ``Embeds``, ``PublishesKVEvents``,
+every engine can do is a small interface beside ``Engine``: ``Embeds``, ``AdaptsLora``, ``PublishesKVEvents``,
 ``PublishesMetrics``, ``ExposesBlocks`` (in ``block_memory``). Implement what you have; nothing is a flag.
 """
 
@@ -15,7 +15,7 @@ import msgspec
 
 from dynamo_sdk.types.kv_events import KVEventBatch
 from dynamo_sdk.types.loads import ForwardPassMetrics, LoadSnapshot
-from dynamo_sdk.types.models import ModelSpec
+from dynamo_sdk.types.models import LoraSpec, ModelSpec
 from dynamo_sdk.types.outputs import GenerateChunk
 from dynamo_sdk.types.requests import EmbedOutput, EmbedRequest, GenerateRequest, Role
 
@@ -28,12 +28,15 @@ class EngineSetup:
 
     ``config`` is an instance of the descriptor's config model (``None`` without one), already validated.
     ``connector_args`` is what the graph's KV connector wants this engine to be started with, JSON types.
+    ``loras`` are adapters that it will be asked to load once it has started, so that it can keep room for
+    them; only an ``AdaptsLora`` gets any.
     """
 
     model: ModelSpec
     role: Role
     connector: str | None = None
     connector_args: dict[str, str] = field(default_factory=dict[str, str])
+    loras: tuple[LoraSpec, ...] = ()
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -93,6 +96,37 @@ class Embeds(ABC):
     @abstractmethod
     async def embed(self, request: EmbedRequest) -> EmbedOutput:
         """One L2-normalised vector for one prompt. Cancellable. Raises ``InvalidRequest``."""
+
+
+class AdaptsLora(ABC):
+    """An engine that serves LoRA adapters of its model, beside the model itself and in the same batches.
+
+    ``GenerateRequest.lora`` and ``EmbedRequest.lora`` name one; while no such adapter is loaded they are
+    refused with ``ModelNotFound``, before the first chunk. Adapters share no KV with each other or with the
+    model. Both methods may be called at any time after ``start``, while requests run; callers wait for one
+    call to end before they make another for the same name.
+    """
+
+    @abstractmethod
+    async def load_lora(self, lora: LoraSpec) -> None:
+        """Serve ``lora`` when this returns. What is loaded already, name and path, stays as it is. KV that
+        another adapter of this name has left is not used.
+
+        Raises ``InvalidRequest``, and nothing has changed: the name is another adapter's, the folder has
+        none that fits the model, or there is no room for one more.
+        """
+
+    @abstractmethod
+    async def unload_lora(self, name: str) -> None:
+        """Refuse requests for it from now on; return when those that run have ended and its memory is free.
+        When this is cancelled, new requests stay refused, and it can be called again.
+
+        Raises ``ModelNotFound`` where there is no such adapter.
+        """
+
+    @abstractmethod
+    def loras(self) -> tuple[LoraSpec, ...]:
+        """Those that requests may name now; must not block."""
 
 
 class OpensSources(ABC):

@@ -16,7 +16,7 @@ from .kv_events import (
 )
 from .kv_transfer import KVLayout, KVTransferParams
 from .loads import ForwardPassMetrics, LoadSnapshot
-from .models import ModelRecord, ModelSpec
+from .models import LoraSpec, ModelRecord, ModelSpec
 from .outputs import FinishReason, GenerateChunk, LegTiming, TokenLogprobs, Usage
 from .requests import EmbedOutput, EmbedRequest, GenerateRequest, Role, SamplingParams
 from .tokens import NO_TOKENS, PackedTokens, num_tokens, pack_tokens, unpack_tokens
@@ -43,6 +43,7 @@ __all__ = [
     "KVTransferParams",
     "LegTiming",
     "LoadSnapshot",
+    "LoraSpec",
     "ModelRecord",
     "ModelSpec",
     "MovedDigest",

@@ -12,6 +12,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
+class LoraSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter of some model. ``name`` is what clients say in place of the model's; ``path`` a folder
+    in PEFT's style on this host: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+
+    name: str
+    path: str
+
+
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker announces, and all a frontend needs to build the model's pipeline.
 
