@@ -1,7 +1,8 @@
 """``EventLog``: what a worker keeps so that readers of its KV events can join late and recover.
 
 Per data-parallel rank the latest batches, for readers that missed a few, and an index of its own with all
-that the rank holds, for a snapshot at any time without asking the engine.
+that the rank holds, for a snapshot at any time without asking the engine. Readers see the engine's numbers as long
+as those rise; an engine that begins anew is numbered on from there, so that no number ever means two things.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dynamo_sdk.types.kv_events import KVDigest, KVDigestBatch, KVEvent, KVEvent
 from .digest import digest
 from .event_cursor import BEFORE_ALL
 from .prefix_index import PrefixIndex
+from .snapshot_parts import cut_snapshot
 
 _log = logging.getLogger(__name__)
 _BYTES_PER_BLOCK = 8  # of names
@@ -31,27 +33,30 @@ class EventLog:
 
     def begin(self, snapshot: Iterable[KVEventBatch]) -> None:
         """The state to start from: the engine's, one batch per rank. Again: forget all that was before."""
-        for number in self._ranks:
+        before, self._ranks = self._ranks, {}
+        for number in before:
             self._index.clear(number)
-        self._ranks.clear()
         for batch in snapshot:
-            self._ranks[batch.dp_rank] = _RankLog(batch.sequence)
+            known = before.get(batch.dp_rank)
+            first = batch.sequence if known is None else max(batch.sequence, known.last + 1)
+            self._ranks[batch.dp_rank] = _RankLog(first, ahead=first - batch.sequence)
             for event in _digests(batch.events):
                 self._index.apply(batch.dp_rank, event)
 
     def append(self, batch: KVEventBatch) -> bool:
-        """Take the next batch of a rank; an old one changes nothing. False = one before it is missing, and
-        it is not taken: ``begin`` anew."""
+        """Take the next batch of a rank. False = it is not taken, because one before it is missing or the
+        engine counts backwards: ``begin`` anew."""
         rank = self._ranks.get(batch.dp_rank)
         if rank is None:
             rank = self._ranks[batch.dp_rank] = _RankLog(BEFORE_ALL)
-        if batch.sequence != rank.last + 1:
-            return batch.sequence <= rank.last
+        sequence = batch.sequence + rank.ahead
+        if sequence != rank.last + 1:
+            return False
         digests = _digests(batch.events)
         for event in digests:
             self._index.apply(batch.dp_rank, event)
         rank.append(
-            KVDigestBatch(sequence=batch.sequence, dp_rank=batch.dp_rank, digests=digests), self._max_blocks
+            KVDigestBatch(sequence=sequence, dp_rank=batch.dp_rank, digests=digests), self._max_blocks
         )
         return True
 
@@ -62,20 +67,13 @@ class EventLog:
 
     def after(self, seen: Mapping[int, int]) -> list[KVDigestBatch]:
         """What a reader lacks that has ``seen`` each rank's batches up to these numbers: the batches since,
-        or a snapshot where they are no longer kept, or where it has seen none."""
+        or a snapshot, in parts, where they are no longer kept, or where it has seen none."""
         lacking: list[KVDigestBatch] = []
         for number, rank in self._ranks.items():
             last_seen = seen.get(number)
             batches = None if last_seen is None else rank.after(last_seen)
             if batches is None:
-                batches = [
-                    KVDigestBatch(
-                        sequence=rank.last,
-                        dp_rank=number,
-                        digests=self._index.snapshot(number),
-                        is_snapshot=True,
-                    )
-                ]
+                batches = cut_snapshot(rank.last, number, self._index.snapshot(number))
             lacking += batches
         return lacking
 
@@ -87,10 +85,11 @@ class EventLog:
 
 
 class _RankLog:
-    """Consecutive batches up to number ``last``."""
+    """Consecutive batches up to number ``last``; the engine's own numbers are ``ahead`` lower."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: int, *, ahead: int = 0) -> None:
         self.last = last
+        self.ahead = ahead
         self._batches: deque[KVDigestBatch] = deque()
         self._num_blocks = 0
 

@@ -65,7 +65,7 @@ class _Followed:
         return (
             self.is_connected
             and len(cursors) == len(self.seats)
-            and not any(cursor.is_waiting for cursor in cursors)
+            and all(cursor.is_live for cursor in cursors)
         )
 
 
@@ -128,7 +128,7 @@ class KVFeed:
     async def _read_once(self, followed: _Followed) -> None:
         """One connection's worth of events; several when a snapshot must be asked for."""
         while True:
-            seen = {rank: cursor.last for rank, cursor in followed.cursors.items() if not cursor.is_waiting}
+            seen = {rank: cursor.last for rank, cursor in followed.cursors.items() if cursor.is_live}
             stream = followed.client.stream(followed.worker_id, "kv_events", seen, timeout_s=None)
             async with aclosing(stream) as batches:
                 async for batch in batches:

@@ -27,14 +27,14 @@ class KVPublisher:
         Something comes at once for each rank, if only an empty batch: so the reader knows where it is."""
         log = self._begin()
         sent = dict(seen)
-        lacking = {batch.dp_rank for batch in log.after(sent)}
-        for rank in log.ranks - lacking:
+        lacking = log.after(sent)
+        for rank in log.ranks - {batch.dp_rank for batch in lacking}:
             yield KVDigestBatch(sequence=sent[rank], dp_rank=rank, digests=())
         while True:
-            for batch in log.after(sent):
+            for batch in lacking:
                 sent[batch.dp_rank] = batch.sequence
                 yield batch
-            if not log.after(sent):
+            while not (lacking := log.after(sent)):
                 await self._next_batch()
 
     def _begin(self) -> EventLog:

@@ -91,9 +91,12 @@ class KVEventBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 class KVDigestBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A ``KVEventBatch`` whose events are digests. ``is_snapshot``: they build the state after batch
-    ``sequence`` (-1: before the first one) from nothing."""
+    ``sequence`` (-1: before the first one) from nothing, together with the snapshot's other parts. Those
+    come in order, ``part`` from 0."""
 
     sequence: int
     dp_rank: int
     digests: tuple[KVDigest, ...]
     is_snapshot: bool = False
+    part: int = 0
+    num_parts: int = 1

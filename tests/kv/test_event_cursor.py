@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -60,8 +62,27 @@ def test_a_snapshot_that_does_not_reach_the_gap_is_asked_for_again():
     cursor.receive(batch(0))
     cursor.receive(batch(5))
     assert told(cursor.receive(batch(3, is_snapshot=True))) == [-3, "ask"]
-    assert told(cursor.receive(batch(2, is_snapshot=True))) == ["ask"]
     assert told(cursor.receive(batch(6, is_snapshot=True))) == [-6]
+
+
+def test_a_sender_whose_snapshot_is_older_has_begun_anew():
+    cursor = EventCursor()
+    for number in range(9):
+        cursor.receive(batch(number))
+    assert told(cursor.receive(batch(2, is_snapshot=True))) == [-2]
+    assert told(cursor.receive(batch(3))) == [3]
+    assert (cursor.last, cursor.is_waiting, cursor.num_restarts) == (3, False, 1)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_restart_while_a_snapshot_is_waited_for_ends_the_wait(number: int):
+    cursor = EventCursor()
+    cursor.receive(batch(0))
+    cursor.receive(batch(1))
+    assert told(cursor.receive(batch(5))) == ["ask"]
+    assert told(cursor.receive(batch(number, is_snapshot=True))) == [-number], "and does not ask for ever"
+    assert told(cursor.receive(batch(number + 1))) == [number + 1]
+    assert (cursor.is_waiting, cursor.num_restarts) == (False, 1)
 
 
 def test_the_first_snapshot_may_be_of_a_worker_that_has_said_nothing():
@@ -78,6 +99,41 @@ def test_what_is_kept_is_bounded():
         cursor.check_integrity()
     assert told(cursor.receive(batch(49, is_snapshot=True))) == [-49]
     assert not cursor.is_waiting
+
+
+def part(sequence: int, number: int, *, num_parts: int = 3) -> KVDigestBatch:
+    whole = batch(10 * sequence + number, is_snapshot=True)
+    return msgspec.structs.replace(whole, sequence=sequence, part=number, num_parts=num_parts)
+
+
+def test_a_snapshot_in_parts_counts_when_the_last_is_here():
+    cursor = EventCursor()
+    for number in (0, 1):
+        assert cursor.receive(part(7, number)) == []
+        assert not cursor.is_live
+        assert cursor.last == -1
+    assert cursor.receive(part(7, 2)) == [
+        Replace(tuple(digest for number in range(3) for digest in part(7, number).digests))
+    ]
+    assert (cursor.is_live, cursor.last, cursor.num_snapshots) == (True, 7, 1)
+
+
+def test_parts_of_a_snapshot_that_broke_off_are_dropped():
+    cursor = EventCursor()
+    cursor.receive(part(7, 0))
+    cursor.receive(part(8, 0, num_parts=2))
+    assert cursor.receive(part(8, 1, num_parts=2)) == [
+        Replace(tuple(digest for number in range(2) for digest in part(8, number).digests))
+    ]
+
+
+def test_parts_without_their_beginning_are_asked_for_again():
+    cursor = EventCursor()
+    assert told(cursor.receive(part(7, 1))) == ["ask"]
+    cursor.receive(part(7, 0))
+    assert told(cursor.receive(part(8, 1))) == ["ask"]
+    assert told(cursor.receive(batch(8, is_snapshot=True))) == [-8]
+    assert cursor.is_live
 
 
 class AnyDelivery(RuleBasedStateMachine):
@@ -136,6 +192,17 @@ class AnyDelivery(RuleBasedStateMachine):
     def answer(self) -> None:
         self.is_asked = False
         self.line.append(self.snapshot())
+
+    @rule()
+    def restart(self) -> None:
+        """The sender counts from the beginning. The reader is connected anew, and gets a snapshot where it
+        has seen more than there is."""
+        self.truth.clear(SEAT)
+        self.held.clear()
+        self.line.clear()
+        self.number = -1
+        if self.cursor.is_waiting or self.cursor.last > self.number:
+            self.take(self.snapshot())
 
     def snapshot(self) -> KVDigestBatch:
         return KVDigestBatch(

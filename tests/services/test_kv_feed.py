@@ -21,6 +21,7 @@ from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.graph import endpoint, endpoints_of, service
 from dynamo_sdk.interfaces import EngineSetup, Overlap, PublishesKVEvents
 from dynamo_sdk.kv import PrefixIndex, prefix_keys
+from dynamo_sdk.kv.snapshot_parts import MAX_PART_BYTES
 from dynamo_sdk.runtime.calls import codecs_of, serve_endpoints
 from dynamo_sdk.runtime.clock import Clock, ManualClock, SystemClock, settle
 from dynamo_sdk.runtime.discovery import MemoryDiscovery
@@ -243,6 +244,25 @@ async def test_a_batch_that_is_lost_on_the_way_costs_a_new_call() -> None:
         found = line.feed.statistics()[WORKER]
         assert (found.num_snapshots, found.num_gaps, found.is_live) == (3, 1, True)
         assert teller.num_calls == 2
+
+
+async def test_a_snapshot_larger_than_a_frame_should_be_comes_in_parts() -> None:
+    num_blocks = 2 * MAX_PART_BYTES // 16
+    async with memory_line() as line:
+        engine = Talker()
+        event = BlocksStored(
+            block_hashes=tuple(range(num_blocks)),
+            parent_hash=None,
+            token_ids=tuple(range(num_blocks)),
+            block_size=1,
+        )
+        engine.kv_snapshot = lambda: (KVEventBatch(sequence=4, dp_rank=0, events=(event,)),)  # type: ignore[method-assign]
+        await line.add(WORKER, engine, "memory:w")
+        line.feed.follow(WORKER, line.client, (0,))
+        await settle()
+        found = line.feed.statistics()[WORKER]
+        assert (found.num_snapshots, found.num_batches, found.is_live) == (1, 3, True)
+        assert line.index.num_held(0) == num_blocks
 
 
 async def test_a_worker_without_events_is_asked_once() -> None:
