@@ -1,8 +1,8 @@
 """``EventLog``: what a worker keeps so that readers of its KV events can join late and recover.
 
 Per data-parallel rank the latest batches, for readers that missed a few, and an index of its own with all
-that the rank holds, for a snapshot at any time without asking the engine. Readers see the engine's numbers as long
-as those rise; an engine that begins anew is numbered on from there, so that no number ever means two things.
+that the rank holds, for a snapshot at any time without asking the engine. Readers see the engine's numbers as
+long as those rise; an engine that begins anew is numbered on from there: no number ever means two things.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ class EventLog:
             self._index.clear(number)
         for batch in snapshot:
             known = before.get(batch.dp_rank)
-            first = batch.sequence if known is None else max(batch.sequence, known.last + 1)
+            if known is None:
+                first = batch.sequence
+            elif known.is_whole and batch.sequence + known.ahead == known.last:
+                first = known.last  # nothing has happened there
+            else:
+                first = max(batch.sequence, known.last + 1)
             self._ranks[batch.dp_rank] = _RankLog(first, ahead=first - batch.sequence)
             for event in _digests(batch.events):
                 self._index.apply(batch.dp_rank, event)
@@ -51,6 +56,7 @@ class EventLog:
             rank = self._ranks[batch.dp_rank] = _RankLog(BEFORE_ALL)
         sequence = batch.sequence + rank.ahead
         if sequence != rank.last + 1:
+            rank.is_whole = False
             return False
         digests = _digests(batch.events)
         for event in digests:
@@ -85,11 +91,13 @@ class EventLog:
 
 
 class _RankLog:
-    """Consecutive batches up to number ``last``; the engine's own numbers are ``ahead`` lower."""
+    """Consecutive batches up to number ``last``; the engine's own numbers are ``ahead`` lower. ``is_whole``:
+    the engine has said nothing that does not follow."""
 
     def __init__(self, last: int, *, ahead: int = 0) -> None:
         self.last = last
         self.ahead = ahead
+        self.is_whole = True
         self._batches: deque[KVDigestBatch] = deque()
         self._num_blocks = 0
 

@@ -20,6 +20,7 @@ class KVPublisher:
     def __init__(self, engine: PublishesKVEvents) -> None:
         self._engine = engine
         self._log: EventLog | None = None
+        self._takes_snapshot = False
         self._waiting: set[asyncio.Future[None]] = set()
 
     async def follow(self, seen: Mapping[int, int]) -> AsyncGenerator[KVDigestBatch, None]:
@@ -40,16 +41,22 @@ class KVPublisher:
     def _begin(self) -> EventLog:
         if self._log is None:
             self._engine.subscribe_kv_events(self._on_batch)
-            log = EventLog()
-            log.begin(self._engine.kv_snapshot())
-            self._log = log
+            self._log = EventLog()
+            self._take_snapshot(self._log)
         return self._log
 
+    def _take_snapshot(self, log: EventLog) -> None:
+        self._takes_snapshot = True
+        try:
+            log.begin(self._engine.kv_snapshot())
+        finally:
+            self._takes_snapshot = False
+
     def _on_batch(self, batch: KVEventBatch) -> None:
-        if self._log is None:
+        if self._log is None or self._takes_snapshot:
             return  # said while the snapshot is taken, and part of it
         if not self._log.append(batch):
-            self._log.begin(self._engine.kv_snapshot())
+            self._take_snapshot(self._log)
         waiting, self._waiting = self._waiting, set()
         for waiter in waiting:
             if not waiter.done():

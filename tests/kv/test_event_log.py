@@ -51,12 +51,29 @@ def test_what_is_kept_is_bounded_and_who_lacks_more_gets_a_snapshot():
 def test_after_a_gap_it_begins_anew_and_readers_get_a_snapshot():
     log = EventLog()
     log.begin([KVEventBatch(sequence=-1, dp_rank=0, events=())])
-    assert [log.append(stored(number)) for number in (0, 1, 1, 5, 2)] == [True, True, True, False, True]
+    assert [log.append(stored(number)) for number in (0, 1, 5)] == [True, True, False]
     log.begin([stored(5)])
     [snapshot] = log.after({0: 2})
     assert kinds([snapshot]) == [(0, 5, True)]
     assert len(snapshot.digests) == 1
     assert log.after({0: 5}) == []
+    log.check_integrity()
+
+
+def test_an_engine_that_counts_backwards_is_numbered_on():
+    log = EventLog()
+    log.begin([KVEventBatch(sequence=-1, dp_rank=0, events=())])
+    for number in range(5):
+        assert log.append(stored(number))
+    assert not log.append(stored(0))
+    log.begin([stored(0)])
+    [snapshot] = log.after({0: 4})
+    assert kinds([snapshot]) == [(0, 5, True)]
+    assert len(snapshot.digests) == 1, "what it held before is gone"
+    for number in range(1, 9):
+        assert log.append(stored(number))
+    assert kinds(log.after({0: 12})) == [(0, 13, False)]
+    assert kinds(log.after({0: 4})) == [(0, 13, True)], "batches of the new life do not follow the old one's"
     log.check_integrity()
 
 

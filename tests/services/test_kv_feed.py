@@ -246,6 +246,27 @@ async def test_a_batch_that_is_lost_on_the_way_costs_a_new_call() -> None:
         assert teller.num_calls == 2
 
 
+async def test_an_engine_that_counts_from_the_beginning_again_costs_a_snapshot() -> None:
+    async with memory_line() as line:
+        engine = Talker()
+        await line.add(WORKER, engine, "memory:w")
+        line.feed.follow(WORKER, line.client, (0, 1))
+        await settle()
+        for block in range(4):
+            engine.store(block)
+        await settle()
+        assert line.depth() == {0: Overlap(device_blocks=4)}
+        engine.held[0], engine.numbers[0] = [], -1
+        engine.store(0)
+        await settle()
+        assert line.depth() == {0: Overlap(device_blocks=1)}
+        engine.store(1)
+        await settle()
+        assert line.depth() == {0: Overlap(device_blocks=2)}
+        found = line.feed.statistics()[WORKER]
+        assert (found.num_snapshots, found.num_gaps, found.is_live) == (3, 0, True)
+
+
 async def test_a_snapshot_larger_than_a_frame_should_be_comes_in_parts() -> None:
     num_blocks = 2 * MAX_PART_BYTES // 16
     async with memory_line() as line:
