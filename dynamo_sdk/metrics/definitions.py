@@ -112,6 +112,11 @@ ROUTER_PARITY_CHECKS = _counter(
     "Workers whose block keys were compared with predicted ones: ok, no_events, different_keys, unknown.",
     (*_MODEL, "verdict"),
 )
+ROUTER_KV_EVENT_FAULTS = _counter(
+    "dynamo_router_kv_event_faults_total",
+    "Streams of KV events put right: break (begun again), gap, restart (by a snapshot), misfit (left out).",
+    ("worker_id", "fault"),
+)
 ROUTER_SHADOW_DECISIONS = _counter(
     "dynamo_router_shadow_decisions_total",
     "Decisions that a shadow router looked on: the denominator of the other shadow series.",
@@ -204,6 +209,7 @@ FRONTEND_METRICS = (
     ROUTER_PREDICTED_CACHED_TOKENS,
     ROUTER_ACTUAL_CACHED_TOKENS,
     ROUTER_PARITY_CHECKS,
+    ROUTER_KV_EVENT_FAULTS,
     ROUTER_SHADOW_DECISIONS,
     ROUTER_SHADOW_DIFFERENT,
     ROUTER_SHADOW_FAILURES,

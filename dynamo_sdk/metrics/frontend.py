@@ -45,6 +45,10 @@ class FrontendMetrics:
         """``verdict``: what came out of comparing one worker's block keys with the predicted ones."""
         self._registry.counter(d.ROUTER_PARITY_CHECKS, self._worker_id, model, verdict).inc()
 
+    def count_kv_event_faults(self, fault: str, num_faults: int) -> None:
+        """``fault``: one of those that the metric's help names."""
+        self._registry.counter(d.ROUTER_KV_EVENT_FAULTS, self._worker_id, fault).inc(num_faults)
+
     def render(self) -> bytes:
         return self._registry.render()
 

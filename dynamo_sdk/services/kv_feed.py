@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from dynamo_sdk.types import KVDigest, KVDigestBatch, WorkerId
 logger = logging.getLogger(__name__)
 
 FEED_RETRY_S = 1.0
+MAX_FEED_RETRY_S = 16.0
+QUIET_S = 60.0
+"""A worker that needed nothing for so long is served at once again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,25 @@ class KVFeedStatistics:
     num_duplicates: int
     num_gaps: int
     num_snapshots: int
+    num_restarts: int
     num_breaks: int
+
+
+class _Pace:
+    """How long to wait before a worker is asked again, each time longer: a snapshot is dear to who makes it.
+    ``is_prompt``: not at all the first time."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+        self._last_s = -math.inf
+
+    def next_pause_s(self, now_s: float, *, is_prompt: bool) -> float:
+        if now_s - self._last_s > QUIET_S:
+            self._next_s = 0.0
+        pause_s = self._next_s or (0.0 if is_prompt else FEED_RETRY_S)
+        self._next_s = min(MAX_FEED_RETRY_S, 2 * pause_s or FEED_RETRY_S)
+        self._last_s = now_s + pause_s
+        return pause_s
 
 
 @dataclass(slots=True)
@@ -49,6 +71,7 @@ class _Followed:
     client: ServiceClient
     seats: Sequence[int]
     cursors: dict[int, EventCursor] = field(default_factory=dict)
+    pace: _Pace = field(default_factory=_Pace)
     task: asyncio.Task[None] | None = None
     listener: Callable[[int, KVDigest], None] | None = None
     publishes: bool = True
@@ -123,7 +146,12 @@ class KVFeed:
                 followed.cursors.clear()
             followed.is_connected = False
             followed.num_breaks += 1
-            await self._clock.sleep(FEED_RETRY_S)
+            await self._rest(followed, is_prompt=False)
+
+    async def _rest(self, followed: _Followed, *, is_prompt: bool) -> None:
+        pause_s = followed.pace.next_pause_s(self._clock.now_s(), is_prompt=is_prompt)
+        if pause_s:
+            await self._clock.sleep(pause_s)
 
     async def _read_once(self, followed: _Followed) -> None:
         """One connection's worth of events; several when a snapshot must be asked for."""
@@ -137,6 +165,7 @@ class KVFeed:
                         break
                 else:
                     return
+            await self._rest(followed, is_prompt=True)
 
     def _take(self, followed: _Followed, batch: KVDigestBatch) -> bool:
         """Whether a snapshot is needed: the stream has to be opened anew, without that rank's number."""
@@ -174,5 +203,6 @@ def _statistics(followed: _Followed) -> KVFeedStatistics:
         num_duplicates=sum(cursor.num_duplicates for cursor in cursors),
         num_gaps=sum(cursor.num_gaps for cursor in cursors),
         num_snapshots=sum(cursor.num_snapshots for cursor in cursors),
+        num_restarts=sum(cursor.num_restarts for cursor in cursors),
         num_breaks=followed.num_breaks,
     )

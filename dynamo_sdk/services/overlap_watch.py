@@ -1,7 +1,7 @@
 """Is what routers are told of caches true? Says so when it is not: nothing here is silently off.
 
 Two questions, once a second: do the KV events of each worker arrive, and do engines find as many cached
-tokens as the index said. The answers are in the book (which then guesses better), in two metrics, in
+tokens as the index said. The answers are in the book (which then guesses better), in three metrics, in
 ``/health`` and, when they are bad, in one line of the log.
 """
 
@@ -18,7 +18,7 @@ from dynamo_sdk.routing.seats import Predictions
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.types import Role, WorkerId
 
-from .kv_feed import KVFeed
+from .kv_feed import KVFeed, KVFeedStatistics
 from .shadow_meter import ShadowMeter
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class OverlapWatch:
         self._shadows = shadows
         self._is_misled = is_misled
         self._silent_since_s: dict[WorkerId, float] = {}
+        self._faults: dict[WorkerId, dict[str, int]] = {}
         self._counted: dict[tuple[str, Role], Predictions] = {}
         self._judged: dict[tuple[str, Role], Predictions] = {}
         self._is_off: dict[tuple[str, Role], bool] = {}
@@ -111,8 +112,24 @@ class OverlapWatch:
                     "no KV events from %s for %.0f s: its cache is guessed from what was sent to it",
                     worker_id, GRACE_S,
                 )  # fmt: skip
+            self._count_faults(worker_id, feed)
         for worker_id in [known for known in self._silent_since_s if known not in statistics]:
-            del self._silent_since_s[worker_id]
+            del self._silent_since_s[worker_id], self._faults[worker_id]
+
+    def _count_faults(self, worker_id: WorkerId, feed: KVFeedStatistics) -> None:
+        now = {
+            "break": feed.num_breaks,
+            "gap": feed.num_gaps,
+            "restart": feed.num_restarts,
+            "misfit": feed.num_misfits,
+        }
+        before = self._faults.get(worker_id, {})
+        self._faults[worker_id] = now
+        for fault, num_now in now.items():
+            # Gaps and restarts count from 0 again where a reader begins anew.
+            num_new = max(0, num_now - before.get(fault, 0))
+            if num_new and self._metrics is not None:
+                self._metrics.count_kv_event_faults(fault, num_new)
 
     def _check_predictions(self, pool: tuple[str, Role]) -> None:
         now = self._book.predictions(pool).copy()

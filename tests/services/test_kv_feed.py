@@ -30,7 +30,7 @@ from dynamo_sdk.runtime.fleet import FleetView
 from dynamo_sdk.runtime.memory import MemoryNetwork
 from dynamo_sdk.runtime.network import Network, SocketNetwork
 from dynamo_sdk.runtime.server import Server
-from dynamo_sdk.services.kv_feed import FEED_RETRY_S, KVFeed
+from dynamo_sdk.services.kv_feed import FEED_RETRY_S, MAX_FEED_RETRY_S, KVFeed
 from dynamo_sdk.services.kv_publisher import KVPublisher
 from dynamo_sdk.testing import generate_request
 from dynamo_sdk.types import (
@@ -107,7 +107,7 @@ class Teller:
     def __init__(self, engine: PublishesKVEvents | None) -> None:
         self.publisher = None if engine is None else KVPublisher(engine)
         self.num_calls = 0
-        self.drops = False
+        self.drops = self.skips = False
 
     @endpoint
     async def kv_events(self, seen: dict[int, int]) -> AsyncIterator[KVDigestBatch]:
@@ -118,6 +118,8 @@ class Teller:
             async for batch in batches:
                 if not self.drops:
                     yield batch
+                if self.skips:
+                    yield KVDigestBatch(sequence=batch.sequence + 2, dp_rank=batch.dp_rank, digests=())
 
 
 @dataclass
@@ -244,6 +246,28 @@ async def test_a_batch_that_is_lost_on_the_way_costs_a_new_call() -> None:
         found = line.feed.statistics()[WORKER]
         assert (found.num_snapshots, found.num_gaps, found.is_live) == (3, 1, True)
         assert teller.num_calls == 2
+
+
+async def test_a_worker_whose_batches_never_follow_is_asked_less_and_less_often() -> None:
+    """Each call brings a snapshot and then a batch that does not follow it."""
+    async with memory_line() as line:
+        engine = Talker()
+        engine.store(0)
+        teller = await line.add(WORKER, engine, "memory:w")
+        teller.skips = True
+        line.feed.follow(WORKER, line.client, (0, 1))
+        await settle()
+        assert teller.num_calls == 2, "the first time at once"
+        assert isinstance(line.clock, ManualClock)
+        for number, times in enumerate((1, 2, 4, 8, 16, 16), start=2):
+            await line.clock.advance((times - 0.1) * FEED_RETRY_S)
+            assert teller.num_calls == number
+            await line.clock.advance(0.1 * FEED_RETRY_S)
+            assert teller.num_calls == number + 1
+        teller.skips = False
+        await line.clock.advance(MAX_FEED_RETRY_S)
+        assert line.feed.statistics()[WORKER].is_live
+        assert line.depth() == {0: Overlap(device_blocks=1)}
 
 
 async def test_an_engine_that_counts_from_the_beginning_again_costs_a_snapshot() -> None:

@@ -88,6 +88,38 @@ async def test_a_worker_without_events_is_named_after_a_while(caplog: pytest.Log
         assert not [task for task in asyncio.all_tasks() if "_watch" in str(task.get_coro())]
 
 
+async def test_what_had_to_be_put_right_of_a_stream_of_events_is_counted() -> None:
+    async with Fleet() as fleet:
+        await fleet.add("w", Role.AGGREGATED)  # has no endpoint for them: each call breaks off
+        [record] = fleet.pools.all_workers()
+        metrics = FrontendMetrics(worker_id="f")
+        feed = FaultyFeed(PrefixIndex(), fleet.clock)
+        feed.follow(WORKER, fleet.pools.client_of(record), [0])
+        watch = OverlapWatch(feed, fleet.pools.book, fleet.clock, metrics)
+        for feed.num_faults in (2, 2, 5, 1, 3):
+            watch.check()
+        series = 'dynamo_router_kv_event_faults_total{{fault="{}",worker_id="f"}} {}'
+        text = metrics.render().decode()
+        for fault in ("break", "gap", "restart", "misfit"):
+            assert series.format(fault, 7.0) in text
+        feed.unfollow(WORKER)
+        watch.check()
+        await feed.close()
+
+
+class FaultyFeed(KVFeed):
+    """Has seen so many faults of each kind."""
+
+    num_faults = 0
+
+    def statistics(self) -> dict[WorkerId, KVFeedStatistics]:
+        num = self.num_faults
+        return {
+            worker_id: replace(feed, num_breaks=num, num_gaps=num, num_restarts=num, num_misfits=num)
+            for worker_id, feed in super().statistics().items()
+        }
+
+
 async def test_events_that_mislead_are_no_events() -> None:
     async with Fleet() as fleet:
         await fleet.add("w", Role.AGGREGATED)
