@@ -37,6 +37,14 @@ from dynamo_sdk.types.tokens import unpack_tokens
 from .hashing import CACHE_KEY_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class CachedPlace:
+    """Where a cached block lay when somebody asked, and what was in it."""
+
+    block_id: int
+    content: CachedBlock
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolAllocation:
     """``block_ids``, in order; the first ``num_cached_blocks`` of them already hold their KV."""
@@ -45,8 +53,9 @@ class PoolAllocation:
     num_cached_blocks: int
 
 
-class _CachedBlock(msgspec.Struct, frozen=True, gc=False, eq=False):
-    """What a registered block holds. ``parent`` is None for the first block of a sequence.
+class CachedBlock(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """What a registered block holds. ``parent`` is None for the first block of a sequence. ``priority``: the
+    higher, the more worth keeping.
 
     There are as many as blocks and they refer to nothing but strings: the collector need not look at them.
     """
@@ -56,6 +65,7 @@ class _CachedBlock(msgspec.Struct, frozen=True, gc=False, eq=False):
     tokens: bytes
     lora: str | None
     cache_salt: str | None
+    priority: int = 0
 
 
 class BlockPool:
@@ -73,11 +83,12 @@ class BlockPool:
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack; the lowest id on top
         self._evictable: OrderedDict[int, None] = OrderedDict()  # next victim first
         self._num_refs = [0] * num_blocks
-        self._contents: list[_CachedBlock | None] = [None] * num_blocks
+        self._contents: list[CachedBlock | None] = [None] * num_blocks
         self._block_of: dict[CacheKey, int] = {}
         self._is_recording = True
         self._events: list[KVEvent] = []
         self._evicted: list[CacheKey] = []  # of a BlocksRemoved that is still growing
+        self._new_blocks: list[CachedBlock] | None = None  # None = nobody wants to know
 
     @property
     def num_free_blocks(self) -> int:
@@ -95,6 +106,17 @@ class BlockPool:
         """
         block_of = self._block_of
         return bisect_left(keys, True, key=lambda key: key not in block_of)
+
+    def place_of(self, key: CacheKey) -> CachedPlace | None:
+        """Where ``key`` is cached; takes no reference. Who copies the block without one asks
+        ``is_unchanged`` afterwards, and throws the copy away if it is not."""
+        block = self._block_of.get(key)
+        content = None if block is None else self._contents[block]
+        return None if block is None or content is None else CachedPlace(block, content)
+
+    def is_unchanged(self, place: CachedPlace) -> bool:
+        """Nobody was given the block since: all the while, it held what ``place`` says."""
+        return self._contents[place.block_id] is place.content
 
     def allocate(
         self, num_blocks: int, keys: Sequence[CacheKey] = (), *, num_spare_blocks: int = 0
@@ -155,6 +177,7 @@ class BlockPool:
         after: int | None,
         lora: str | None = None,
         cache_salt: str | None = None,
+        priority: int = 0,
     ) -> tuple[int, ...]:
         """Make consecutive full blocks findable; returns the blocks that their holder must use from now on.
 
@@ -169,14 +192,14 @@ class BlockPool:
         block_bytes = len(tokens) // len(block_ids)
         block_of, contents, num_refs = self._block_of, self._contents, self._num_refs
         kept: list[int] = []
-        stored: list[_CachedBlock] = []
+        stored: list[CachedBlock] = []
         for index, (block, key) in enumerate(zip(block_ids, keys, strict=True)):
             present = block_of.get(key)
             if present is None:
                 if not num_refs[block] or contents[block] is not None:
                     raise _unfit(block, is_held=num_refs[block] > 0)
                 own = tokens[index * block_bytes : (index + 1) * block_bytes]
-                content = _CachedBlock(key, parent, own, lora, cache_salt)
+                content = CachedBlock(key, parent, own, lora, cache_salt, priority)
                 contents[block] = content
                 block_of[key] = block
                 stored.append(content)
@@ -231,6 +254,18 @@ class BlockPool:
             self._events.clear()
             self._evicted.clear()
 
+    def record_new_blocks(self) -> None:
+        """``take_new_blocks`` gives what is cached from now on; without this, nothing."""
+        if self._new_blocks is None:
+            self._new_blocks = []
+
+    def take_new_blocks(self) -> list[CachedBlock]:
+        """What was cached since the last call, parents first; some of it may be gone again."""
+        if not self._new_blocks:
+            return []
+        taken, self._new_blocks = self._new_blocks, []
+        return taken
+
     @property
     def has_events(self) -> bool:
         """``take_events`` would give some."""
@@ -247,9 +282,9 @@ class BlockPool:
         """Events that build the present cache from nothing, each parent before its children."""
         return tuple([self._stored(chain) for chain in self._chains()])
 
-    def _chains(self) -> list[list[_CachedBlock]]:
+    def _chains(self) -> list[list[CachedBlock]]:
         """Everything cached, cut where a block has not exactly one successor; parents first."""
-        children: dict[CacheKey | None, list[_CachedBlock]] = {}
+        children: dict[CacheKey | None, list[CachedBlock]] = {}
         for block in self._block_of.values():
             content = self._contents[block]
             assert content is not None
@@ -261,12 +296,14 @@ class BlockPool:
             chains.extend([content] for content in following)
         return chains
 
-    def _store_event(self, contents: list[_CachedBlock]) -> None:
+    def _store_event(self, contents: list[CachedBlock]) -> None:
+        if contents and self._new_blocks is not None:
+            self._new_blocks += contents
         if contents and self._is_recording:
             self._flush_evicted()
             self._events.append(self._stored(contents))
 
-    def _stored(self, contents: Sequence[_CachedBlock]) -> BlocksStored:
+    def _stored(self, contents: Sequence[CachedBlock]) -> BlocksStored:
         first = contents[0]
         tokens = b"".join([content.tokens for content in contents]) if self._events_have_tokens else b""
         return BlocksStored(

@@ -2,11 +2,12 @@
 
 from .decode_run import NextTokens
 from .scheduler import Scheduler
-from .sequence import SequenceState
-from .step import RunPlan, ScheduledSequence, SchedulerConfig, SequenceUpdate, Step
+from .sequence import SequenceState, findable_keys
+from .step import Onboarding, RunPlan, ScheduledSequence, SchedulerConfig, SequenceUpdate, Step
 
 __all__ = [
     "NextTokens",
+    "Onboarding",
     "RunPlan",
     "ScheduledSequence",
     "Scheduler",
@@ -14,4 +15,5 @@ __all__ = [
     "SequenceState",
     "SequenceUpdate",
     "Step",
+    "findable_keys",
 ]

@@ -12,7 +12,7 @@ from .step import SchedulerConfig
 
 
 class Admission:
-    """Moves sequences from ``waiting`` to ``running`` and gives them blocks."""
+    """Moves sequences from ``waiting`` to ``running`` or ``loading`` and gives them blocks."""
 
     def __init__(
         self,
@@ -20,11 +20,13 @@ class Admission:
         blocks: SequenceBlocks,
         waiting: SequenceQueue,
         running: SequenceQueue,
+        loading: list[Sequence],
     ) -> None:
         self._has_growth_reserve = config.enable_growth_reserve
         self._blocks = blocks
         self._waiting = waiting
         self._running = running
+        self._loading = loading
 
     def admit(self, prefilling: list[Sequence], budget: int, num_slots: int) -> None:
         """Add waiting requests to ``prefilling`` until the budget, slots or blocks run out.
@@ -33,7 +35,7 @@ class Admission:
         for an earlier one's blocks is passed over; it keeps its claim to a slot.
         """
         earlier = deque(prefilling)
-        first_keys = {sequence.keys[0] for sequence in prefilling if sequence.keys}
+        first_keys = {sequence.keys[0] for sequence in (*prefilling, *self._loading) if sequence.keys}
         index = 0
         while index < len(self._waiting) and num_slots > 0:
             sequence = self._waiting[index]
@@ -44,17 +46,24 @@ class Admission:
             num_slots -= 1
             first_key = sequence.keys[0] if sequence.keys else None
             # Keys are chained: where the first one differs, nothing is in common.
-            if first_key in first_keys and self._blocks.is_worth_waiting(sequence, prefilling):
+            if first_key in first_keys and self._blocks.is_worth_waiting(
+                sequence, (*prefilling, *self._loading)
+            ):
                 index += 1
                 continue
             if not self.allocate(sequence, sequence.num_tokens):
                 break
             self._waiting.remove(sequence)
+            if first_key is not None:
+                first_keys.add(first_key)
+            is_onboarding, sequence.is_onboarding = sequence.is_onboarding, False
+            if is_onboarding and self._blocks.num_missing_blocks(sequence):
+                sequence.state = SequenceState.LOADING
+                self._loading.append(sequence)
+                continue
             sequence.state = SequenceState.RUNNING
             self._running.push(sequence)
             prefilling.append(sequence)
-            if first_key is not None:
-                first_keys.add(first_key)
             budget -= sequence.num_uncomputed_tokens
         prefilling.sort(key=attrgetter("order"))
 

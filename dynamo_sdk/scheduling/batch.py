@@ -5,7 +5,7 @@ from __future__ import annotations
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN
 
 from .sequence import Sequence
-from .step import ScheduledSequence, Step
+from .step import Onboarding, ScheduledSequence, Step
 
 
 class Batch:
@@ -15,6 +15,7 @@ class Batch:
         self.budget = budget
         self.sequences: list[Sequence] = []
         self.preempted: list[str] = []
+        self.onboarding: tuple[Onboarding, ...] = ()
         self._parts: list[ScheduledSequence] = []
         self._num_tokens = 0
         self._num_decodes = 0
@@ -74,4 +75,5 @@ class Batch:
             num_decode_requests=self._num_decodes,
             num_decode_kv_tokens=self._num_decode_kv_tokens,
             preempted=tuple(self.preempted),
+            onboarding=self.onboarding,
         )

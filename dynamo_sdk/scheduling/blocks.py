@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dynamo_sdk.kv.block_pool import BlockPool
 
 from .sequence import Sequence
-from .step import SchedulerConfig
+from .step import Onboarding, SchedulerConfig
 
 
 class SequenceBlocks:
@@ -39,6 +39,35 @@ class SequenceBlocks:
             sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
         return True
 
+    def num_missing_blocks(self, sequence: Sequence) -> int:
+        """How many of its blocks could have been found, and were not in the cache."""
+        if not sequence.is_cacheable:
+            return 0
+        return self._num_cacheable_blocks(sequence) - sequence.num_computed_tokens // self._block_size
+
+    def onboarding(self, sequence: Sequence) -> Onboarding:
+        """What can be loaded of a sequence that has its blocks."""
+        num_blocks = self._num_cacheable_blocks(sequence)
+        return Onboarding(
+            request=sequence.request,
+            keys=tuple(sequence.keys[:num_blocks]),
+            block_ids=sequence.block_ids[:num_blocks],
+            num_cached_blocks=sequence.num_computed_tokens // self._block_size,
+            num_tokens=sequence.num_tokens,
+        )
+
+    def loaded(self, sequence: Sequence, num_blocks: int) -> None:
+        """So many blocks after the cached ones are filled; others can find them. ``ValueError`` when there
+        are not so many. Where the cache was forgotten meanwhile, what was loaded is forgotten, too."""
+        if not sequence.is_cacheable:
+            return
+        if not 0 <= num_blocks <= self.num_missing_blocks(sequence):
+            raise ValueError(f"request {sequence.request.request_id!r} misses no {num_blocks} blocks")
+        first_block = sequence.num_computed_tokens // self._block_size
+        sequence.num_computed_tokens += num_blocks * self._block_size
+        sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        self.register_full(sequence, first_block)
+
     def grow(self, sequence: Sequence) -> bool:
         """One more block; False = there is none now."""
         block = self.pool.allocate_one()
@@ -61,6 +90,7 @@ class SequenceBlocks:
             after=block_ids[first_block - 1] if first_block else None,
             lora=sequence.request.lora,
             cache_salt=sequence.request.cache_salt,
+            priority=-sequence.request.priority,
         )
         sequence.block_ids = (*block_ids[:first_block], *kept, *block_ids[end_block:])
 

@@ -9,7 +9,10 @@ A request's life. Blocks are held in the states marked *::
     RESERVED*  add of the same request with role DECODE           RUNNING*
     RESERVED*  release, abort                                     gone
     WAITING    schedule, when blocks and a slot are there         RUNNING*
+    WAITING    the same, and its KV may lie in lower tiers        LOADING*
     WAITING    abort                                              gone
+    LOADING*   end_onboarding                                     RUNNING*
+    LOADING*   abort                                              gone
     RUNNING*   schedule, when an earlier request lacks a block    WAITING
     RUNNING*   complete, the token ended it                       gone
     RUNNING*   complete, role PREFILL and the token did not       HELD*
@@ -26,7 +29,7 @@ Who needs no token at its moment, a simulation, may take many steps in which eve
 
 Why nothing waits for ever: a request owns a slot, and blocks for all tokens known when it was admitted;
 a step has a token for each slot; the first running request in order can take blocks from all later ones
-(they start again, their output kept); and one request alone always fits. Blocks that are RESERVED or
+(they start again, their output kept); and one request alone always fits. Blocks that are LOADING, RESERVED or
 HELD come back when their holders say so; until then a running request that lacks a block is left out of
 steps, and nobody is admitted before it.
 """
@@ -39,6 +42,7 @@ from collections.abc import Iterable, Mapping
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces.block_memory import BlockReservation
 from dynamo_sdk.interfaces.kv_store import CacheKey
+from dynamo_sdk.kv.block_pool import BlockPool
 from dynamo_sdk.types.kv_events import KVEvent
 from dynamo_sdk.types.loads import LoadSnapshot
 from dynamo_sdk.types.outputs import FinishReason
@@ -63,7 +67,8 @@ class Scheduler:
         self._sequences: dict[str, Sequence] = {}
         self._waiting = SequenceQueue()
         self._running = SequenceQueue()
-        self._admission = Admission(config, self._blocks, self._waiting, self._running)
+        self._loading: list[Sequence] = []
+        self._admission = Admission(config, self._blocks, self._waiting, self._running, self._loading)
         self._num_reserved = 0
         self._num_arrivals = 0
         self._num_steps = 0
@@ -75,8 +80,15 @@ class Scheduler:
 
     # -- requests in and out
 
-    def add(self, request: GenerateRequest, keys: Iterable[CacheKey] | None = None) -> None:
+    def add(
+        self,
+        request: GenerateRequest,
+        keys: Iterable[CacheKey] | None = None,
+        *,
+        is_onboarding: bool = False,
+    ) -> None:
         """Queue a request, or continue from its reservation. ``keys``: see ``open_sequence``.
+        ``is_onboarding``: when it is admitted, wait for KV from lower tiers (``Step.onboarding``).
 
         Raises ``InvalidRequest`` (too long, id in use) and ``ValueError`` when its tokens are not those that
         were reserved for.
@@ -85,7 +97,7 @@ class Scheduler:
         if sequence is not None and sequence.state is SequenceState.RESERVED and request.role is Role.DECODE:
             self._continue_reserved(sequence, request)
             return
-        sequence = self._new_sequence(request, SequenceState.WAITING, keys)
+        sequence = self._new_sequence(request, SequenceState.WAITING, keys, is_onboarding=is_onboarding)
         self._waiting.push(sequence)
         self._is_refusing = False
         self._sequences[request.request_id] = sequence
@@ -112,8 +124,22 @@ class Scheduler:
         self._num_reserved += 1
         return BlockReservation(block_ids=sequence.block_ids, num_cached_blocks=num_cached_blocks)
 
+    def end_onboarding(self, request_id: str, num_blocks: int) -> None:
+        """The first ``num_blocks`` of what ``Onboarding`` named are filled; the rest is computed. Who is not
+        LOADING is left alone."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None or sequence.state is not SequenceState.LOADING:
+            return
+        self._leave_run()
+        self._blocks.loaded(sequence, num_blocks)
+        self._loading.remove(sequence)
+        sequence.state = SequenceState.RUNNING
+        self._running.push(sequence)
+        self._is_refusing = False
+
     def abort(self, request_id: str) -> bool:
-        """Forget a request in any state; False if there is none of this id."""
+        """Forget a request in any state; False if there is none of this id. Nobody must be writing into the
+        blocks of one that is LOADING or RESERVED any more."""
         sequence = self._sequences.get(request_id)
         if sequence is None:
             return False
@@ -123,6 +149,8 @@ class Scheduler:
                 self._waiting.remove(sequence)
             case SequenceState.RUNNING:
                 self._running.remove(sequence)
+            case SequenceState.LOADING:
+                self._loading.remove(sequence)
             case SequenceState.RESERVED:
                 self._num_reserved -= 1
             case _:
@@ -164,7 +192,9 @@ class Scheduler:
             else:
                 self._starved = sequence
         if self._starved is None and not batch.preempted:
+            num_loading = len(self._loading)
             self._admission.admit(prefilling, batch.budget, self._num_free_slots)
+            batch.onboarding = tuple(map(self._blocks.onboarding, self._loading[num_loading:]))
             self._is_refusing = len(self._waiting) > 0 and not prefilling
         for sequence in prefilling:
             batch.add_chunk(sequence)
@@ -266,7 +296,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Something is running or waiting. ``schedule`` can still be empty: see ``Step``."""
-        return len(self._running) + len(self._waiting) > 0
+        return len(self._running) + self.num_waiting > 0
 
     @property
     def num_running(self) -> int:
@@ -274,7 +304,8 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        """For blocks and a slot, or for KV to be loaded."""
+        return len(self._waiting) + len(self._loading)
 
     @property
     def num_free_blocks(self) -> int:
@@ -284,14 +315,20 @@ class Scheduler:
         """How busy this worker is at ``at_s`` of its clock."""
         num_waiting_tokens = self._waiting.num_uncomputed_tokens
         num_waiting_tokens += self._running.num_uncomputed_tokens - len(self._running)  # one each is decode
+        num_waiting_tokens += sum([sequence.num_uncomputed_tokens for sequence in self._loading])
         return LoadSnapshot(
             at_s=at_s,
             num_running=len(self._running),
-            num_waiting=len(self._waiting),
+            num_waiting=self.num_waiting,
             num_waiting_tokens=num_waiting_tokens,
             num_free_blocks=self._blocks.pool.num_free_blocks,
             num_blocks=self.config.num_blocks,
         )
+
+    @property
+    def pool(self) -> BlockPool:
+        """The blocks and the prefix cache, to look at."""
+        return self._blocks.pool
 
     def state_of(self, request_id: str) -> SequenceState | None:
         sequence = self._sequences.get(request_id)
@@ -336,6 +373,7 @@ class Scheduler:
                 f"the {state} queue is wrong"
             )
         assert self._num_reserved == len(in_state[SequenceState.RESERVED])
+        assert sorted(map(id, self._loading)) == sorted(map(id, in_state[SequenceState.LOADING]))
         assert self._num_free_slots >= 0, "more requests than slots"
         leaving = [sequence for sequence in self._in_flight if sequence.state is SequenceState.GONE]
         held = Counter(block for sequence in (*sequences, *leaving) for block in sequence.block_ids)
@@ -345,7 +383,12 @@ class Scheduler:
     # -- how
 
     def _new_sequence(
-        self, request: GenerateRequest, state: SequenceState, keys: Iterable[CacheKey] | None
+        self,
+        request: GenerateRequest,
+        state: SequenceState,
+        keys: Iterable[CacheKey] | None,
+        *,
+        is_onboarding: bool = False,
     ) -> Sequence:
         if request.request_id in self._sequences:
             raise InvalidRequest(
@@ -358,6 +401,7 @@ class Scheduler:
             order=(request.priority, self._num_arrivals),
             state=state,
             keys=keys,
+            is_onboarding=is_onboarding,
         )
 
     def _continue_reserved(self, sequence: Sequence, request: GenerateRequest) -> None:
@@ -372,7 +416,7 @@ class Scheduler:
 
     @property
     def _num_free_slots(self) -> int:
-        return self.config.max_num_seqs - len(self._running) - self._num_reserved
+        return self.config.max_num_seqs - len(self._running) - len(self._loading) - self._num_reserved
 
     def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
         """One more block, if need be taken from the running requests behind it."""

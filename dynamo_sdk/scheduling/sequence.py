@@ -20,6 +20,7 @@ class SequenceState(Enum):
     """See the table in ``scheduler``."""
 
     WAITING = auto()
+    LOADING = auto()
     RESERVED = auto()
     RUNNING = auto()
     HELD = auto()
@@ -35,7 +36,8 @@ class Sequence:
     ``num_computed_tokens``: leading tokens whose KV lies in ``block_ids``.
     ``cache_root``: the parent of its first block's key; ``keys``: keys of its leading full blocks.
     ``max_length``, ``min_stop_length``: in tokens, prompt included. ``is_cacheable``: others may find its
-    blocks. ``num_cached_tokens``: prompt tokens found in the cache when it was first admitted.
+    blocks. ``num_cached_tokens``: prompt tokens found when it was first admitted, in the cache or by loading.
+    ``is_onboarding``: more of it may lie in tiers below the device; asked once.
     """
 
     request: GenerateRequest
@@ -53,6 +55,7 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     is_cacheable: bool = False
+    is_onboarding: bool = False
 
     def packed_tokens(self, start: int, end: int) -> bytes:
         """Its tokens from ``start`` up to ``end``, packed. The prompt's are so already."""
@@ -115,6 +118,13 @@ class Sequence:
             keys.append(next_cache_key(keys[-1] if keys else self.cache_root, tokens))
 
 
+def findable_keys(request: GenerateRequest, config: SchedulerConfig) -> list[CacheKey]:
+    """Keys of its full blocks, as far as they may be found instead of computed: not its last token."""
+    root = cache_root(config.cache_namespace, lora=request.lora, cache_salt=request.cache_salt)
+    tokens = request.prompt + request.generated
+    return cache_keys(tokens[:-BYTES_PER_TOKEN], config.block_size, root=root)
+
+
 def open_sequence(
     request: GenerateRequest,
     config: SchedulerConfig,
@@ -122,6 +132,7 @@ def open_sequence(
     order: tuple[int, int],
     state: SequenceState,
     keys: Iterable[CacheKey] | None = None,
+    is_onboarding: bool = False,
 ) -> Sequence:
     """``keys``: of its leading full blocks, where somebody knows them already.
 
@@ -155,6 +166,7 @@ def open_sequence(
         num_tokens=num_tokens,
         output_ids=unpack_tokens(request.generated),
         cache_root=root,
+        is_onboarding=is_onboarding,
         keys=(
             cache_keys(request.prompt + request.generated, config.block_size, root=root)
             if keys is None

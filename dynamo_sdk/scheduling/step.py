@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, unpack_tokens
@@ -87,11 +88,31 @@ class ScheduledSequence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return tuple(unpack_tokens(self.tokens))
 
 
+class Onboarding(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A request that was admitted and is LOADING: its blocks from ``num_cached_blocks`` on are to be filled
+    from elsewhere, as many as somebody has and thinks worth it; then ``end_onboarding``.
+
+    ``keys`` and ``block_ids``: of all its blocks that may be found instead of computed, in order.
+    ``num_tokens``: all that it has, prompt and output.
+    """
+
+    request: GenerateRequest
+    keys: tuple[CacheKey, ...]
+    block_ids: tuple[int, ...]
+    num_cached_blocks: int
+    num_tokens: int
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One forward pass. Sequences that decode come first, then those that prefill.
 
     An empty step means that nothing can run before something is added, aborted or released; it needs
     no ``complete``. ``num_decode_kv_tokens``: KV length over all decodes, each new token included.
+    ``onboarding``: who waits for KV from elsewhere from now on; also in an empty step.
     """
 
     number: int
@@ -101,6 +122,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     num_decode_requests: int
     num_decode_kv_tokens: int
     preempted: tuple[str, ...] = ()
+    onboarding: tuple[Onboarding, ...] = ()
 
     @property
     def num_tokens(self) -> int:

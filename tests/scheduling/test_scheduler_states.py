@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dynamo_sdk.errors import InvalidRequest
-from dynamo_sdk.scheduling import Scheduler, SchedulerConfig, SequenceState
+from dynamo_sdk.scheduling import Scheduler, SchedulerConfig, SequenceState, findable_keys
 from dynamo_sdk.types import FinishReason, Role
 
 from .fake_model import EOS, FakeModel, chain, expected_output, make_request
@@ -53,6 +53,7 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         self.model = FakeModel(self.config)
         self.requests = {}  # alive ones
         self.reserved = {}
+        self.loading = {}  # by request id, what its step said
         self.outputs = {}
         self.step = None
         self.num_made = 0
@@ -63,12 +64,12 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
 
     # -- rules
 
-    @rule(fields=request_fields, role=roles)
-    def add(self, fields, role):
+    @rule(fields=request_fields, role=roles, is_onboarding=st.booleans())
+    def add(self, fields, role, is_onboarding):
         request = self.make(fields, role)
         is_too_long = len(request.token_ids()) >= self.config.max_length
         try:
-            self.scheduler.add(request)
+            self.scheduler.add(request, is_onboarding=is_onboarding)
         except InvalidRequest:
             assert is_too_long
         else:
@@ -118,6 +119,9 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
             assert known[part.start : end] == part.token_ids
             assert part.is_sampling == (end == len(known))
             assert part.num_output_tokens == len(known) - part.request.num_prompt_tokens
+        for onboarding in step.onboarding:
+            self.check_onboarding(onboarding)
+            self.loading[onboarding.request_id] = onboarding
         if step.sequences:
             self.step = step
 
@@ -139,6 +143,23 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
             elif update.finish_reason is not None:
                 del self.requests[update.request_id]
 
+    @precondition(lambda self: self.loading)
+    @rule(data=st.data())
+    def end_onboarding(self, data):
+        """Some tier had a part of it, or all, or nothing; a step may be under way."""
+        onboarding = self.loading.pop(data.draw(st.sampled_from(sorted(self.loading))))
+        num_missing = len(onboarding.keys) - onboarding.num_cached_blocks
+        self.load(onboarding, data.draw(st.integers(0, num_missing)))
+
+    def load(self, onboarding, num_blocks):
+        request, size = onboarding.request, self.config.block_size
+        numbers = chain(request, request.token_ids())
+        first = onboarding.num_cached_blocks * size
+        for position in range(first, first + num_blocks * size):
+            self.model.write(onboarding.block_ids, position, numbers[position])
+        self.scheduler.end_onboarding(request.request_id, num_blocks)
+        assert self.scheduler.state_of(request.request_id) is SequenceState.RUNNING
+
     @precondition(lambda self: self.requests or self.reserved)
     @rule(data=st.data())
     def abort(self, data):
@@ -147,6 +168,8 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         assert not self.scheduler.abort(request_id)
         self.requests.pop(request_id, None)
         self.reserved.pop(request_id, None)
+        self.loading.pop(request_id, None)
+        self.scheduler.end_onboarding(request_id, 1)  # too late: nothing happens
 
     @precondition(lambda self: self.requests or self.reserved)
     @rule(data=st.data())
@@ -172,6 +195,16 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
     def follow(self, request):
         self.requests[request.request_id] = request
         self.outputs[request.request_id] = []
+
+    def check_onboarding(self, onboarding):
+        request, size = onboarding.request, self.config.block_size
+        assert self.scheduler.state_of(request.request_id) is SequenceState.LOADING
+        assert list(onboarding.keys) == findable_keys(request, self.config)
+        assert onboarding.num_tokens == len(request.token_ids())
+        assert onboarding.num_cached_blocks < len(onboarding.keys) == len(onboarding.block_ids)
+        numbers = chain(request, request.token_ids())
+        for position in range(onboarding.num_cached_blocks * size):
+            assert self.model.read(onboarding.block_ids, position) == numbers[position]
 
     def check_held(self, request):
         blocks = self.scheduler.held_blocks(request.request_id)
@@ -201,7 +234,9 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
                 self.complete()
                 continue
             held = self.held()
-            if self.reserved:  # an empty step: only others can bring memory back
+            if self.loading:
+                self.load(self.loading.pop(min(self.loading)), 0)
+            elif self.reserved:  # an empty step: only others can bring memory back
                 request = self.reserved.pop(min(self.reserved))
                 self.scheduler.add(request)
                 self.follow(request)
