@@ -2,6 +2,7 @@
 worker holds them (the index), and what a tier keeps of them and drops. No bytes, no I/O."""
 
 from .block_pool import BlockPool, PoolAllocation
+from .cached_block import CachedBlock, CachedPlace
 from .decision_index import DecisionIndex, deepest
 from .digest import digest
 from .event_cursor import Apply, AskSnapshot, CursorAction, EventCursor, Replace
@@ -20,10 +21,12 @@ from .hashing import (
     sequence_hashes,
 )
 from .measured_time import MeasuredTime, MeasuredTimeBySize
+from .offloading import Important, NotPresent, OffloadFilter, OffloadQueue, SeenOften
 from .onboarding import OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
 from .prefix_index import PrefixIndex, PrefixIndexStatistics
 from .prefix_keys import PrefixKeys, prefix_keys
 from .store_index import SlotReservation, StoreIndex
+from .tier_contents import TierContents
 from .tier_sizes import TierSize, check_tier_sizes
 
 __all__ = [
@@ -32,17 +35,23 @@ __all__ = [
     "BlockHash",
     "BlockPool",
     "ByPriority",
+    "CachedBlock",
+    "CachedPlace",
     "CursorAction",
     "DecisionIndex",
     "EventCursor",
     "EventLog",
     "EvictionPolicy",
     "FrequencySketch",
+    "Important",
     "LeafFirst",
     "Lfu",
     "Lru",
     "MeasuredTime",
     "MeasuredTimeBySize",
+    "NotPresent",
+    "OffloadFilter",
+    "OffloadQueue",
     "OnboardingDecision",
     "OnboardingPolicy",
     "OnboardingReason",
@@ -52,8 +61,10 @@ __all__ = [
     "PrefixKeys",
     "Replace",
     "RoutingHash",
+    "SeenOften",
     "SlotReservation",
     "StoreIndex",
+    "TierContents",
     "TierRun",
     "TierSize",
     "block_hashes",

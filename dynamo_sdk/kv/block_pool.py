@@ -21,28 +21,15 @@ All changes of what is cached are collected as KV events; ``take_events`` hands 
 
 from __future__ import annotations
 
-import sys
-from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.types.kv_events import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
-from dynamo_sdk.types.tokens import unpack_tokens
 
-from .hashing import CACHE_KEY_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class CachedPlace:
-    """Where a cached block lay when somebody asked, and what was in it."""
-
-    block_id: int
-    content: CachedBlock
+from .cached_block import CachedBlock, CachedPlace, chains, event_names, stored_event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,21 +38,6 @@ class PoolAllocation:
 
     block_ids: tuple[int, ...]
     num_cached_blocks: int
-
-
-class CachedBlock(msgspec.Struct, frozen=True, gc=False, eq=False):
-    """What a registered block holds. ``parent`` is None for the first block of a sequence. ``priority``: the
-    higher, the more worth keeping.
-
-    There are as many as blocks and they refer to nothing but strings: the collector need not look at them.
-    """
-
-    key: CacheKey
-    parent: CacheKey | None
-    tokens: bytes
-    lora: str | None
-    cache_salt: str | None
-    priority: int = 0
 
 
 class BlockPool:
@@ -280,21 +252,8 @@ class BlockPool:
 
     def snapshot(self) -> tuple[KVEvent, ...]:
         """Events that build the present cache from nothing, each parent before its children."""
-        return tuple([self._stored(chain) for chain in self._chains()])
-
-    def _chains(self) -> list[list[CachedBlock]]:
-        """Everything cached, cut where a block has not exactly one successor; parents first."""
-        children: dict[CacheKey | None, list[CachedBlock]] = {}
-        for block in self._block_of.values():
-            content = self._contents[block]
-            assert content is not None
-            children.setdefault(content.parent, []).append(content)
-        chains = [[content] for content in children.get(None, ())]
-        for chain in chains:  # grows while it is walked
-            while len(following := children.get(chain[-1].key, ())) == 1:
-                chain.extend(following)
-            chains.extend([content] for content in following)
-        return chains
+        contents = [content for content in self._contents if content is not None]
+        return tuple([self._stored(chain) for chain in chains(contents)])
 
     def _store_event(self, contents: list[CachedBlock]) -> None:
         if contents and self._new_blocks is not None:
@@ -304,20 +263,11 @@ class BlockPool:
             self._events.append(self._stored(contents))
 
     def _stored(self, contents: Sequence[CachedBlock]) -> BlocksStored:
-        first = contents[0]
-        tokens = b"".join([content.tokens for content in contents]) if self._events_have_tokens else b""
-        return BlocksStored(
-            block_hashes=_event_hashes([content.key for content in contents]),
-            parent_hash=None if first.parent is None else _event_hashes((first.parent,))[0],
-            token_ids=tuple(unpack_tokens(tokens)),
-            block_size=self.block_size,
-            lora=first.lora,
-            cache_salt=first.cache_salt,
-        )
+        return stored_event(contents, self.block_size, has_tokens=self._events_have_tokens)
 
     def _flush_evicted(self) -> None:
         if self._evicted:
-            self._events.append(BlocksRemoved(block_hashes=_event_hashes(self._evicted)))
+            self._events.append(BlocksRemoved(block_hashes=event_names(self._evicted)))
             self._evicted.clear()
 
     def num_references(self, block: int) -> int:
@@ -350,11 +300,3 @@ class BlockPool:
 
 def _unfit(block: int, *, is_held: bool) -> ValueError:
     return ValueError(f"block {block} {'already holds other tokens' if is_held else 'is not held'}")
-
-
-def _event_hashes(keys: Sequence[CacheKey]) -> tuple[int, ...]:
-    """The first eight bytes of each key, little-endian."""
-    words = array("Q", b"".join(keys))
-    if sys.byteorder == "big":
-        words.byteswap()
-    return tuple(words[:: CACHE_KEY_BYTES // words.itemsize])

@@ -1,0 +1,149 @@
+"""``TierContents``: what the tiers below one device hold, and the KV events that say so.
+
+A tier knows keys alone. Its events need what a block follows and which tokens it has; so whoever brings a
+block down says that first (``expect``). What a tier has from before, after a restart, is told once a
+request asks for it (``learn``).
+
+Who reads events can place a block only after one that they know. A block whose predecessor is neither on the
+device nor told of in any tier is not told of, until it is learnt again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Sequence
+
+from dynamo_sdk.interfaces.kv_store import CacheKey
+from dynamo_sdk.types.kv_events import BlocksRemoved, KVEvent, KVTier
+
+from .cached_block import CachedBlock, chains, event_names, stored_event
+
+
+class _Tier:
+    def __init__(self, name: KVTier) -> None:
+        self.name = name
+        self.held: dict[CacheKey, CachedBlock | None] = {}  # None = nothing is known of it but its key
+        self.expected: dict[CacheKey, CachedBlock] = {}
+        self.told: set[CacheKey] = set()
+
+
+class TierContents:
+    """Tiers are numbers, from the fastest one down. ``is_on_device``: the device's cache has this key."""
+
+    def __init__(
+        self, tiers: Sequence[KVTier], block_size: int, is_on_device: Callable[[CacheKey], bool]
+    ) -> None:
+        self._tiers = [_Tier(name) for name in tiers]
+        self._block_size = block_size
+        self._is_on_device = is_on_device
+        self._is_recording = False
+        self._events: list[KVEvent] = []
+        self._run: list[CachedBlock] = []  # of a BlocksStored that is still growing,
+        self._run_tier = KVTier.DEVICE  # and its tier
+
+    def keys(self, tier: int) -> Container[CacheKey]:
+        """What ``tier`` holds, as it changes."""
+        return self._tiers[tier].held
+
+    def num_blocks(self, tier: int) -> int:
+        return len(self._tiers[tier].held)
+
+    # -- what happens
+
+    def expect(self, tier: int, blocks: Iterable[CachedBlock]) -> None:
+        """These are on their way to ``tier``."""
+        self._tiers[tier].expected.update((block.key, block) for block in blocks)
+
+    def expect_no_more(self, tier: int, blocks: Iterable[CachedBlock]) -> None:
+        """Arrived or not."""
+        for block in blocks:
+            self._tiers[tier].expected.pop(block.key, None)
+
+    def stored(self, tier: int, keys: Iterable[CacheKey]) -> None:
+        there = self._tiers[tier]
+        for key in keys:
+            block = there.held[key] = there.expected.get(key)
+            if block is not None:
+                self._tell(there, block)
+
+    def removed(self, tier: int, keys: Sequence[CacheKey]) -> None:
+        there = self._tiers[tier]
+        for key in keys:
+            there.held.pop(key, None)
+        told = [key for key in keys if key in there.told]
+        there.told.difference_update(told)
+        gone = [key for key in told if not self._is_told(key, there.name)]
+        if gone:
+            self._end_run()
+            self._events.append(BlocksRemoved(block_hashes=event_names(gone), tier=there.name))
+
+    def is_untold(self, key: CacheKey) -> bool:
+        """Some tier holds it, and events did not say so: time to ``learn``."""
+        return self._is_recording and any(key in tier.held and key not in tier.told for tier in self._tiers)
+
+    def learn(self, blocks: Iterable[CachedBlock]) -> None:
+        """What these blocks are, parents first, wherever they are held."""
+        for block in blocks:
+            for tier in self._tiers:
+                if block.key in tier.held:
+                    tier.held[block.key] = block
+                    self._tell(tier, block)
+
+    # -- events
+
+    def take_events(self) -> tuple[KVEvent, ...]:
+        """What changed since the last call. Nothing before the first ``snapshot``."""
+        self._end_run()
+        events = tuple(self._events)
+        self._events.clear()
+        return events
+
+    def snapshot(self) -> tuple[KVEvent, ...]:
+        """Events that add all tiers to what the device holds; from now on, changes are recorded."""
+        self._is_recording = True
+        self._run.clear()
+        self._events.clear()
+        for tier in self._tiers:
+            tier.told.clear()
+        waiting = [
+            (tier, chain)
+            for tier in self._tiers
+            for chain in chains(block for block in tier.held.values() if block is not None)
+        ]
+        num_waiting = -1
+        while len(waiting) != num_waiting:  # what follows a block of a lower tier is placed in a later round
+            num_waiting = len(waiting)
+            waiting = [(tier, chain) for tier, chain in waiting if not self._tell_chain(tier, chain)]
+        return self.take_events()
+
+    def _tell_chain(self, tier: _Tier, chain: Sequence[CachedBlock]) -> bool:
+        is_placed = self._is_placed(chain[0])
+        for block in chain if is_placed else ():
+            self._tell(tier, block)
+        return is_placed
+
+    def _tell(self, tier: _Tier, block: CachedBlock) -> None:
+        if not self._is_recording or block.key in tier.told or not self._is_placed(block):
+            return
+        is_told = self._is_told(block.key, tier.name)
+        tier.told.add(block.key)
+        if is_told:
+            return
+        if self._run and (self._run_tier is not tier.name or self._run[-1].key != block.parent):
+            self._end_run()
+        self._run.append(block)
+        self._run_tier = tier.name
+
+    def _is_placed(self, block: CachedBlock) -> bool:
+        parent = block.parent
+        if parent is None or self._is_on_device(parent):
+            return True
+        return any(parent in tier.told for tier in self._tiers)
+
+    def _is_told(self, key: CacheKey, name: KVTier) -> bool:
+        """Of a tier of this name; there may be several."""
+        return any(key in tier.told for tier in self._tiers if tier.name is name)
+
+    def _end_run(self) -> None:
+        if self._run:
+            self._events.append(stored_event(self._run, self._block_size, tier=self._run_tier))
+            self._run = []

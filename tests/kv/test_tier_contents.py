@@ -1,0 +1,155 @@
+"""What tiers hold, and the events that tell it: an index that reads them must find the same prefixes."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from dynamo_sdk.kv import (
+    BlockPool,
+    CachedBlock,
+    PrefixIndex,
+    TierContents,
+    cache_keys,
+    cache_root,
+    prefix_keys,
+)
+from dynamo_sdk.types import KVTier, pack_tokens
+
+SIZE = 2
+ROOT = cache_root(b"model")
+TIERS = [KVTier.HOST, KVTier.DISK]
+PROMPTS = [pack_tokens(prompt) for prompt in ([1] * 8, [1, 1, 1, 1, 2, 2, 2, 2], [3] * 6)]
+
+
+def blocks_of(prompt):
+    keys, parent, found = cache_keys(prompt, SIZE, root=ROOT), None, []
+    for number, key in enumerate(keys):
+        tokens = prompt[number * SIZE * 4 : (number + 1) * SIZE * 4]
+        found.append(CachedBlock(key, parent, tokens, None, None))
+        parent = key
+    return found
+
+
+BLOCKS = {block.key: block for prompt in PROMPTS for block in blocks_of(prompt)}
+some_keys = st.lists(st.sampled_from(sorted(BLOCKS, key=list(BLOCKS).index)), unique=True, max_size=4)
+tiers = st.integers(0, 1)
+
+
+class ContentsAgainstIndex(RuleBasedStateMachine):
+    """A pool above, two tiers below; one index follows all along, another begins with a snapshot."""
+
+    @initialize(is_warm=st.booleans())
+    def start(self, is_warm):
+        self.pool = BlockPool(6, SIZE)
+        self.contents = TierContents(TIERS, SIZE, lambda key: self.pool.place_of(key) is not None)
+        self.held = [set(), set()]
+        self.index = PrefixIndex()
+        if is_warm:
+            self.held[1].update(block.key for block in blocks_of(PROMPTS[0]))
+            self.contents.stored(1, sorted(self.held[1]))
+        assert self.contents.snapshot() == ()
+
+    def publish(self):
+        """Device first: what lies below may follow it."""
+        for event in (*self.pool.take_events(), *self.contents.take_events()):
+            assert self.index.apply(0, event)
+
+    @rule(prompt=st.sampled_from(PROMPTS))
+    def compute(self, prompt):
+        keys = cache_keys(prompt, SIZE, root=ROOT)
+        allocation = self.pool.allocate(len(keys), keys)
+        self.publish()
+        if allocation is None:
+            return
+        first, kept = allocation.num_cached_blocks, allocation.block_ids
+        if first < len(keys):
+            new = self.pool.register(
+                kept[first:],
+                keys[first:],
+                prompt[first * SIZE * 4 :],
+                after=kept[first - 1] if first else None,
+            )
+            kept = (*kept[:first], *new)
+        self.pool.release(kept)
+        self.publish()
+
+    @rule(tier=tiers, keys=some_keys)
+    def bring_down(self, tier, keys):
+        blocks = [BLOCKS[key] for key in keys if key not in self.held[tier]]
+        self.contents.expect(tier, blocks)
+        self.contents.stored(tier, [block.key for block in blocks])
+        self.contents.expect_no_more(tier, blocks)
+        self.held[tier].update(block.key for block in blocks)
+        self.publish()
+
+    @rule(tier=tiers, keys=some_keys)
+    def lose(self, tier, keys):
+        keys = [key for key in keys if key in self.held[tier]]
+        self.contents.removed(tier, keys)
+        self.held[tier].difference_update(keys)
+        self.publish()
+
+    @rule(prompt=st.sampled_from(PROMPTS))
+    def ask(self, prompt):
+        """After a request asked for it, an index sees what of its prefix is anywhere."""
+        self.contents.learn(blocks_of(prompt))
+        self.publish()
+        keys = cache_keys(prompt, SIZE, root=ROOT)
+        expected = [self.place(key) for key in keys]
+        end = expected.index(None) if None in expected else len(keys)
+        overlap = self.index.match(prefix_keys(prompt, SIZE)).get(0)
+        counts = (0, 0, 0)
+        if overlap is not None:
+            counts = (overlap.device_blocks, overlap.host_blocks, overlap.disk_blocks)
+        assert counts == tuple(expected[:end].count(name) for name in ("device", 0, 1))
+
+    def place(self, key):
+        if self.pool.place_of(key) is not None:
+            return "device"
+        return next((tier for tier in (0, 1) if key in self.held[tier]), None)
+
+    @invariant()
+    def everything_is_counted(self):
+        if hasattr(self, "contents"):
+            for tier in (0, 1):
+                assert self.contents.num_blocks(tier) == len(self.held[tier])
+            self.index.check_integrity()
+
+    def teardown(self):
+        """Who comes late and starts from a snapshot sees the same."""
+        if hasattr(self, "contents"):
+            self.index = PrefixIndex()
+            for event in (*self.pool.snapshot(), *self.contents.snapshot()):
+                assert self.index.apply(0, event)
+            for prompt in PROMPTS:
+                self.ask(prompt)
+
+
+TestContentsAgainstIndex = ContentsAgainstIndex.TestCase
+TestContentsAgainstIndex.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_two_tiers_of_one_name_are_one_to_readers():
+    contents = TierContents([KVTier.REMOTE, KVTier.REMOTE], SIZE, lambda key: False)
+    contents.snapshot()
+    (first, *_) = blocks_of(PROMPTS[0])
+    for tier in (0, 1):
+        contents.expect(tier, [first])
+        contents.stored(tier, [first.key])
+    assert len(contents.take_events()) == 1
+    contents.removed(0, [first.key])
+    assert contents.take_events() == ()
+    contents.removed(1, [first.key])
+    (gone,) = contents.take_events()
+    assert gone.tier is KVTier.REMOTE
+
+
+def test_nothing_is_recorded_before_somebody_reads():
+    contents = TierContents([KVTier.HOST], SIZE, lambda key: False)
+    blocks = blocks_of(PROMPTS[0])
+    contents.expect(0, blocks)
+    contents.stored(0, [block.key for block in blocks])
+    assert contents.take_events() == ()
+    assert not contents.is_untold(blocks[0].key)
+    (event,) = contents.snapshot()
+    assert (len(event.block_hashes), event.tier, event.parent_hash) == (4, KVTier.HOST, None)
