@@ -95,20 +95,20 @@ class StoreIndex:
         if key in self._held or key in self._writing:
             raise ValueError("the key is held already")
         evicted: CacheKey | None = None
-        if not self._free and self._num_touched == self._end:
+        if self._free:
+            slot = heappop(self._free)
+        elif self._num_touched < self._end:
+            slot = self._num_touched
+            self._num_touched += 1
+        else:
             evicted = self._policy.victim(self._pinned)
             if evicted is None:
                 return None
-            self.forget(evicted)
-        reservation = SlotReservation(self._take_free(), key, parent, priority, evicted)
+            slot = self._held.pop(evicted).slot  # nobody reads it: the victim is none of the pinned
+            self._policy.removed(evicted)
+        reservation = SlotReservation(slot, key, parent, priority, evicted)
         self._writing[key] = reservation
         return reservation
-
-    def _take_free(self) -> int:
-        if self._free:
-            return heappop(self._free)
-        self._num_touched += 1
-        return self._num_touched - 1
 
     def commit(self, reservation: SlotReservation) -> None:
         """The slot is filled: its key is found from now on."""

@@ -28,10 +28,11 @@ from dynamo_sdk.interfaces import KVStoreFailureKind
 from dynamo_sdk.kv import eviction_policy
 
 from .arena import PAGE_BYTES, address_of, page_aligned
+from .batch import StoreShape
 from .block_file import BlockFile, OsBlockFile
 from .config import DiskStoreConfig
 from .medium import MAX_KEY_BYTES, FoundBlock, SlotJob, SlotMedium
-from .slot_store import SlotStore, StoreShape
+from .slot_store import SlotStore
 from .slot_table import SlotTable, TableEntry, block_checksum
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,10 @@ from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.kv import eviction_policy
 
 from .arena import address_of, page_aligned, pin_for_cuda
+from .batch import StoreShape
 from .config import RamStoreConfig
 from .medium import FoundBlock, SlotJob, SlotMedium
-from .slot_store import SlotStore, StoreShape
+from .slot_store import SlotStore
 
 PIECE_BYTES = 4 << 20
 """The most that moves between two looks at cancellation (one block, if that is more)."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
 import anyio
@@ -29,65 +28,11 @@ from dynamo_sdk.interfaces import (
 from dynamo_sdk.kv import EvictionPolicy, SlotReservation, StoreIndex
 from dynamo_sdk.transfer.threads import run_to_end
 
+from .batch import Batch, Counts, PartWork, Stop, StoreShape, blocks_per_part, in_parts
 from .failures import NO_ROOM_S, REST_S, FailureLog, RestAfterFailures
 from .medium import MAX_KEY_BYTES, SlotJob, SlotMedium
 
 logger = logging.getLogger(__name__)
-
-PART_BYTES = 4 << 20
-"""Batches above this are cut into parts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreShape:
-    """``num_*_threads``: how many parts of batches move at once.
-    ``max_pending_write_bytes``: offers beyond are refused."""
-
-    name: str
-    block_bytes: int
-    num_read_threads: int = 1
-    num_write_threads: int = 1
-    max_pending_write_bytes: int = 256 << 20
-
-
-@dataclass(slots=True)
-class _Counts:
-    num_lookups: int = 0
-    num_hits: int = 0
-    num_offers: int = 0
-    num_kept: int = 0
-    num_evicted: int = 0
-    num_failures: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-
-
-@dataclass(slots=True)
-class _Stop:
-    """Set on the loop, read by a thread."""
-
-    is_set: bool = field(default=False)
-
-    def set(self) -> None:
-        self.is_set = True
-
-    def __call__(self) -> bool:
-        return self.is_set
-
-
-@dataclass(slots=True)
-class _Batch:
-    """One call's answers, and what it moved."""
-
-    answers: list[bool]
-    moved_bytes: int = 0
-    is_whole: bool = True
-    begin_s: float = field(default_factory=time.perf_counter)
-
-    def tell(self, listener: KVStoreListener, *, is_load: bool) -> None:
-        """A batch of which a part failed says nothing about speed."""
-        if self.moved_bytes and self.is_whole:
-            listener.moved(self.moved_bytes, time.perf_counter() - self.begin_s, is_load=is_load)
 
 
 class SlotStore(KVStore):
@@ -108,7 +53,7 @@ class SlotStore(KVStore):
         self._give_back_at_s = float("inf")  # slots that the medium had no room for
         self._listener = KVStoreListener()
         self._failure_log = FailureLog(logger, shape.name)
-        self._counts = _Counts()
+        self._counts = Counts()
         self._pending_write_bytes = 0
         self._num_pending = 0
         self._is_open = False
@@ -139,7 +84,7 @@ class SlotStore(KVStore):
         if any(len(offer.key) > MAX_KEY_BYTES for offer in offers):
             raise ValueError(f"a key has {MAX_KEY_BYTES} bytes at most")
         self._counts.num_offers += len(offers)
-        batch = _Batch([False] * len(offers))
+        batch = Batch([False] * len(offers))
         now_s = self._monotonic_s()
         if not self._is_open or self._write_rest.is_resting(now_s):
             return batch.answers
@@ -156,21 +101,24 @@ class SlotStore(KVStore):
         batch.tell(self._listener, is_load=False)
         return batch.answers
 
-    async def _put_part(self, batch: _Batch, start: int, offers: Sequence[BlockOffer]) -> None:
-        jobs: list[tuple[int, SlotReservation, SlotJob]] = []
+    async def _put_part(self, batch: Batch, start: int, offers: Sequence[BlockOffer]) -> None:
+        positions: list[int] = []
+        places: list[SlotReservation] = []
+        jobs: list[SlotJob] = []
         evicted: list[CacheKey] = []
         num_refused = 0
         block_bytes, index = self._shape.block_bytes, self._index
+        num_admitted = (self._shape.max_pending_write_bytes - self._pending_write_bytes) // block_bytes
         for position, offer in enumerate(offers, start):
             key = offer.key
             if key in index:
                 index.use(key)
                 batch.answers[position] = True
                 continue
-            memory = memoryview(offer.data)
-            if memory.nbytes != block_bytes or index.is_writing(key):
+            memory = _as_bytes(offer.data)
+            if len(memory) != block_bytes or index.is_writing(key):
                 continue
-            if self._pending_write_bytes + block_bytes > self._shape.max_pending_write_bytes:
+            if len(jobs) >= num_admitted:
                 num_refused += 1
                 continue
             place = index.reserve(key, parent=offer.parent, priority=offer.priority)
@@ -178,35 +126,36 @@ class SlotStore(KVStore):
                 continue
             if place.evicted is not None:
                 evicted.append(place.evicted)
-            self._pending_write_bytes += block_bytes
-            jobs.append((position, place, SlotJob(place.slot, key, _as_bytes(memory), offer)))
+            positions.append(position)
+            places.append(place)
+            jobs.append(SlotJob(place.slot, key, memory, offer))
         if evicted:
             self._counts.num_evicted += len(evicted)
             self._listener.removed(evicted)
         if num_refused:
             self._fail(KVStoreFailureKind.BUSY, "too many writes are under way", num_refused)
         if jobs:
+            self._pending_write_bytes += len(jobs) * block_bytes
             try:
-                await self._move(batch, [job for _, _, job in jobs], is_load=False)
+                await self._move(batch, positions, jobs, is_load=False)
             finally:
-                self._end_writes([(place, job) for _, place, job in jobs])
-            for position, _, job in jobs:
-                batch.answers[position] = job.is_done
+                self._pending_write_bytes -= len(jobs) * block_bytes
+                self._end_writes(places, jobs)
 
-    def _end_writes(self, writes: Sequence[tuple[SlotReservation, SlotJob]]) -> None:
+    def _end_writes(self, places: Sequence[SlotReservation], jobs: Sequence[SlotJob]) -> None:
         stored: list[CacheKey] = []
-        for place, job in writes:
-            self._pending_write_bytes -= self._shape.block_bytes
+        for place, job in zip(places, jobs, strict=True):
             if job.is_done:
                 self._index.commit(place)
-                stored.append(job.key)
+                stored.append(place.key)
             else:
                 self._index.abandon(place)
-        no_room = [job.slot for _, job in writes if job.failure is KVStoreFailureKind.FULL]
-        if no_room:
-            self._index.withhold(min(no_room))
-            self._give_back_at_s = self._monotonic_s() + NO_ROOM_S
-        self._note_failures([job for _, job in writes], self._write_rest)
+        if len(stored) < len(jobs):
+            no_room = [job.slot for job in jobs if job.failure is KVStoreFailureKind.FULL]
+            if no_room:
+                self._index.withhold(min(no_room))
+                self._give_back_at_s = self._monotonic_s() + NO_ROOM_S
+        self._note_failures(jobs, self._write_rest, num_done=len(stored))
         if stored:
             self._listener.stored(stored)
 
@@ -225,7 +174,7 @@ class SlotStore(KVStore):
         if len(keys) != len(buffers):
             raise ValueError(f"{len(keys)} keys for {len(buffers)} buffers")
         self._counts.num_lookups += len(keys)
-        batch = _Batch([False] * len(keys))
+        batch = Batch([False] * len(keys))
         if not self._is_readable():
             return batch.answers
         await self._in_parts(
@@ -239,37 +188,39 @@ class SlotStore(KVStore):
         return batch.answers
 
     async def _get_part(
-        self, batch: _Batch, start: int, keys: Sequence[CacheKey], buffers: Sequence[memoryview]
+        self, batch: Batch, start: int, keys: Sequence[CacheKey], buffers: Sequence[memoryview]
     ) -> None:
-        jobs: list[tuple[int, SlotJob]] = []
+        positions: list[int] = []
+        jobs: list[SlotJob] = []
         for position, (key, buffer) in enumerate(zip(keys, buffers, strict=True), start):
             slot = self._index.pin(key)
             if slot is not None:
-                jobs.append((position, SlotJob(slot, key, buffer)))
+                positions.append(position)
+                jobs.append(SlotJob(slot, key, buffer))
         if not jobs:
             return
+        num_done = 0
         try:
-            await self._move(batch, [job for _, job in jobs], is_load=True)
+            num_done = await self._move(batch, positions, jobs, is_load=True)
         finally:
-            self._end_reads([job for _, job in jobs])
-        for position, job in jobs:
-            batch.answers[position] = job.is_done
+            self._end_reads(jobs, num_done)
 
     def _checked_buffer(self, buffer: memoryview) -> memoryview:
-        if buffer.nbytes != self._shape.block_bytes or buffer.readonly:
+        flat = _as_bytes(buffer)
+        if len(flat) != self._shape.block_bytes or buffer.readonly:
             raise ValueError(
                 f"a buffer of {buffer.nbytes} bytes{' that cannot be written' if buffer.readonly else ''}; "
                 f"a block is {self._shape.block_bytes} bytes"
             )
-        return _as_bytes(buffer)
+        return flat
 
-    def _end_reads(self, jobs: Sequence[SlotJob]) -> None:
+    def _end_reads(self, jobs: Sequence[SlotJob], num_done: int) -> None:
         lost: list[CacheKey] = []
         for job in jobs:
             if job.failure is not None and self._index.forget(job.key):
                 lost.append(job.key)
             self._index.unpin(job.key, job.slot)
-        self._note_failures(jobs, self._read_rest)
+        self._note_failures(jobs, self._read_rest, num_done=num_done)
         if lost:
             self._listener.removed(lost)
 
@@ -339,34 +290,35 @@ class SlotStore(KVStore):
         self._readers = self._writers = None
         self._medium.close()
 
-    async def _in_parts(
-        self, num_blocks: int, num_threads: int, work: Callable[[int, int], Coroutine[None, None, None]]
-    ) -> None:
-        """``work(start, end)`` for all parts of a batch: while one moves, the next one's books are done."""
-        part_blocks = max(1, PART_BYTES // self._shape.block_bytes, -(-num_blocks // (2 * num_threads)))
+    async def _in_parts(self, num_blocks: int, num_threads: int, work: PartWork) -> None:
+        part_blocks = blocks_per_part(
+            num_blocks, self._shape.block_bytes, num_threads, is_ordered=self._medium.is_ordered
+        )
         with self._pending():
-            if num_blocks <= part_blocks:
-                await work(0, num_blocks)
-                return
-            async with anyio.create_task_group() as tasks:
-                for start in range(0, num_blocks, part_blocks):
-                    tasks.start_soon(work, start, min(start + part_blocks, num_blocks))
+            await in_parts(num_blocks, part_blocks, num_threads, work)
 
-    async def _move(self, batch: _Batch, jobs: list[SlotJob], *, is_load: bool) -> None:
-        """Let the medium do the jobs. All of them are over when this returns or is cancelled."""
+    async def _move(
+        self, batch: Batch, positions: Sequence[int], jobs: list[SlotJob], *, is_load: bool
+    ) -> int:
+        """Let the medium do the jobs, and answer for them. How many it did. All of them are over when this
+        returns or is cancelled."""
         work = self._medium.read if is_load else self._medium.write
-        if self._medium.is_ordered:
-            jobs.sort(key=lambda job: job.slot)
-        stop = _Stop()
+        in_turn = sorted(jobs, key=_slot_of) if self._medium.is_ordered else jobs
+        stop = Stop()
         if len(jobs) * self._shape.block_bytes <= self._medium.inline_bytes:
-            work(jobs, stop)
+            work(in_turn, stop)
         else:
             threads = self._readers if is_load else self._writers
             assert threads is not None
-            await run_to_end(threads, partial(work, jobs, stop), stop.set)
-        num_done = sum(job.is_done for job in jobs)
+            await run_to_end(threads, partial(work, in_turn, stop), stop.set)
+        num_done = 0
+        for position, job in zip(positions, jobs, strict=True):
+            if job.is_done:
+                batch.answers[position] = True
+                num_done += 1
         batch.moved_bytes += num_done * self._shape.block_bytes
         batch.is_whole = batch.is_whole and num_done == len(jobs)
+        return num_done
 
     @contextmanager
     def _pending(self) -> Iterator[None]:
@@ -382,10 +334,10 @@ class SlotStore(KVStore):
     def _is_readable(self) -> bool:
         return self._is_open and not self._read_rest.is_resting(self._monotonic_s())
 
-    def _note_failures(self, jobs: Sequence[SlotJob], rest: RestAfterFailures) -> None:
-        failed = [job for job in jobs if job.failure is not None]
+    def _note_failures(self, jobs: Sequence[SlotJob], rest: RestAfterFailures, *, num_done: int) -> None:
+        failed = [job for job in jobs if job.failure is not None] if num_done < len(jobs) else []
         if not failed:
-            if any(job.is_done for job in jobs):
+            if num_done:
                 rest.worked()
             return
         for kind in sorted({job.failure for job in failed if job.failure is not None}):
@@ -402,5 +354,10 @@ class SlotStore(KVStore):
         self._listener.failed(failure)
 
 
-def _as_bytes(memory: memoryview) -> memoryview:
+def _as_bytes(data: bytes | bytearray | memoryview) -> memoryview:
+    memory = data if isinstance(data, memoryview) else memoryview(data)
     return memory if memory.format == "B" and memory.ndim == 1 else memory.cast("B")
+
+
+def _slot_of(job: SlotJob) -> int:
+    return job.slot
