@@ -1,4 +1,4 @@
-"""The echo engine: token ``p`` of the output is token ``p`` of the prompt.
+"""The echo engine: token ``p`` of the output is token ``p`` of the prompt; with a LoRA adapter, from its end.
 
 It needs no model, no KV and no GPU, and still keeps every promise of ``Engine``: so a graph, a router or a
 frontend can be tried with nothing else installed, and what they do wrong shows at once.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import anyio
 from anyio.lowlevel import checkpoint
 from pydantic import Field
 
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded, TicketUnknown
-from dynamo_sdk.interfaces import Embeds, Engine, EngineFacts, EngineSetup
+from dynamo_sdk.interfaces import AdaptsLora, Embeds, Engine, EngineFacts, EngineSetup
 from dynamo_sdk.plugins.config import PluginConfig
 from dynamo_sdk.types import (
     EmbedOutput,
@@ -25,6 +27,7 @@ from dynamo_sdk.types import (
     GenerateRequest,
     LegTiming,
     LoadSnapshot,
+    LoraSpec,
     PackedTokens,
     Role,
     TokenLogprobs,
@@ -33,6 +36,7 @@ from dynamo_sdk.types import (
 )
 
 from . import stateless
+from .loras import LoraTable
 
 
 class EchoConfig(PluginConfig):
@@ -44,9 +48,9 @@ class EchoConfig(PluginConfig):
     embedding_size: int = Field(default=64, ge=1)
 
 
-class EchoEngine(Engine, Embeds):
-    """Repeats the prompt. Each end of it is an end of sequence; with ``ignore_eos``, or before
-    ``min_tokens``, it starts over. All probability is on the token that comes next.
+class EchoEngine(Engine, Embeds, AdaptsLora):
+    """Repeats the prompt; with an adapter, the prompt backwards. Each end of it is an end of sequence; with
+    ``ignore_eos``, or before ``min_tokens``, it starts over. All probability is on the token that comes next.
     """
 
     def __init__(self, setup: EngineSetup, config: EchoConfig | None = None) -> None:
@@ -56,6 +60,7 @@ class EchoEngine(Engine, Embeds):
         self._is_running = False
         self._closed: anyio.Event | None = None
         self._idle: anyio.Event | None = None
+        self._loras = LoraTable[None]()
 
     async def start(self) -> EngineFacts:
         if self._closed is not None:
@@ -67,15 +72,15 @@ class EchoEngine(Engine, Embeds):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         prompt = self._checked(request)
-        self._num_active += 1
-        started_s = time.monotonic()
-        try:
+        text = prompt if request.lora is None else prompt[::-1]
+        with self._loras.using(request.lora), self._active():
+            started_s = time.monotonic()
             position = request.num_generated_tokens
             while True:
                 await self._pause()
-                token_id = prompt[position % len(prompt)]
+                token_id = text[position % len(text)]
                 position += 1
-                finish_reason = self._finish_reason(request, token_id, position, len(prompt))
+                finish_reason = self._finish_reason(request, token_id, position, len(text))
                 is_handover = finish_reason is None and request.role is Role.PREFILL
                 is_last = finish_reason is not None
                 num_new = position - request.num_generated_tokens
@@ -83,31 +88,41 @@ class EchoEngine(Engine, Embeds):
                     token_ids=(token_id,),
                     logprobs=_certain(token_id, request.sampling.logprobs),
                     finish_reason=finish_reason,
-                    usage=Usage(len(prompt), num_new) if is_last else None,
+                    usage=Usage(len(text), num_new) if is_last else None,
                     timing=_timing(request, started_s) if is_last else None,
                 )
                 if is_handover:
                     yield GenerateChunk(
                         finish_reason=FinishReason.HANDOVER,
-                        usage=Usage(len(prompt), num_new),
+                        usage=Usage(len(text), num_new),
                         kv_transfer=stateless.TICKET,
                         timing=_timing(request, started_s),
                     )
                 if is_last or is_handover:
                     return
-        finally:
-            self._leave()
 
     async def embed(self, request: EmbedRequest) -> EmbedOutput:
         """A bag of tokens: equal texts have equal vectors, and texts with common tokens are near."""
         self._require_running()
         tokens = self._unpacked(request.prompt)
-        await checkpoint()
+        with self._loras.using(request.lora):
+            await checkpoint()
         counts = [0.0] * self._config.embedding_size
         for token_id in tokens:
             counts[token_id * 2654435761 % 2**32 % len(counts)] += 1.0  # Knuth's multiplicative hash
         norm = math.sqrt(math.fsum(count * count for count in counts))
         return EmbedOutput(vector=[count / norm for count in counts], num_prompt_tokens=len(tokens))
+
+    async def load_lora(self, lora: LoraSpec) -> None:
+        """Any folder will do."""
+        self._require_running()
+        await self._loras.load(lora, partial(_find_folder, lora))
+
+    async def unload_lora(self, name: str) -> None:
+        await self._loras.unload(name, _forget)
+
+    def loras(self) -> tuple[LoraSpec, ...]:
+        return self._loras.specs()
 
     async def drain(self) -> None:
         while self._num_active:
@@ -131,8 +146,6 @@ class EchoEngine(Engine, Embeds):
     def _checked(self, request: GenerateRequest) -> list[int]:
         """The prompt's ids, once it is sure that the request can run."""
         self._require_running()
-        if request.lora is not None:
-            raise InvalidRequest("the echo engine has no LoRA adapters", param="lora")
         if request.sampling.max_tokens <= request.num_generated_tokens:
             raise InvalidRequest(
                 f"max_tokens is {request.sampling.max_tokens}, "
@@ -189,11 +202,25 @@ class EchoEngine(Engine, Embeds):
         if not self._is_running:
             raise EngineFailed("the echo engine is not running")
 
-    def _leave(self) -> None:
-        self._num_active -= 1
-        if not self._num_active and self._idle is not None:
-            self._idle.set()
-            self._idle = None
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        self._num_active += 1
+        try:
+            yield
+        finally:
+            self._num_active -= 1
+            if not self._num_active and self._idle is not None:
+                self._idle.set()
+                self._idle = None
+
+
+async def _find_folder(lora: LoraSpec) -> None:
+    if not await anyio.Path(lora.path).is_dir():
+        raise InvalidRequest(f"adapter {lora.name!r}: no folder {lora.path!r}", param="lora")
+
+
+async def _forget(_: None) -> None:
+    await checkpoint()
 
 
 def _certain(token_id: int, num_top: int | None) -> tuple[TokenLogprobs, ...] | None:

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from dynamo_sdk.errors import ConfigError, GraphError
 from dynamo_sdk.plugins import Catalogue, Descriptor, Kind, Registry
-from dynamo_sdk.types import ModelSpec, Role
+from dynamo_sdk.types import LoraSpec, ModelSpec, Role
 from dynamo_sdk.types.plan import Json, Origin, PluginChoice
 
 from .deploy import Deploy, KVSection, ModelEntry, ModelSection, PolicySection, Problems, ServiceSection
@@ -22,7 +22,7 @@ from .graph import Graph, ServiceNode
 from .markers import EngineService
 from .nearest import suggest
 from .pairing import AUTO, Leg
-from .paths import Path
+from .paths import Path, format_path
 from .plugin_args import check_constructor_args, check_plugin_args
 from .settings import SettingsLog
 
@@ -43,6 +43,7 @@ class ChosenModel:
     router: PluginChoice
     connector: str
     connector_path: Path
+    loras: tuple[LoraSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,7 @@ class Chooser:
             named.append((name, ("model",), entry))
         router = self._choose_policy(Kind.ROUTER, (), file.router, self._graph.router, DEFAULT_ROUTER)
         connector = self._choose_connector((), file.kv, self._graph.connector)
+        taken = {name: f"model {name!r}" for name, _, _ in named}
         return [
             ChosenModel(
                 spec=ModelSpec(name=name, path=entry.path),
@@ -97,9 +99,20 @@ class Chooser:
                 else router,
                 connector=self._choose_connector(path, entry.kv, None) if entry.kv.connector else connector,
                 connector_path=(*(path if entry.kv.connector else ()), "kv", "connector"),
+                loras=self._choose_loras(path, entry, taken),
             )
             for name, path, entry in named
         ]
+
+    def _choose_loras(self, above: Path, entry: ModelEntry, taken: dict[str, str]) -> tuple[LoraSpec, ...]:
+        """The adapters of one model. ``taken``: what clients already mean by a name."""
+        for name, folder in entry.loras.items():
+            path: Path = (*above, "loras", name)
+            if name in taken:
+                self._problems.add(path, f"clients mean {taken[name]} by this name; give the adapter another")
+            taken.setdefault(name, f"an adapter of {format_path(above)}")
+            self._log.record_written(path, folder)
+        return tuple(LoraSpec(name=name, path=folder) for name, folder in entry.loras.items())
 
     def choose_planner(self) -> PluginChoice | None:
         """The planner, where one is named. Replica counts stay as they are without one."""

@@ -115,7 +115,7 @@ def _plan_model(
         )
     check_block_sizes(name, legs, problems)
     connector = choose_connector(model.connector, legs, registry, model.connector_path, problems)
-    return ModelPlan(spec=model.spec, router=model.router, connector=connector)
+    return ModelPlan(spec=model.spec, router=model.router, connector=connector, loras=model.loras)
 
 
 def _demand(service: ChosenService) -> Demand:

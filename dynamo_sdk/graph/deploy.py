@@ -42,11 +42,13 @@ class KVSection(Section):
 
 
 class ModelEntry(Section):
-    """A model under ``models``. ``router`` and ``kv`` replace the graph-wide ones for this model."""
+    """A model under ``models``. ``router`` and ``kv`` replace the graph-wide ones for this model; ``loras``
+    are the folders of its LoRA adapters, by the names that clients say."""
 
     path: Name
     router: PolicySection | None = None
     kv: KVSection = KVSection()
+    loras: dict[Name, Name] = {}
 
 
 class ModelSection(ModelEntry):

@@ -112,11 +112,12 @@ async def run_replica(
         stack.push_async_callback(server.close)
         async with _life(instance, context) as record:
             await server.start(spec.listen)
-            record = msgspec.structs.replace(record, address=server.address)
-            lease = await discovery.register(record)
+            await context.announcement.begin(
+                msgspec.structs.replace(record, address=server.address), discovery
+            )
             try:
                 if await _ends_before(stop, lambda: _check_edges(instance, context)):
-                    await lease.update(msgspec.structs.replace(record, is_ready=True))
+                    await context.announcement.change(is_ready=True)
                     on_ready()
                     if isinstance(instance, ManagedService):
                         await _ends_before(stop, instance.wait_failed)
@@ -124,7 +125,7 @@ async def run_replica(
             finally:
                 with anyio.CancelScope(shield=True):
                     with contextlib.suppress(WireError):
-                        await lease.revoke()
+                        await context.announcement.end()
                     with anyio.move_on_after(spec.drain_timeout_s) as limit:
                         await _drain(instance, server)
                     if limit.cancelled_caught:

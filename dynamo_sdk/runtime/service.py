@@ -16,6 +16,7 @@ from dynamo_sdk.plugins.registry import Registry
 from dynamo_sdk.types import WorkerRecord
 from dynamo_sdk.types.plan import DeploymentPlan, ServicePlan
 
+from .announcement import Announcement
 from .clock import Clock
 from .edges import ServiceClient
 from .fleet import FleetView
@@ -25,9 +26,10 @@ from .fleet import FleetView
 class ServiceContext:
     """One replica's surroundings.
 
-    ``record``: what is announced so far; ``edges``: attribute -> client; ``peers``: the client of the
-    replica's own service. ``http_fd``: a listening socket for services that speak HTTP, owned by the service
-    from now on. ``secret`` guards connections.
+    ``record``: what is known of it before it starts; ``announcement``: what others see of it from then on;
+    ``edges``: attribute -> client; ``peers``: the client of the replica's own service. ``http_fd``: a
+    listening socket for services that speak HTTP, owned by the service from now on. ``secret`` guards
+    connections.
     """
 
     plan: DeploymentPlan
@@ -38,6 +40,7 @@ class ServiceContext:
     plugins: Registry
     peers: ServiceClient
     edges: dict[str, ServiceClient] = field(default_factory=dict)
+    announcement: Announcement = field(default_factory=Announcement)
     http_fd: int | None = None
     secret: str | None = None
     drain_timeout_s: float = 30.0

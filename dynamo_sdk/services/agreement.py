@@ -28,6 +28,7 @@ def check_agreement(record: WorkerRecord, fleet: Fleet) -> None:
 def _compare_models(
     record: WorkerRecord, other: WorkerRecord, ours: ModelRecord, theirs: ModelRecord
 ) -> None:
+    _compare(record, other, f"base model of {ours.name!r}", ours.parent, theirs.parent)
     _compare(record, other, "connector", record.connector, other.connector)
     _compare(record, other, "block size", ours.block_size, theirs.block_size)
     if ours.digest is not None and theirs.digest is not None:

@@ -42,12 +42,13 @@ class Chooser:
         self, flow: RequestFlow, model: str, router: Router, ask: Route, hints: RoutingHints = NO_HINTS
     ) -> list[Action]:
         """A worker of the pool for the request; report it to the flow."""
-        pool = self._pools.pool(model, ask.pool)
+        name = flow.request.served_name
+        pool = self._pools.pool(name, ask.pool)
         candidates = pool.candidates
         if ask.excluded:
             candidates = [found for found in candidates if found.worker_id not in ask.excluded]
         if not candidates:
-            nobody = Unavailable(f"no {ask.pool} worker of model {model!r} can take the request now")
+            nobody = Unavailable(f"no {ask.pool} worker of model {name!r} can take the request now")
             return flow.not_routed(ask.pool, nobody)
         now_s = self._clock.now_s()
         keys = _keys(flow.request, pool) if router.uses_overlap else None

@@ -124,16 +124,16 @@ class Dispatcher:
         client = self._pools.client_of(worker)
         return client.push(worker.worker_id, "generate", request, listener=listener, timeout_s=left_s)
 
-    def eligible(self, route: ModelRoute, ask: Route) -> list[WorkerRecord]:
-        workers = self._pools.workers(route.name, ask.pool)
+    def eligible(self, request: GenerateRequest, ask: Route) -> list[WorkerRecord]:
+        workers = self._pools.workers(request.served_name, ask.pool)
         if not ask.excluded:
             return workers
         return [worker for worker in workers if worker.worker_id not in ask.excluded]
 
-    async def wait_for_worker(self, route: ModelRoute, ask: Route, deadline_s: float) -> None:
+    async def wait_for_worker(self, request: GenerateRequest, ask: Route, deadline_s: float) -> None:
         """Return when there is one, or when that has taken too long."""
         wait_s = min(self._limits.wait_for_worker_s, deadline_s - self._clock.now_s())
-        await self._pools.wait_for_worker(lambda: bool(self.eligible(route, ask)), wait_s)
+        await self._pools.wait_for_worker(lambda: bool(self.eligible(request, ask)), wait_s)
 
     def choose(self, flow: RequestFlow, route: ModelRoute, ask: Route, hints: RoutingHints) -> list[Action]:
         """Ask the pool's router; report what came of it."""
@@ -225,7 +225,7 @@ class DispatchedCall(BackendCall):
                 case Send(leg, worker, leg_request) if not self._is_over:
                     self._legs.start(leg, partial(self._open, worker, leg_request), self._on_fact)
                 case Route() if not self._is_over:
-                    if action.can_wait and not self._dispatcher.eligible(self._route, action):
+                    if action.can_wait and not self._dispatcher.eligible(self._flow.request, action):
                         self._waiting = asyncio.get_running_loop().create_task(self._wait(action))
                     elif not self._must_wait(action):
                         self._carry_out(self._dispatcher.choose(self._flow, self._route, action, self._hints))
@@ -260,7 +260,7 @@ class DispatchedCall(BackendCall):
             self._fail(error)
 
     async def _wait(self, ask: Route) -> None:
-        await self._dispatcher.wait_for_worker(self._route, ask, self._deadline_s)
+        await self._dispatcher.wait_for_worker(self._flow.request, ask, self._deadline_s)
         self._waiting = None
         try:
             self._carry_out(self._dispatcher.choose(self._flow, self._route, ask, self._hints))

@@ -29,6 +29,7 @@ from dynamo_sdk.types.plan import DeploymentPlan
 
 from .decision_writer import DecisionWriter
 from .dispatch import Dispatcher, DispatchLimits, ModelRoute
+from .lora_admin import LoraAdmin
 from .openai.backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health, run_to_end
 from .overlap_watch import OverlapWatch
 from .parity_doctor import ParityDoctor, PipelineOf
@@ -50,8 +51,14 @@ class FleetBackend(Backend):
         self._worker_id = context.record.worker_id
         self._peers = context.peers
         clients = {client.service: client for client in context.edges.values()}
-        self._records: dict[str, tuple[list[WorkerRecord], ModelRecord | None]] = {}  # with the pool asked
+        self._records: dict[str, tuple[list[WorkerRecord], dict[str, ModelRecord]]] = {}  # of the pool asked
         self._planned = _planned_roles(context.plan, set(clients))
+        self._planned_loras = {
+            lora.name: model.spec.name
+            for model in context.plan.models
+            if model.spec.name in self._planned
+            for lora in model.loras
+        }
         self._routes = {
             model.spec.name: ModelRoute(
                 name=model.spec.name,
@@ -101,6 +108,7 @@ class FleetBackend(Backend):
             else None
         )
         self._dispatcher = Dispatcher(self._pools, context.clock, limits, log=self._log)
+        self.loras = LoraAdmin(self._pools, self._planned)
 
     def _connector(self, context: ServiceContext, model: str, name: str | None) -> KVConnector | None:
         if Role.PREFILL not in self._planned[model] or name is None:
@@ -110,22 +118,22 @@ class FleetBackend(Backend):
     # -- Backend
 
     def models(self) -> Mapping[str, ModelRecord]:
-        """Models with a worker that can finish a request, by name."""
+        """Models with a worker that can finish a request, and the adapters of these, by name."""
         found: dict[str, ModelRecord] = {}
         for name, roles in self._planned.items():
             role = Role.DECODE if Role.DECODE in roles else Role.AGGREGATED
             workers = self._pools.workers(name, role)
-            seen, record = self._records.get(name, (None, None))
+            seen, records = self._records.get(name, (None, {}))
             if seen is not workers:
-                served = [model for worker in workers for model in worker.models if model.name == name]
-                record = min(served, key=lambda model: model.context_length, default=None)
-                self._records[name] = workers, record
-            if record is not None:
-                found[name] = record
+                records = _served(workers, name)
+                self._records[name] = workers, records
+            found |= records
         return found
 
     def is_planned(self, name: str) -> bool:
-        return name in self._planned
+        """An adapter that no worker of its model has is not on its way: it was unloaded."""
+        base = self._planned_loras.get(name)
+        return name in self._planned or (base is not None and base not in self.models())
 
     def health(self) -> Health:
         ready = self.models()
@@ -133,6 +141,8 @@ class FleetBackend(Backend):
         for name, roles in self._planned.items():
             counts = [f"{len(self._pools.workers(name, role))} {role} ready" for role in roles]
             details[name] = ", ".join(counts)
+            if adapters := [other for other, model in ready.items() if model.parent == name]:
+                details[name] += f"; adapters: {', '.join(adapters)}"
             if self._watch is not None:
                 details[name] += f"; {self._watch.describe(name)}"
             if self._doctor is not None and (parity := self._doctor.describe(name)):
@@ -153,13 +163,13 @@ class FleetBackend(Backend):
     async def embed(self, request: EmbedRequest, *, options: GenerateOptions) -> EmbedOutput:
         route = self._route(request.model)
         for role in (Role.AGGREGATED, Role.PREFILL, Role.DECODE):
-            if role in route.routers and (workers := self._pools.workers(request.model, role)):
+            if role in route.routers and (workers := self._pools.workers(request.served_name, role)):
                 worker = min(workers, key=lambda w: self._pools.candidates([w])[0].num_active_requests)
                 client = self._pools.client_of(worker)
                 output = await client.call(worker.worker_id, "embed", request, timeout_s=options.deadline_s)
                 assert isinstance(output, EmbedOutput)
                 return output
-        raise Unavailable(f"no worker of model {request.model!r} can take the request now")
+        raise Unavailable(f"no worker of model {request.served_name!r} can take the request now")
 
     async def other_metrics(self) -> list[bytes]:
         others = [record for record in self._peers.replicas() if record.worker_id != self._worker_id]
@@ -219,6 +229,19 @@ class FleetBackend(Backend):
             return self._routes[model]
         except KeyError:
             raise NotFound(f"no model {model!r} (models: {', '.join(self._routes)})", param="model") from None
+
+
+def _served(workers: list[WorkerRecord], name: str) -> dict[str, ModelRecord]:
+    """The model ``name`` and its adapters; of several records of one name that of the shortest context."""
+    records: dict[str, ModelRecord] = {}
+    for worker in workers:
+        for model in worker.models:
+            if name not in (model.name, model.parent):
+                continue
+            known = records.get(model.name)
+            if known is None or model.context_length < known.context_length:
+                records[model.name] = model
+    return records
 
 
 def _planned_roles(plan: DeploymentPlan, services: set[str]) -> dict[str, tuple[Role, ...]]:

@@ -55,6 +55,7 @@ class Frontend(FrontendService, ManagedService):
         tenant_quantum: int = AdmissionLimits().default_quantum,
         tenant_quanta: dict[str, int] | None = None,
         parity_probes: bool = DispatchLimits().parity_probes,
+        lora_endpoints: bool = False,
         decision_log: str | None = None,
         decision_log_bytes: int = DispatchLimits().decision_log_bytes,
     ) -> None:
@@ -67,6 +68,7 @@ class Frontend(FrontendService, ManagedService):
         for name, value in at_least_1.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; allowed is 1 or more")
+        self._has_lora_endpoints = lora_endpoints
         self._http_limits = HttpLimits(max_body_bytes=max_body_bytes, deadline_s=request_timeout_s)
         self._dispatch_limits = DispatchLimits(
             stall_timeout_s=stall_timeout_s,
@@ -96,6 +98,9 @@ class Frontend(FrontendService, ManagedService):
         self._backend = FleetBackend(context, self._dispatch_limits, metrics)
         limits = msgspec.structs.replace(self._http_limits, drain_timeout_s=context.drain_timeout_s)
         app = self._app = OpenAIApp(self._backend, metrics=metrics, limits=limits)
+        if self._has_lora_endpoints:
+            app.add_route("POST", "/v1/load_lora_adapter", self._backend.loras.on_load)
+            app.add_route("POST", "/v1/unload_lora_adapter", self._backend.loras.on_unload)
         self._shutdown = asyncio.Event()
         self._serving = asyncio.get_running_loop().create_task(serve(app, listener, shutdown=self._shutdown))
         host, port = listener.getsockname()[:2]

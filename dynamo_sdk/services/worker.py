@@ -15,6 +15,7 @@ import msgspec
 from dynamo_sdk.errors import ConfigError, EngineStartError, InvalidRequest
 from dynamo_sdk.graph import EngineService, endpoint
 from dynamo_sdk.interfaces import (
+    AdaptsLora,
     Embeds,
     Engine,
     EngineFacts,
@@ -25,7 +26,7 @@ from dynamo_sdk.interfaces import (
     PublishesKVEvents,
 )
 from dynamo_sdk.metrics import WorkerMetrics
-from dynamo_sdk.runtime.model_path import resolve_model_path
+from dynamo_sdk.runtime.model_path import resolve_lora_path, resolve_model_path
 from dynamo_sdk.runtime.network import parse_address
 from dynamo_sdk.runtime.service import ManagedService, ServiceContext
 from dynamo_sdk.runtime.sources import sourced_by
@@ -38,6 +39,7 @@ from dynamo_sdk.types import (
     GenerateRequest,
     KVDigestBatch,
     LoadSnapshot,
+    LoraSpec,
     ModelRecord,
     ModelSpec,
     Role,
@@ -46,6 +48,7 @@ from dynamo_sdk.types import (
     pack_tokens,
 )
 
+from .adapters import Adapters
 from .agreement import check_agreement
 from .handover import BlockHandover
 from .kv_publisher import KVPublisher
@@ -65,6 +68,7 @@ class Worker(EngineService, ManagedService):
     _engine: Engine
     _context: ServiceContext
     _metrics: WorkerMetrics
+    _adapters: Adapters
     _handover: BlockHandover | None = None
     _kv_publisher: KVPublisher | None = None
     _is_open = False
@@ -123,6 +127,16 @@ class Worker(EngineService, ManagedService):
                 yield batch
 
     @endpoint
+    async def load_lora(self, lora: LoraSpec) -> None:
+        """Serve one more adapter from now on. Raises ``InvalidRequest``, and nothing has changed."""
+        await self._adapters.load(lora)
+
+    @endpoint
+    async def unload_lora(self, name: str) -> None:
+        """Serve it no more; the answer comes when its last request has ended. Raises ``ModelNotFound``."""
+        await self._adapters.unload(name)
+
+    @endpoint
     async def metrics(self) -> bytes:
         """This worker's series, as Prometheus text."""
         observe_load(self._metrics, self._engine.load())
@@ -145,13 +159,25 @@ class Worker(EngineService, ManagedService):
         connector_args: dict[str, str] = {}
         if service.connector is not None:
             connector_args = context.plugins.build_kv_connector(service.connector).engine_args(self.role)
+        loras = tuple(
+            LoraSpec(name=lora.name, path=str(resolve_lora_path(lora.path))) for lora in model.loras
+        )
         setup = EngineSetup(
-            model=spec, role=self.role, connector=service.connector, connector_args=connector_args
+            model=spec,
+            role=self.role,
+            connector=service.connector,
+            connector_args=connector_args,
+            loras=loras,
         )
         self._metrics = WorkerMetrics(
             service=service.name, worker_id=context.record.worker_id, role=self.role
         )
         self._engine = context.plugins.build_engine(service.engine.name, setup, service.engine.args)
+        if loras and not isinstance(self._engine, AdaptsLora):
+            raise ConfigError(
+                f"model {spec.name!r} has LoRA adapters, and engine {service.engine.name!r} of service "
+                f"{service.name} serves none; remove loras of the model or choose another engine"
+            )
         self._is_open = True
         facts = await self._engine.start()
         if isinstance(self._engine, PublishesKVEvents):
@@ -159,7 +185,10 @@ class Worker(EngineService, ManagedService):
         if service.connector == DIRECT:
             await self._start_handover(context)
         await self._try_out(spec.name)
-        return self._announce(context.record, spec, facts)
+        record = self._announce(context.record, spec, facts)
+        self._adapters = Adapters(self._engine, record, context)
+        await self._adapters.load_planned(loras)
+        return msgspec.structs.replace(record, models=self._adapters.models())
 
     async def drain(self) -> None:
         await self._engine.drain()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .models import ModelSpec
+from .models import LoraSpec, ModelSpec
 from .requests import Role
 
 if TYPE_CHECKING:
@@ -94,11 +94,12 @@ class ServicePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ModelPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One served model and the policies of its requests."""
+    """One served model, its adapters, and the policies of its requests."""
 
     spec: ModelSpec
     router: PluginChoice
     connector: str | None = None
+    loras: tuple[LoraSpec, ...] = ()
 
 
 class DeploymentPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -67,6 +67,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     decision_id: str | None = None
 
     @property
+    def served_name(self) -> str:
+        """Of what a worker must have to run it: the adapter, or the model itself."""
+        return self.lora or self.model
+
+    @property
     def num_prompt_tokens(self) -> int:
         return num_tokens(self.prompt)
 
@@ -86,6 +91,11 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     model: str
     prompt: PackedTokens
     lora: str | None = None
+
+    @property
+    def served_name(self) -> str:
+        """As of ``GenerateRequest``."""
+        return self.lora or self.model
 
 
 class EmbedOutput(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dynamo_sdk.engines import stateless
 from dynamo_sdk.engines.echo import EchoConfig, EchoEngine
-from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded, TicketUnknown
+from dynamo_sdk.errors import (
+    EngineFailed,
+    EngineStartError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    TicketUnknown,
+)
 from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.testing import Answer, generate_request, read_all
 from dynamo_sdk.types import (
@@ -19,6 +28,7 @@ from dynamo_sdk.types import (
     FinishReason,
     GenerateRequest,
     KVTransferParams,
+    LoraSpec,
     ModelSpec,
     PackedTokens,
     Role,
@@ -134,16 +144,6 @@ async def test_close_wakes_a_stream_that_pauses() -> None:
             ),
             "prompt",
         ),
-        (
-            GenerateRequest(
-                request_id="lora",
-                model="model",
-                prompt=pack_tokens([1]),
-                sampling=SamplingParams(max_tokens=1),
-                lora="adapter",
-            ),
-            "lora",
-        ),
     ],
 )
 async def test_bad_input_names_the_field(request_: GenerateRequest, param: str) -> None:
@@ -151,6 +151,19 @@ async def test_bad_input_names_the_field(request_: GenerateRequest, param: str) 
     with pytest.raises(InvalidRequest) as caught:
         await read_all(engine, request_)
     assert caught.value.param == param
+    assert engine.load().num_running == 0
+
+
+@pytest.mark.anyio
+async def test_an_adapter_turns_the_prompt_round(tmp_path: Path) -> None:
+    engine = await started()
+    request = replace(ask([1, 2, 3], 3), lora="turned")
+    with pytest.raises(ModelNotFound, match="no adapter 'turned'"):
+        await read_all(engine, request)
+    with pytest.raises(InvalidRequest, match="no folder"):
+        await engine.load_lora(LoraSpec(name="turned", path=str(tmp_path / "nowhere")))
+    await engine.load_lora(LoraSpec(name="turned", path=str(tmp_path)))
+    assert (await read_all(engine, request)).token_ids == [3, 2, 1]
     assert engine.load().num_running == 0
 
 

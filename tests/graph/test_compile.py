@@ -15,7 +15,7 @@ from dynamo_sdk.graph import EngineService, FrontendService
 from dynamo_sdk.graph.compile import compile_plan
 from dynamo_sdk.graph.deploy import parse_deploy
 from dynamo_sdk.plugins import Registry
-from dynamo_sdk.types import Role
+from dynamo_sdk.types import LoraSpec, Role
 from dynamo_sdk.types.plan import DeploymentPlan, EdgePlan, GpuDevice, HostInventory, Inventory, Json, Origin
 
 from .plugins import Objector, paper_registry
@@ -195,6 +195,37 @@ def test_an_unknown_model_names_the_nearest() -> None:
 def test_a_model_that_nothing_serves_is_refused() -> None:
     message = _refusal(ConfigError, Graph(Everything), TWO_MODELS, "services.Worker.model=big")
     assert "deploy.yaml, line 4: models.small: no service serves model 'small'" in message
+
+
+def test_adapters_are_in_the_plan_with_their_origins() -> None:
+    text = f"{{model: {{path: ./m, loras: {{sql: ./sql}}}}, {PAIR}}}"
+    plan = _compile(Graph(Api), text, "model.loras.poet=./poet")
+    assert plan.models[0].loras == (LoraSpec(name="sql", path="./sql"), LoraSpec(name="poet", path="./poet"))
+    settings = _settings(plan)
+    assert settings["model.loras.sql"] == ("./sql", Origin.DEPLOY)
+    assert settings["model.loras.poet"] == ("./poet", Origin.COMMAND)
+    plan = _compile(Graph(Everything), TWO_MODELS, "models.small.loras.sql=./sql")
+    assert [[lora.name for lora in model.loras] for model in plan.models] == [[], ["sql"]]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("models.big.loras.small=./x", "models.big.loras.small: clients mean model 'small' by this name"),
+        ("models.big.loras.big=./x", "models.big.loras.big: clients mean model 'big' by this name"),
+        (
+            "models.small.loras.poet=./x",
+            "--set: models.small.loras.poet: clients mean an adapter of models.big by this name; "
+            "give the adapter another",
+        ),
+        ("models.small.lora.poet=./x", "models.small.lora: unknown key; did you mean 'loras'?"),
+        ("models.small.loras.x=5", "models.small.loras.x: should be a valid string, is 5"),
+        ("models.small.loras.x=''", "models.small.loras.x: should not be empty, is ''"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(override: str, said: str) -> None:
+    message = _refusal(ConfigError, Graph(Everything), TWO_MODELS, "models.big.loras.poet=./poet", override)
+    assert said in message
 
 
 # Names and arguments

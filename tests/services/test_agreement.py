@@ -56,6 +56,7 @@ def test_what_fits_may_join(fitting: WorkerRecord) -> None:
         (newcomer(models=model(block_size=32)), "its block size is 32, that of Decode.0 is 16"),
         (newcomer(models=model(digest="d2")), "its weights of model 'm' is d2"),
         (newcomer(service="Second", models=model(block_size=32)), "its block size is 32"),
+        (newcomer(models=model(parent="base")), "its base model of 'm' is base, that of Decode.0 is none"),
     ],
 )
 def test_what_would_answer_differently_is_refused(stranger: WorkerRecord, message: str) -> None:

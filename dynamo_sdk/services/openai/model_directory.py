@@ -14,7 +14,8 @@ _MAX_NAMED = 20
 
 
 class ModelDirectory:
-    """Pipelines are kept by record, so a model announced anew with other facts is loaded anew."""
+    """Pipelines are kept by record, so a model announced anew with other facts is loaded anew. Adapters have
+    the tokenizer and the template of their model: its pipeline."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -42,23 +43,18 @@ class ModelDirectory:
 
     async def pipeline(self, record: ModelRecord) -> ModelPipeline:
         """Raises ``Unavailable`` when the model's folder cannot be used."""
+        if record.parent is not None:
+            record = self._backend.models().get(record.parent, record)
         task = self._loading.get(record)
         if task is None:
             self._forget_gone()
-            task = asyncio.create_task(asyncio.to_thread(ModelPipeline.load, self._text_record(record)))
+            task = asyncio.create_task(asyncio.to_thread(ModelPipeline.load, record))
             self._loading[record] = task
         try:
             return await asyncio.shield(task)
         except UserError as error:
             self._loading.pop(record, None)
             raise Unavailable(f"model {record.name!r} cannot be served: {error}") from error
-
-    def _text_record(self, record: ModelRecord) -> ModelRecord:
-        """An adapter shares the tokenizer and template of its base model."""
-        base = self._backend.models().get(record.parent) if record.parent else None
-        if base is None:
-            return record
-        return ModelRecord(name=record.name, path=base.path, context_length=record.context_length)
 
     def _forget_gone(self) -> None:
         served = set(self._backend.models().values())
