@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Coroutine
 from enum import Enum, auto
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote_to_bytes
 
 from httptools import (
@@ -24,71 +23,17 @@ from httptools import (
     parse_url,
 )
 
-from dynamo_sdk.errors import DynamoError
-
 from .errors import BodyTimeout, ErrorBody, ErrorObject
-from .exchange import BodyBudget, Exchange
+from .exchange import Exchange
 from .lazy_timer import LazyTimer
-from .limits import HttpLimits
 from .sse import encode_json
+
+if TYPE_CHECKING:
+    from .connections import Connections
 
 _LINGER_S = 2.0
 """How long to go on reading a body that was refused, so that its sender gets to read why."""
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
-
-
-class Application(Protocol):
-    """What answers requests."""
-
-    @property
-    def limits(self) -> HttpLimits: ...
-
-    def answer(self, exchange: Exchange) -> Coroutine[Any, Any, None]:
-        """In a task of its own, for a request that is complete. Answers whatever happens."""
-
-    def refuse(self, exchange: Exchange, error: DynamoError) -> None:
-        """Instead of ``answer``, for a request that is not, and will not be."""
-
-
-class Connections:
-    """All connections of one server, and what they share."""
-
-    def __init__(self, app: Application) -> None:
-        self.app = app
-        self.limits = app.limits
-        self.budget = BodyBudget(self.limits.max_buffered_bytes)
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.is_ending = False
-        self._open: set[Connection] = set()
-        self._all_gone = asyncio.Event()
-        self._all_gone.set()
-
-    def make(self) -> Connection:
-        return Connection(self)
-
-    def add(self, connection: Connection) -> bool:
-        """False if there are too many."""
-        self._open.add(connection)
-        self._all_gone.clear()
-        return len(self._open) <= self.limits.max_connections
-
-    def discard(self, connection: Connection) -> None:
-        self._open.discard(connection)
-        if not self._open:
-            self._all_gone.set()
-
-    def end(self) -> None:
-        """Close each connection as soon as no answer is under way on it."""
-        self.is_ending = True
-        for connection in list(self._open):
-            connection.end()
-
-    def close(self) -> None:
-        for connection in list(self._open):
-            connection.close()
-
-    async def wait_gone(self) -> None:
-        await self._all_gone.wait()
 
 
 class _Expected(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from .connection import Application, Connections
+from .connections import Application, Connections
 
 _CLEAN_UP_S = 5.0
 """How long cancelled requests may take to free what they hold."""

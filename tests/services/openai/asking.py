@@ -11,7 +11,7 @@ from urllib.parse import quote
 from httptools import HttpResponseParser
 
 from dynamo_sdk.services.openai import Backend, HttpLimits, OpenAIApp
-from dynamo_sdk.services.openai.connection import Connections
+from dynamo_sdk.services.openai.connections import Connections
 
 
 @dataclass

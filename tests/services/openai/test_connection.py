@@ -10,7 +10,7 @@ import pytest
 
 from dynamo_sdk.services.openai import HttpLimits, OpenAIApp
 from dynamo_sdk.services.openai import connection as connection_module
-from dynamo_sdk.services.openai.connection import Connections
+from dynamo_sdk.services.openai.connections import Connections
 from dynamo_sdk.types import GenerateRequest
 
 from .asking import Wire, chat, completion
