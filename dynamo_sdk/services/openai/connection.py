@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections import deque
 from enum import Enum, auto
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote_to_bytes
 
 from httptools import (
+    HttpParserCallbackError,
     HttpParserError,
     HttpParserInvalidURLError,
     HttpParserUpgrade,
@@ -27,13 +29,20 @@ from .errors import BodyTimeout, ErrorBody, ErrorObject
 from .exchange import Exchange
 from .lazy_timer import LazyTimer
 from .sse import encode_json
+from .stall_watch import StallWatch
 
 if TYPE_CHECKING:
     from .connections import Connections
 
 _LINGER_S = 2.0
 """How long to go on reading a body that was refused, so that its sender gets to read why."""
-_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_REASONS = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+}
+_log = logging.getLogger("dynamo_sdk.http")
 
 
 class _Expected(Enum):
@@ -57,15 +66,16 @@ class Connection(asyncio.Protocol):
         self._behind: deque[Exchange] = deque()
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._num_unparsed_bytes = 0
+        self._num_unparsed_bytes = self._num_head_bytes = 0
         self._is_reading = True
         self._is_closed = False
         self._expected: _Expected | None = None
         self._read_timer = LazyTimer()
-        self._stall_timer = LazyTimer()
+        self._stall_watch = StallWatch(self._limits.write_stall_timeout_s)
         self._writable: asyncio.Future[None] | None = None  # while the client is slow to read
         self._body_framing: bytes | None = None
         self._is_replaying_head = False
+        self._waits_for_continue = False
 
     # --- connection
 
@@ -82,7 +92,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closed = True
         self._read_timer.close()
-        self._stall_timer.close()
+        self._stall_watch.close()
         self.resume_writing()
         unanswered = [*self._behind, *([self._incoming] if self._incoming is not None else [])]
         self._behind.clear()
@@ -100,7 +110,12 @@ class Connection(asyncio.Protocol):
         self._is_closed = True
         if self._transport is not None:
             self._transport.close()
-            self._stall_timer.start(self._limits.write_stall_timeout_s, self._transport.abort)
+            self._stall_watch.start(self._transport)
+
+    def abort(self) -> None:
+        """Whatever is left to send."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def end(self) -> None:
         """Close now if no answer is under way, else behind that."""
@@ -121,26 +136,38 @@ class Connection(asyncio.Protocol):
                 except HttpParserUpgrade as stopped:
                     data = data[stopped.args[0] :]
                     self._decline_upgrade()
+        except HttpParserCallbackError as error:  # a bug of ours
+            if error.__context__ is not None:  # the parser says it once
+                _log.error("a request could not be read", exc_info=error.__context__)
+            self._refuse(500, "the server failed to read the request; its log says why")
         except HttpParserError as error:
             self._refuse(400, f"this is not HTTP: {error}")
         if self._is_closed:
             return
         # Heads, trailers and chunk extensions grow this; a whole head or a piece of a body resets it.
         if self._num_unparsed_bytes > self._limits.max_head_bytes:
-            self._refuse(431, f"the request head is larger than {self._limits.max_head_bytes} bytes")
+            self._refuse_head()
         else:
             self._expect_next()
 
     def on_url(self, url: bytes) -> None:
-        if not self._is_replaying_head:
+        if not self._is_replaying_head and self._has_room_for(url):
             self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_replaying_head:
+        if not self._is_replaying_head and self._has_room_for(name, value):
             self._headers[name.lower()] = value
+
+    def _has_room_for(self, *parts: bytes) -> bool:
+        """In the head; all its bytes may have come in one piece."""
+        self._num_head_bytes += sum(map(len, parts))
+        return self._num_head_bytes <= self._limits.max_head_bytes
 
     def on_headers_complete(self) -> None:
         if self._is_replaying_head or self._is_closed:
+            return
+        if self._num_head_bytes > self._limits.max_head_bytes:
+            self._refuse_head()
             return
         self._num_unparsed_bytes = 0
         self._expect(None)
@@ -159,15 +186,19 @@ class Connection(asyncio.Protocol):
         self._url, self._headers = b"", {}  # trailers must not get at the headers
         if exchange.refusal is not None:
             self._complete(exchange)
-        elif (
-            exchange.headers.get(b"expect", b"").lower() == b"100-continue"
-            and self._answering is None
-            and not is_http_1_0  # whose clients know no answer before the answer
-        ):
+        elif exchange.headers.get(b"expect", b"").lower() == b"100-continue" and not is_http_1_0:
+            self._waits_for_continue = True  # clients of 1.0 know no answer before the answer
+            self._ask_for_body()
+
+    def _ask_for_body(self) -> None:
+        """Where the client waits for that, and it cannot be taken for a part of another answer."""
+        if self._waits_for_continue and self._answering is None:
+            self._waits_for_continue = False
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._num_unparsed_bytes = 0
+        self._waits_for_continue = False
         exchange = self._incoming
         if exchange is None or exchange.refusal is not None:
             return
@@ -175,7 +206,9 @@ class Connection(asyncio.Protocol):
             self._complete(exchange)
 
     def on_message_complete(self) -> None:
-        self._num_unparsed_bytes = 0
+        self._num_unparsed_bytes = self._num_head_bytes = 0
+        self._waits_for_continue = False
+        self._headers = {}  # the next request has nothing of this one's trailers
         exchange = self._incoming
         if exchange is None:
             return
@@ -242,6 +275,7 @@ class Connection(asyncio.Protocol):
         if not self._behind and not self._is_reading and not self._is_closed:
             self._is_reading = True
             self._transport_or_fail().resume_reading()
+        self._ask_for_body()
         self._expect_next()
 
     # --- what must come in time
@@ -251,7 +285,7 @@ class Connection(asyncio.Protocol):
             self._expect(None)
         elif self._incoming is not None:
             if self._incoming.refusal is None:
-                self._expect(_Expected.BODY)
+                self._expect(None if self._waits_for_continue else _Expected.BODY)
         elif self._answering is not None:
             self._expect(None)
         elif self._num_unparsed_bytes:
@@ -289,6 +323,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         if not self._is_closed:
+            self._stall_watch.num_written_bytes += len(data)
             self._transport_or_fail().write(data)
 
     @property
@@ -302,11 +337,11 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable = asyncio.get_running_loop().create_future()
-        self._stall_timer.start(self._limits.write_stall_timeout_s, self._transport_or_fail().abort)
+        self._stall_watch.start(self._transport_or_fail())
 
     def resume_writing(self) -> None:
         if not self._is_closed:  # then all of it must go out in time
-            self._stall_timer.stop()
+            self._stall_watch.stop()
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)
@@ -317,13 +352,17 @@ class Connection(asyncio.Protocol):
 
     # --- refusing where there is no request
 
+    def _refuse_head(self) -> None:
+        self._refuse(431, f"the request head is larger than {self._limits.max_head_bytes} bytes")
+
     def _refuse(self, status: int, message: str) -> None:
         if self._is_closed:
             return
         if self._answering is not None:  # that comes first, and nothing behind it
             self._answering.keeps_alive = False
             return
-        body = encode_json(ErrorBody(ErrorObject(message, "invalid_request_error", None, "bad_http")))
+        kind, code = ("server_error", "internal") if status == 500 else ("invalid_request_error", "bad_http")
+        body = encode_json(ErrorBody(ErrorObject(message, kind, None, code)))
         head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\n" % (status, _REASONS[status])
         self.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
         self.close()

@@ -43,10 +43,10 @@ class Connections:
         return Connection(self)
 
     def add(self, connection: Connection) -> bool:
-        """False if there are too many."""
+        """False if there are too many, or the server is ending: it was accepted just before."""
         self._open.add(connection)
         self._all_gone.clear()
-        return len(self._open) <= self.limits.max_connections
+        return len(self._open) <= self.limits.max_connections and not self.is_ending
 
     def discard(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -60,8 +60,13 @@ class Connections:
             connection.end()
 
     def close(self) -> None:
+        """What is written still goes out."""
         for connection in list(self._open):
             connection.close()
+
+    def abort(self) -> None:
+        for connection in list(self._open):
+            connection.abort()
 
     async def wait_gone(self) -> None:
         await self._all_gone.wait()

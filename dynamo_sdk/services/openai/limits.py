@@ -10,7 +10,8 @@ _MIB = 1024 * 1024
 class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
     """``head``: request line and headers. ``max_buffered_bytes``: the bodies of all requests being served,
     together; beyond it they are refused as overload. ``write_stall_timeout_s``: how long a client may leave
-    what was sent to it unread. ``deadline_s``: the longest life of a request from its last byte on."""
+    what was sent to it unread, from the last 4 KiB that it took on. ``deadline_s``: the longest life of a
+    request from its last byte on."""
 
     max_body_bytes: int = 32 * _MIB
     max_buffered_bytes: int = 1024 * _MIB

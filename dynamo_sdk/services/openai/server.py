@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 from .connections import Application, Connections
 
 _CLEAN_UP_S = 5.0
-"""How long cancelled requests may take to free what they hold."""
+"""How long cancelled requests may take to free what they hold, and clients to take the end of an answer."""
 
 
 async def serve(app: Application, listener: socket.socket, *, shutdown: asyncio.Event) -> None:
@@ -23,11 +24,9 @@ async def serve(app: Application, listener: socket.socket, *, shutdown: asyncio.
         await shutdown.wait()
         server.close()
         connections.end()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(app.limits.drain_timeout_s):
                 await connections.wait_gone()
-        except TimeoutError:
-            pass
     finally:
         server.close()
         listener.close()
@@ -37,3 +36,8 @@ async def serve(app: Application, listener: socket.socket, *, shutdown: asyncio.
         if connections.tasks:
             await asyncio.wait(connections.tasks, timeout=_CLEAN_UP_S)
         connections.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLEAN_UP_S):
+                await connections.wait_gone()
+        connections.abort()
+        await connections.wait_gone()

@@ -94,6 +94,9 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         pass
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 def chat(content: str = "hi", **fields: object) -> dict[str, object]:
     return {"model": "demo", "messages": [{"role": "user", "content": content}], **fields}

@@ -150,6 +150,26 @@ async def test_a_body_is_asked_for_where_the_client_waits_for_that(version: str,
         assert (await client.answer())[0] == 200
 
 
+async def test_a_body_behind_another_request_is_asked_for_when_that_is_answered() -> None:
+    backend = ScriptedBackend(gate=asyncio.Event())
+    request = post(CHAT, chat(max_tokens=1), expect="100-continue")
+    middle = request.index(b"\r\n\r\n") + 4
+    limits = {"body_timeout_s": 0.2, "keep_alive_s": 0.5}
+    async with running(backend, **limits) as address:
+        async with connected(address) as client, connected(address) as idle:
+            await idle.send(GET_LIVE)
+            await idle.answer()
+            await client.send(post(CHAT, chat()) + request[:middle])
+            await backend.until(lambda: backend.num_open == 1)
+            await idle.until_closed()  # longer than a body may take that was asked for
+            assert backend.gate is not None
+            backend.gate.set()
+            assert (await client.answer())[0] == 200
+            assert (await client.head())[0] == 100
+            await client.send(request[middle:])
+            assert (await client.answer())[0] == 200
+
+
 # --- offering an upgrade
 
 
@@ -214,6 +234,9 @@ class StuckWire(Wire):
 
     def abort(self) -> None:
         self.is_aborted.set()
+
+    def get_write_buffer_size(self) -> int:
+        return 1000
 
 
 async def test_a_client_that_does_not_read_the_end_is_cut_off() -> None:
@@ -308,6 +331,29 @@ async def test_a_head_without_end_ends_with_431(flood: bytes) -> None:
     assert data == b"" or data.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
 
 
+@pytest.mark.parametrize("head", [b"/" + b"x" * 9000, b"/live HTTP/1.1\r\na: " + b"b" * 9000])
+async def test_a_whole_head_in_one_piece_is_bounded_too(head: bytes) -> None:
+    """No piece of it waits for another, so only what was parsed tells how large it is."""
+    head += b"" if b"HTTP" in head else b" HTTP/1.1"
+    connections = Connections(OpenAIApp(ScriptedBackend(), limits=HttpLimits(max_head_bytes=8192)))
+    connection, wire = connections.make(), Wire()
+    connection.connection_made(wire)
+    connection.data_received(b"GET " + head + b"\r\n\r\n")
+    assert wire.written[0].startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert not connections.tasks
+    connection.connection_lost(None)
+
+
+async def test_a_request_has_nothing_of_the_trailers_before_it() -> None:
+    first = b"POST /nowhere HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx-request-id: mine\r\n\r\n"
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        await client.send(first)
+        assert (await client.answer())[0] == 404
+        await client.send(GET_LIVE)
+        _, headers = await client.head()
+        assert headers["x-request-id"] != "mine"
+
+
 async def test_trailers_without_end_close_the_connection() -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
     async with running(ScriptedBackend(), max_head_bytes=8192) as address, connected(address) as client:
@@ -322,6 +368,24 @@ async def test_no_http_at_all_gets_a_400_in_openais_shape() -> None:
         status, body = await client.answer()
         assert status == 400
         assert json.loads(body)["error"]["message"]
+
+
+async def test_a_bug_of_ours_is_no_fault_of_the_client(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(url: bytes) -> str:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(connection_module, "_path_of", fail)
+    async with running(ScriptedBackend()) as address, connected(address) as client:
+        await client.send(GET_LIVE)
+        status, body = await client.answer()
+        await client.until_closed()
+    assert (status, json.loads(body)["error"]["type"]) == (500, "server_error")
+    assert "planted" not in body.decode()
+    [record] = [record for record in caplog.records if record.name == "dynamo_sdk.http"]
+    assert record.exc_info is not None
+    assert "planted" in str(record.exc_info[1])
 
 
 @pytest.mark.parametrize("is_chunked", [True, False])

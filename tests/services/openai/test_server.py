@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from dynamo_sdk.metrics import FrontendMetrics
+from dynamo_sdk.runtime.clock import settle
 from dynamo_sdk.services.openai import HttpLimits, OpenAIApp, serve
+from dynamo_sdk.services.openai import server as server_module
+from dynamo_sdk.services.openai.connections import Connections
+from dynamo_sdk.services.openai.exchange import Exchange
+from dynamo_sdk.services.openai.routes import Received
 
-from .asking import call, chat
+from .asking import Wire, call, chat
 from .fakes import MODEL, ScriptedBackend, running
 from .sockets import connected, post
 
 pytestmark = pytest.mark.anyio
 
 CHAT = "/v1/chat/completions"
+MUCH = bytes(16 << 20)
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -96,6 +104,66 @@ async def test_cancelling_the_server_begins_nothing() -> None:
         assert (await client.answer())[0] == 503
         assert await client.until_closed() == b""
     assert len(backend.requests) == 1
+
+
+@asynccontextmanager
+async def unread_answer() -> AsyncIterator[tuple[socket.socket, asyncio.Task[None]]]:
+    """A client that has read one byte of an answer larger than all buffers, and a server told to end, which
+    has no patience with requests."""
+
+    async def send_much(exchange: Exchange, _: Received) -> None:
+        exchange.send_bytes(MUCH, content_type=b"text/plain")
+
+    app = OpenAIApp(ScriptedBackend(), limits=HttpLimits(drain_timeout_s=0.0))
+    app.add_route("GET", "/much", send_much)
+    listener = socket.create_server(("127.0.0.1", 0))
+    shutdown = asyncio.Event()
+    server = asyncio.create_task(serve(app, listener, shutdown=shutdown))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, listener.getsockname())
+        await loop.sock_sendall(client, b"GET /much HTTP/1.1\r\nhost: x\r\n\r\n")
+        await loop.sock_recv(client, 1)
+        shutdown.set()
+        yield client, server
+
+
+async def test_the_end_waits_until_the_last_answer_is_sent() -> None:
+    async with unread_answer() as (client, server):
+        await settle()
+        assert not server.done()
+        num_read = 0
+        while piece := await asyncio.get_running_loop().sock_recv(client, 1 << 20):
+            num_read += len(piece)
+        assert num_read > len(MUCH)
+        await server
+
+
+async def test_a_client_that_does_not_read_the_last_answer_does_not_keep_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "_CLEAN_UP_S", 0.05)
+    async with asyncio.timeout(20), unread_answer() as (_, server):
+        await server
+
+
+async def test_a_connection_that_was_accepted_when_the_drain_began_is_closed() -> None:
+    connections = Connections(OpenAIApp(ScriptedBackend()))
+    connections.end()
+    connection, wire = connections.make(), ClosedWire()
+    connection.connection_made(wire)
+    assert wire.is_closed
+    connection.connection_lost(None)
+    await connections.wait_gone()
+
+
+class ClosedWire(Wire):
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 async def test_the_request_id_is_the_clients_where_it_is_sane() -> None:
