@@ -3,7 +3,15 @@
 from .decode_run import NextTokens
 from .scheduler import Scheduler
 from .sequence import SequenceState, findable_keys
-from .step import Onboarding, RunPlan, ScheduledSequence, SchedulerConfig, SequenceUpdate, Step
+from .step import (
+    Onboarding,
+    RunPlan,
+    ScheduledSequence,
+    SchedulerConfig,
+    SequenceUpdate,
+    Step,
+    WantsLoad,
+)
 
 __all__ = [
     "NextTokens",
@@ -15,5 +23,6 @@ __all__ = [
     "SequenceState",
     "SequenceUpdate",
     "Step",
+    "WantsLoad",
     "findable_keys",
 ]

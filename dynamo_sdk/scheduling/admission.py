@@ -8,7 +8,7 @@ from operator import attrgetter
 from .blocks import SequenceBlocks
 from .queue import SequenceQueue
 from .sequence import Sequence, SequenceState
-from .step import SchedulerConfig
+from .step import SchedulerConfig, WantsLoad
 
 
 class Admission:
@@ -28,7 +28,13 @@ class Admission:
         self._running = running
         self._loading = loading
 
-    def admit(self, prefilling: list[Sequence], budget: int, num_slots: int) -> None:
+    def admit(
+        self,
+        prefilling: list[Sequence],
+        budget: int,
+        num_slots: int,
+        wants_load: WantsLoad | None = None,
+    ) -> None:
         """Add waiting requests to ``prefilling`` until the budget, slots or blocks run out.
 
         Strictly in order, also among those that prefill already, except that one which had better wait
@@ -57,7 +63,7 @@ class Admission:
             if first_key is not None:
                 first_keys.add(first_key)
             is_onboarding, sequence.is_onboarding = sequence.is_onboarding, False
-            if is_onboarding and self._blocks.num_missing_blocks(sequence):
+            if is_onboarding and self._is_loading(sequence, wants_load):
                 sequence.state = SequenceState.LOADING
                 self._loading.append(sequence)
                 continue
@@ -66,6 +72,11 @@ class Admission:
             prefilling.append(sequence)
             budget -= sequence.num_uncomputed_tokens
         prefilling.sort(key=attrgetter("order"))
+
+    def _is_loading(self, sequence: Sequence, wants_load: WantsLoad | None) -> bool:
+        if not self._blocks.num_missing_blocks(sequence):
+            return False
+        return wants_load is None or wants_load(self._blocks.onboarding(sequence))
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for a newcomer, if that leaves each running request its next block (where configured)."""

@@ -54,7 +54,7 @@ from .blocks import SequenceBlocks
 from .decode_run import DecodeRun, NextTokens
 from .queue import SequenceQueue
 from .sequence import Sequence, SequenceState, open_sequence
-from .step import RunPlan, SchedulerConfig, SequenceUpdate, Step
+from .step import RunPlan, SchedulerConfig, SequenceUpdate, Step, WantsLoad
 
 
 class Scheduler:
@@ -173,8 +173,12 @@ class Scheduler:
 
     # -- one step
 
-    def schedule(self) -> Step:
-        """Choose what the next forward pass computes. Raises ``RuntimeError`` while a step is under way."""
+    def schedule(self, wants_load: WantsLoad | None = None) -> Step:
+        """Choose what the next forward pass computes. ``wants_load`` is asked of each request that is admitted,
+        was added with ``is_onboarding`` and misses blocks; None = all of them wait to be loaded.
+
+        Raises ``RuntimeError`` while a step is under way.
+        """
         if self._step is not None:
             raise RuntimeError(f"step {self._step.number} is not complete")
         self._leave_run()
@@ -193,7 +197,7 @@ class Scheduler:
                 self._starved = sequence
         if self._starved is None and not batch.preempted:
             num_loading = len(self._loading)
-            self._admission.admit(prefilling, batch.budget, self._num_free_slots)
+            self._admission.admit(prefilling, batch.budget, self._num_free_slots, wants_load)
             batch.onboarding = tuple(map(self._blocks.onboarding, self._loading[num_loading:]))
             self._is_refusing = len(self._waiting) > 0 and not prefilling
         for sequence in prefilling:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from dynamo_sdk.errors import ConfigError
@@ -105,6 +107,10 @@ class Onboarding(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+
+WantsLoad = Callable[[Onboarding], bool]
+"""Whether a request that is being admitted waits for KV from elsewhere, or is computed at once."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

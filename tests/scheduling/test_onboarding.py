@@ -162,3 +162,13 @@ def test_a_copy_is_good_if_its_block_was_not_given_away():
     assert not pool.is_unchanged(place)
     assert [block.priority for block in pool.take_new_blocks()] == [0, 0, 0, -2]
     assert scheduler.num_free_blocks == 4
+
+
+def test_who_would_rather_compute_is_in_the_very_step():
+    worker = Worker()
+    add(worker, "a", PROMPT)
+    asked = []
+    step = worker.scheduler.schedule(lambda onboarding: asked.append(onboarding) or False)
+    assert sizes(step) == {"a": 7}
+    assert [(found.request_id, found.num_cached_blocks, len(found.keys)) for found in asked] == [("a", 0, 3)]
+    assert not step.onboarding
