@@ -174,8 +174,8 @@ class Scheduler:
     # -- one step
 
     def schedule(self, wants_load: WantsLoad | None = None) -> Step:
-        """Choose what the next forward pass computes. ``wants_load`` is asked of each request that is admitted,
-        was added with ``is_onboarding`` and misses blocks; None = all of them wait to be loaded.
+        """Choose what the next forward pass computes. ``wants_load`` is asked of each request that is
+        admitted, was added with ``is_onboarding`` and misses blocks; None = all of them wait to be loaded.
 
         Raises ``RuntimeError`` while a step is under way.
         """
@@ -266,6 +266,7 @@ class Scheduler:
         num_steps = run.num_quiet_steps()
         if not num_steps:
             return None
+        self._starved = None  # everybody has a block for the next step
         return RunPlan(
             num_steps=num_steps,
             num_decode_requests=len(run.sequences),

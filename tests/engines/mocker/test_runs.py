@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dynamo_sdk.engines.mocker import MockerCore
@@ -60,6 +60,18 @@ def drive(core: MockerCore, arrivals: list[Arrival], *, has_runs: bool) -> Histo
     ),
     st.integers(26, 60),
     st.sampled_from([0, 10**6]),
+)
+@example(  # once a request lacked a block; long after it had one, a reservation was refused because of it
+    workload=[
+        (0.0, [0], 1, Role.AGGREGATED),
+        (0.0, [0, 0], 21, Role.AGGREGATED),
+        (0.015625, [0, 1, 0, 0, 0, 0, 0, 0], 20, Role.AGGREGATED),
+        (0.09375, [0], 13, Role.AGGREGATED),
+        (0.1875, [0, 2], 11, Role.AGGREGATED),
+        (0.625, [0], 1, Role.DECODE),
+    ],
+    num_blocks=30,
+    kv_bytes=0,
 )
 @settings(max_examples=100, deadline=None)
 def test_steps_at_once_are_single_steps(
