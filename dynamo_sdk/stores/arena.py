@@ -7,7 +7,7 @@ import logging
 import mmap
 from collections.abc import Callable
 
-import numpy as np
+from dynamo_sdk.transfer.host_copy import address_of
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +19,6 @@ def page_aligned(num_bytes: int, *, is_populated: bool = False) -> memoryview:
     Raises ``OSError`` when there is not so much address space."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if is_populated else 0)
     return memoryview(mmap.mmap(-1, num_bytes, flags=flags))
-
-
-def address_of(memory: memoryview) -> int:
-    """Asked for every block, hence the quick way for what can be written."""
-    if memory.readonly:
-        return int(np.frombuffer(memory, np.uint8).ctypes.data)
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def pin_for_cuda(memory: memoryview) -> Callable[[], None] | None:

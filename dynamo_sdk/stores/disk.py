@@ -26,8 +26,9 @@ import numpy as np
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import KVStoreFailureKind
 from dynamo_sdk.kv import eviction_policy
+from dynamo_sdk.transfer.host_copy import address_of
 
-from .arena import PAGE_BYTES, address_of, page_aligned
+from .arena import PAGE_BYTES, page_aligned
 from .batch import StoreShape
 from .block_file import BlockFile, OsBlockFile
 from .config import DiskStoreConfig

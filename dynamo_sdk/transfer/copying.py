@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from dynamo_sdk.errors import TransferError
 from dynamo_sdk.interfaces import BlockMemory
 
-from .spans import blocks_per_piece, neighbour_runs
+from .host_copy import address_of, copy_bytes
+from .spans import blocks_per_piece, joint_runs, neighbour_runs
 
 
 def copy_blocks(
@@ -36,22 +34,17 @@ def copy_blocks(
             into.write(own_ids[start : start + count], source[first * size : (first + count) * size])
         return
     _require_inside("our own", mapped, own_ids, size)
-    theirs, ours = _as_blocks(source, size), _as_blocks(mapped, size)
-    for start in range(0, len(own_ids), step):
-        remaining_s()
-        piece = slice(start, start + step)
-        for source_id, own_id in zip(source_ids[piece], own_ids[piece], strict=True):
-            ours[own_id] = theirs[source_id]
+    theirs, ours = address_of(source), address_of(mapped)
+    num_since_look = step
+    for start, count in joint_runs(source_ids, own_ids, step):
+        if num_since_look >= step:
+            remaining_s()
+            num_since_look = 0
+        copy_bytes(ours + own_ids[start] * size, theirs + source_ids[start] * size, count * size)
+        num_since_look += count
 
 
 def _require_inside(whose: str, memory: memoryview, block_ids: Sequence[int], block_bytes: int) -> None:
     num_blocks = len(memory) // block_bytes
     if block_ids and not 0 <= min(block_ids) <= max(block_ids) < num_blocks:
         raise TransferError(f"a block outside of {whose} memory of {num_blocks} blocks was named")
-
-
-def _as_blocks(memory: memoryview, block_bytes: int) -> npt.NDArray[np.uint8]:
-    num_blocks = len(memory) // block_bytes
-    return np.frombuffer(memory, dtype=np.uint8, count=num_blocks * block_bytes).reshape(
-        num_blocks, block_bytes
-    )

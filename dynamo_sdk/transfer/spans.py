@@ -24,3 +24,20 @@ def neighbour_runs(block_ids: Sequence[int], max_blocks: int) -> Iterator[tuple[
         ):
             yield start, position - start
             start = position
+
+
+def joint_runs(
+    first_ids: Sequence[int], second_ids: Sequence[int], max_blocks: int
+) -> Iterator[tuple[int, int]]:
+    """Cut two equally long lists of block ids into runs in which both follow each other: ``(first position,
+    number of blocks)``, at most ``max_blocks`` each."""
+    start, num_ids = 0, len(first_ids)
+    for position in range(1, num_ids + 1):
+        if (
+            position == num_ids
+            or position - start == max_blocks
+            or first_ids[position] != first_ids[position - 1] + 1
+            or second_ids[position] != second_ids[position - 1] + 1
+        ):
+            yield start, position - start
+            start = position

@@ -1,18 +1,26 @@
 """Block bytes through a socket, on a thread. Where the memory is mapped, the kernel copies straight from
-and into the blocks; elsewhere each piece takes a detour through a buffer.
+and into the blocks, many with one call; elsewhere each piece takes a detour through a buffer.
 
-``remaining_s()`` gives the seconds left and raises when there are none; it is asked before each piece.
+``remaining_s()`` gives the seconds left and raises when there are none; it is asked before each call. The
+kernel watches the time within a call (``SO_RCVTIMEO``): a time-out of Python's would look for bytes with
+one call more, and return with the first few.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 
 from dynamo_sdk.errors import ConnectionLost
 from dynamo_sdk.interfaces import BlockMemory
 
 from .spans import blocks_per_piece, neighbour_runs
+
+MAX_BUFFERS = 1024
+"""More than this the kernel takes in one call only where it is configured so."""
+
+_timeval = struct.Struct("@ll")
 
 
 def send_blocks(
@@ -22,22 +30,12 @@ def send_blocks(
     block_ids: Sequence[int],
     remaining_s: Callable[[], float],
 ) -> None:
-    """Send the blocks in this order. Raises ``OSError`` when the peer is gone or stuck."""
-    size = memory.layout.block_bytes
-    step = blocks_per_piece(size)
-    if mapped is not None:
-        for start, count in neighbour_runs(block_ids, step):
-            piece = _slice(mapped, block_ids[start], count, size)
-            connected.settimeout(remaining_s())
-            connected.sendall(piece)
-        return
-    buffer = memoryview(bytearray(min(step, len(block_ids)) * size))
-    for start in range(0, len(block_ids), step):
-        ids = block_ids[start : start + step]
-        piece = buffer[: len(ids) * size]
-        memory.read(ids, piece)
-        connected.settimeout(remaining_s())
-        connected.sendall(piece)
+    """Send the blocks in this order. Raises ``OSError`` when the peer is gone or stuck. Leaves the
+    socket blocking."""
+    for ids, buffers in _pieces(memory, mapped, block_ids):
+        if mapped is None:
+            memory.read(ids, buffers[0])
+        _send_all(connected, buffers, remaining_s)
 
 
 def receive_blocks(
@@ -47,29 +45,79 @@ def receive_blocks(
     block_ids: Sequence[int],
     remaining_s: Callable[[], float],
 ) -> None:
-    """Fill the blocks in this order. Raises ``OSError``, ``ConnectionLost``."""
-    size = memory.layout.block_bytes
-    step = blocks_per_piece(size)
-    if mapped is not None:
-        for start, count in neighbour_runs(block_ids, step):
-            receive_into(connected, _slice(mapped, block_ids[start], count, size), remaining_s)
-        return
-    buffer = memoryview(bytearray(min(step, len(block_ids)) * size))
-    for start in range(0, len(block_ids), step):
-        ids = block_ids[start : start + step]
-        piece = buffer[: len(ids) * size]
-        receive_into(connected, piece, remaining_s)
-        memory.write(ids, piece)
+    """Fill the blocks in this order. Raises ``OSError``, ``ConnectionLost``. Leaves the socket blocking."""
+    for ids, buffers in _pieces(memory, mapped, block_ids):
+        _receive_all(connected, buffers, remaining_s)
+        if mapped is None:
+            memory.write(ids, buffers[0])
 
 
 def receive_into(connected: socket.socket, target: memoryview, remaining_s: Callable[[], float]) -> None:
     """Fill ``target``. Raises ``OSError``, ``ConnectionLost`` at an early end."""
     while target:
         connected.settimeout(remaining_s())
-        received = connected.recv_into(target)
-        if received == 0:
-            raise ConnectionLost("the block server closed the connection")
-        target = target[received:]
+        target = target[_or_lost(connected.recv_into(target)) :]
+
+
+def _pieces(
+    memory: BlockMemory, mapped: memoryview | None, block_ids: Sequence[int]
+) -> Iterator[tuple[Sequence[int], list[memoryview]]]:
+    """Blocks that move together: runs of neighbours in place, or one buffer for all of them."""
+    size = memory.layout.block_bytes
+    step = min(blocks_per_piece(size), MAX_BUFFERS)
+    spare = memoryview(bytearray(0 if mapped is not None else min(step, len(block_ids)) * size))
+    for start in range(0, len(block_ids), step):
+        ids = block_ids[start : start + step]
+        if mapped is None:
+            yield ids, [spare[: len(ids) * size]]
+        else:
+            runs = neighbour_runs(ids, step)
+            yield ids, [_slice(mapped, ids[first], count, size) for first, count in runs]
+
+
+def _block_for(connected: socket.socket, option: int, seconds: float) -> None:
+    """Let the kernel wait in calls to come, at most so long in each."""
+    connected.settimeout(None)
+    whole_s = int(seconds)
+    microseconds = max(int((seconds - whole_s) * 1e6), 1)  # all zero would mean forever
+    connected.setsockopt(socket.SOL_SOCKET, option, _timeval.pack(whole_s, microseconds))
+
+
+def _send_all(connected: socket.socket, buffers: list[memoryview], remaining_s: Callable[[], float]) -> None:
+    while buffers:
+        _block_for(connected, socket.SO_SNDTIMEO, remaining_s())
+        try:
+            num_bytes = connected.sendmsg(buffers)
+        except BlockingIOError:
+            raise TimeoutError("the peer took no more bytes in time") from None
+        buffers = _after(buffers, num_bytes)
+
+
+def _receive_all(
+    connected: socket.socket, buffers: list[memoryview], remaining_s: Callable[[], float]
+) -> None:
+    while buffers:
+        _block_for(connected, socket.SO_RCVTIMEO, remaining_s())
+        try:
+            num_bytes, _, _, _ = connected.recvmsg_into(buffers, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            raise TimeoutError("the peer sent no more bytes in time") from None
+        buffers = _after(buffers, _or_lost(num_bytes))
+
+
+def _or_lost(num_bytes: int) -> int:
+    if num_bytes == 0:
+        raise ConnectionLost("the block server closed the connection")
+    return num_bytes
+
+
+def _after(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
+    """What is left of ``buffers`` after their first ``num_bytes``."""
+    for position, buffer in enumerate(buffers):
+        if num_bytes < len(buffer):
+            return [buffer[num_bytes:], *buffers[position + 1 :]]
+        num_bytes -= len(buffer)
+    return []
 
 
 def _slice(mapped: memoryview, first: int, count: int, block_bytes: int) -> memoryview:
