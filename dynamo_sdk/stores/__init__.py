@@ -1,14 +1,24 @@
-"""Cache tiers that keep KV blocks beyond the device: host memory and a local disk.
+"""Cache tiers that keep KV blocks beyond the device: host memory, a local disk, a bucket that workers share.
 
 ::
 
     RamStore, DiskStore ── SlotStore ── kv/store_index.py   which slot holds what, what goes next
                                └── SlotMedium               bytes: one arena; a file, a table and checksums
+    S3Store ── ObjectClient, PresenceCache                  one object per block, found by all its users
 """
 
-from .config import DiskStoreConfig, RamStoreConfig
+from .config import DiskStoreConfig, RamStoreConfig, S3StoreConfig
 from .disk import DiskStore
 from .ram import RamStore
+from .s3 import S3Store
 from .slot_store import SlotStore
 
-__all__ = ["DiskStore", "DiskStoreConfig", "RamStore", "RamStoreConfig", "SlotStore"]
+__all__ = [
+    "DiskStore",
+    "DiskStoreConfig",
+    "RamStore",
+    "RamStoreConfig",
+    "S3Store",
+    "S3StoreConfig",
+    "SlotStore",
+]

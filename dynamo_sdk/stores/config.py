@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 Eviction = Literal["lru", "lfu", "priority", "leaf-first"]
 
@@ -43,3 +43,39 @@ class DiskStoreConfig(StoreConfig):
     num_read_threads: int = Field(default=4, ge=1, le=64)
     num_write_threads: int = Field(default=2, ge=1, le=64)
     max_pending_write_bytes: int = Field(default=256 << 20, ge=1)
+
+
+class S3StoreConfig(BaseModel):
+    """``bucket`` exists already; it may be shared by all workers and deployments, for keys tell models,
+    layouts and tenants apart. ``endpoint_url``: of any server that speaks S3, addressed by path; None = AWS.
+    Credentials and ``region`` that are not given come from the environment (``AWS_ACCESS_KEY_ID``, ...) or
+    from the instance. Room is made by the bucket's lifecycle rules, not by the store.
+
+    ``timeout_s``: for one object. ``num_concurrent``: loads at once, and as many writes; so many objects are
+    held in memory for each. ``max_pending_write_bytes``: offers beyond are refused. What was found present
+    is believed for ``present_s``, what was absent for ``absent_s``, both for ``max_known_keys`` at most.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block_bytes: int = Field(ge=1)
+    bucket: str = Field(min_length=1)
+    prefix: str = "dynamo-sdk"
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+    timeout_s: float = Field(default=5.0, gt=0)
+    connect_timeout_s: float = Field(default=2.0, gt=0)
+    num_concurrent: int = Field(default=16, ge=1, le=256)
+    max_pending_write_bytes: int = Field(default=256 << 20, ge=1)
+    present_s: float = Field(default=600.0, gt=0)
+    absent_s: float = Field(default=10.0, gt=0)
+    max_known_keys: int = Field(default=1 << 17, ge=1)
+
+    @model_validator(mode="after")
+    def _has_whole_credentials(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("give both access_key_id and secret_access_key, or neither")
+        return self

@@ -31,10 +31,11 @@ from dynamo_sdk.transfer.host_copy import address_of
 from .arena import PAGE_BYTES, page_aligned
 from .batch import StoreShape
 from .block_file import BlockFile, OsBlockFile
+from .checksum import block_checksum
 from .config import DiskStoreConfig
 from .medium import MAX_KEY_BYTES, FoundBlock, SlotJob, SlotMedium
 from .slot_store import SlotStore
-from .slot_table import SlotTable, TableEntry, block_checksum
+from .slot_table import SlotTable, TableEntry
 
 logger = logging.getLogger(__name__)
 

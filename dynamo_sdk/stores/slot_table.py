@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 
-from xxhash import xxh3_64_intdigest, xxh3_128_digest
+from xxhash import xxh3_64_intdigest
 
 from dynamo_sdk.interfaces import CacheKey
 
@@ -27,11 +27,6 @@ ENTRY_BYTES = _ENTRY.size
 _CHECK_BYTES = 8
 _PRIORITY_LIMIT = (1 << 31) - 1
 _EMPTY = bytes(ENTRY_BYTES)
-
-
-def block_checksum(key: CacheKey, block: memoryview) -> bytes:
-    """16 bytes that tell a damaged block, and a block that belongs to another key."""
-    return xxh3_128_digest(block, xxh3_64_intdigest(key))
 
 
 @dataclass(frozen=True, slots=True)

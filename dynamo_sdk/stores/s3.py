@@ -1,0 +1,351 @@
+"""``S3Store``: blocks as objects in a bucket that all workers may share.
+
+::
+
+    prefix / v1 / 3f / 3f9a...     one object per block, named by its key; framed_block.py says what is in it
+
+What others have put is found too: ``contains`` asks the bucket, remembers the answers for a while
+(``presence.py``), and ``count_prefix`` searches with a few questions at once. A block that is there is not
+uploaded again. Nothing is evicted here; the bucket's lifecycle rules make room.
+
+A server that is down, slow, overloaded or wrong is a miss. After three errors in a row the store does not ask
+it for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from dynamo_sdk.interfaces import (
+    BlockOffer,
+    CacheKey,
+    KVStore,
+    KVStoreFailure,
+    KVStoreFailureKind,
+    KVStoreListener,
+    KVStoreStatistics,
+)
+from dynamo_sdk.transfer.threads import run_to_end
+
+from .batch import Counts
+from .config import S3StoreConfig
+from .failures import REST_S, FailureLog, RestAfterFailures
+from .framed_block import HEAD_BYTES, frame_block, unframe_block
+from .medium import MAX_KEY_BYTES
+from .object_client import ObjectClient, ObjectError
+from .presence import PrefixSearch, PresenceCache
+
+logger = logging.getLogger(__name__)
+
+INLINE_BYTES = 256 << 10
+"""Blocks up to this are checked and copied on the event loop: about 0.1 ms."""
+
+T = TypeVar("T")
+
+
+class S3Store(KVStore):
+    """``num_blocks`` of its statistics are those that it knows of; it has no capacity of its own."""
+
+    def __init__(self, config: S3StoreConfig, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._monotonic_s = monotonic_s
+        self._presence = PresenceCache(
+            max_keys=config.max_known_keys, present_s=config.present_s, absent_s=config.absent_s
+        )
+        self._read_rest = RestAfterFailures()
+        self._write_rest = RestAfterFailures()
+        self._reading = anyio.Semaphore(config.num_concurrent)
+        self._writing = anyio.Semaphore(config.num_concurrent)
+        self._failure_log = FailureLog(logger, "s3")
+        self._listener = KVStoreListener()
+        self._counts = Counts()
+        self._pending_write_bytes = 0
+        self._num_pending = 0
+        self._idle = anyio.Event()
+        self._client: ObjectClient | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    def listen(self, listener: KVStoreListener) -> None:
+        self._listener = listener
+
+    async def start(self) -> None:
+        """A server that does not answer now may do so later: only a line in the log."""
+        client = ObjectClient(self._config)
+        try:
+            with anyio.fail_after(self._config.timeout_s):
+                await client.check()
+        except (ObjectError, TimeoutError) as error:
+            logger.warning("s3 store: the server does not answer yet: %s", error or "no answer in time")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="kv-s3")
+        self._client = client
+
+    # -- blocks
+
+    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
+        return (await self.put_many([BlockOffer(key, block)]))[0]
+
+    async def put_many(self, offers: Sequence[BlockOffer]) -> list[bool]:
+        await checkpoint()
+        if any(len(offer.key) > MAX_KEY_BYTES for offer in offers):
+            raise ValueError(f"a key has {MAX_KEY_BYTES} bytes at most")
+        self._counts.num_offers += len(offers)
+        answers = [False] * len(offers)
+        if self._client is None:
+            return answers
+        block_bytes, num_refused, begin_s = self._config.block_bytes, 0, self._monotonic_s()
+        accepted: list[tuple[int, CacheKey, memoryview]] = []
+        for position, offer in enumerate(offers):
+            memory = memoryview(offer.data)
+            if memory.nbytes != block_bytes:
+                continue
+            if self._presence.look_up(offer.key, begin_s):
+                answers[position] = True
+            elif self._pending_write_bytes + block_bytes > self._config.max_pending_write_bytes:
+                num_refused += 1
+            else:
+                self._pending_write_bytes += block_bytes
+                accepted.append((position, offer.key, memory.cast("B")))
+        if num_refused:
+            self._fail(KVStoreFailureKind.BUSY, "too many writes are under way", num_refused)
+        num_uploaded = 0
+
+        async def write(job: tuple[int, CacheKey, memoryview]) -> None:
+            nonlocal num_uploaded
+            position, key, memory = job
+            if not await self._knows(key):
+                framed = await self._off_loop(lambda: frame_block(key, memory))
+                await self._ask(lambda client: client.put(_name(key), framed))
+                num_uploaded += 1
+                self._note(key, is_there=True)
+            answers[position] = True
+
+        try:
+            await self._for_each(accepted, write, self._writing, self._write_rest)
+        finally:
+            self._pending_write_bytes -= len(accepted) * block_bytes
+        self._counts.num_kept += sum(answers)
+        self._counts.written_bytes += num_uploaded * block_bytes
+        if num_uploaded and num_uploaded == len(accepted):
+            elapsed_s = self._monotonic_s() - begin_s
+            self._listener.moved(num_uploaded * block_bytes, elapsed_s, is_load=False)
+        return answers
+
+    async def get(self, key: CacheKey) -> bytes | None:
+        block = bytearray(self._config.block_bytes)
+        is_found = (await self.get_into([key], [memoryview(block)]))[0]
+        return bytes(block) if is_found else None
+
+    async def get_into(self, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
+        await checkpoint()
+        if len(keys) != len(into):
+            raise ValueError(f"{len(keys)} keys for {len(into)} buffers")
+        block_bytes = self._config.block_bytes
+        for buffer in into:
+            if buffer.nbytes != block_bytes or buffer.readonly:
+                raise ValueError(
+                    f"a buffer of {buffer.nbytes} bytes; a block is {block_bytes}, to be written"
+                )
+        self._counts.num_lookups += len(keys)
+        answers = [False] * len(keys)
+        if self._client is None:
+            return answers
+        begin_s = self._monotonic_s()
+        wanted = [
+            position for position, key in enumerate(keys) if self._presence.look_up(key, begin_s) is not False
+        ]
+
+        async def read(position: int) -> None:
+            key, memory = keys[position], into[position].cast("B")
+            framed = await self._ask(lambda client: client.get(_name(key), HEAD_BYTES + block_bytes))
+            if framed is None:
+                self._note(key, is_there=False)
+                return
+            problem = await self._off_loop(lambda: unframe_block(key, framed, memory))
+            if problem is None:
+                self._note(key, is_there=True)
+                answers[position] = True
+                return
+            self._note(key, is_there=False)
+            self._fail(KVStoreFailureKind.CORRUPT, f"object {_name(key)}: {problem}", 1)
+            await self._ask(lambda client: client.delete([_name(key)]))  # whoever computes it puts it again
+
+        await self._for_each(wanted, read, self._reading, self._read_rest)
+        num_found = sum(answers)
+        self._counts.num_hits += num_found
+        self._counts.read_bytes += num_found * block_bytes
+        if num_found and num_found == len(wanted):
+            self._listener.moved(num_found * block_bytes, self._monotonic_s() - begin_s, is_load=True)
+        return answers
+
+    # -- presence
+
+    async def contains(self, keys: Sequence[CacheKey]) -> list[bool]:
+        await checkpoint()
+        if not self._is_readable():
+            return [False] * len(keys)
+        now_s = self._monotonic_s()
+        unknown = [key for key in dict.fromkeys(keys) if self._presence.look_up(key, now_s) is None]
+
+        async def ask(key: CacheKey) -> None:
+            await self._knows(key)
+
+        await self._for_each(unknown, ask, self._reading, self._read_rest)
+        now_s = self._monotonic_s()
+        return [bool(self._presence.look_up(key, now_s)) for key in keys]
+
+    async def count_prefix(self, keys: Sequence[CacheKey]) -> int:
+        await checkpoint()
+        if not self._is_readable():
+            return 0
+        now_s = self._monotonic_s()
+        search = PrefixSearch(
+            keys, lambda key: self._presence.look_up(key, now_s), self._config.num_concurrent
+        )
+
+        async def ask(position: int) -> None:
+            answers[position] = await self._knows(keys[position])
+
+        while questions := search.questions():
+            answers: dict[int, bool] = {}
+            await self._for_each(questions, ask, self._reading, self._read_rest)
+            for position in questions:  # one that could not be asked is one that cannot be loaded
+                search.answered(position, answers.get(position, False))
+        return search.count
+
+    async def delete(self, keys: Sequence[CacheKey]) -> None:
+        await checkpoint()
+        if self._client is None or not keys:
+            return
+        for key in keys:
+            self._note(key, is_there=False)
+
+        async def remove(some: Sequence[CacheKey]) -> None:
+            await self._ask(lambda client: client.delete([_name(key) for key in some]))
+
+        await self._for_each([keys], remove, self._writing, self._write_rest)
+
+    def statistics(self) -> KVStoreStatistics:
+        counts, num_blocks = self._counts, self._presence.num_present
+        return KVStoreStatistics(
+            num_blocks=num_blocks,
+            used_bytes=num_blocks * self._config.block_bytes,
+            num_lookups=counts.num_lookups,
+            num_hits=counts.num_hits,
+            num_offers=counts.num_offers,
+            num_kept=counts.num_kept,
+            num_failures=counts.num_failures,
+            read_bytes=counts.read_bytes,
+            written_bytes=counts.written_bytes,
+            num_pending=self._num_pending,
+        )
+
+    async def close(self) -> None:
+        self._client = None
+        with anyio.CancelScope(shield=True):
+            while self._num_pending:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+
+    # -- inside
+
+    async def _for_each(
+        self,
+        items: Sequence[T],
+        work: Callable[[T], Awaitable[None]],
+        places: anyio.Semaphore,
+        rest: RestAfterFailures,
+    ) -> None:
+        """``work`` for all items, some at once; the rest of them are left alone when errors come in a row."""
+        waiting = iter(items)
+
+        async def run() -> None:
+            for item in waiting:
+                async with places:
+                    if self._client is None or rest.is_resting(self._monotonic_s()):
+                        return
+                    try:
+                        with anyio.fail_after(self._config.timeout_s):
+                            await work(item)
+                    except (ObjectError, TimeoutError) as error:
+                        self._fail(KVStoreFailureKind.IO, str(error) or "no answer in time", 1)
+                        if rest.failed(self._monotonic_s()):
+                            logger.warning("s3 store: rests for %.0f s after errors in a row", REST_S)
+                    else:
+                        rest.worked()
+
+        with self._pending():
+            if len(items) == 1:
+                await run()
+                return
+            async with anyio.create_task_group() as tasks:
+                for _ in range(min(len(items), self._config.num_concurrent)):
+                    tasks.start_soon(run)
+
+    async def _knows(self, key: CacheKey) -> bool:
+        """Whether the key is there, asked if need be."""
+        is_there = self._presence.look_up(key, self._monotonic_s())
+        if is_there is None:
+            is_there = await self._ask(lambda client: client.has(_name(key)))
+            self._note(key, is_there=is_there)
+        return is_there
+
+    async def _ask(self, question: Callable[[ObjectClient], Awaitable[T]]) -> T:
+        if self._client is None:
+            raise ObjectError("the store is closed")
+        return await question(self._client)
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        """On a thread that is waited for, unless it is quick."""
+        if self._config.block_bytes <= INLINE_BYTES:
+            return work()
+        assert self._threads is not None, "nothing is under way when they are shut down"
+        return await run_to_end(self._threads, work, lambda: None)
+
+    def _note(self, key: CacheKey, *, is_there: bool) -> None:
+        now_s = self._monotonic_s()
+        if not is_there:
+            if self._presence.missed(key, now_s):
+                self._listener.removed([key])
+            return
+        is_new, dropped = self._presence.found(key, now_s)
+        if is_new:
+            self._listener.stored([key])
+        if dropped is not None:
+            self._listener.removed([dropped])
+
+    def _is_readable(self) -> bool:
+        return self._client is not None and not self._read_rest.is_resting(self._monotonic_s())
+
+    @contextmanager
+    def _pending(self) -> Iterator[None]:
+        """``close`` waits for the end."""
+        self._num_pending += 1
+        try:
+            yield
+        finally:
+            self._num_pending -= 1
+            if not self._num_pending:
+                self._idle.set()
+
+    def _fail(self, kind: KVStoreFailureKind, message: str, num_blocks: int) -> None:
+        self._counts.num_failures += num_blocks
+        failure = KVStoreFailure(kind=kind, message=message, num_blocks=num_blocks)
+        self._failure_log.note(failure, self._monotonic_s())
+        self._listener.failed(failure)
+
+
+def _name(key: CacheKey) -> str:
+    """Spread over 256 folders; of this version of ``framed_block``."""
+    text = key.hex()
+    return f"v1/{text[:2]}/{text}"
