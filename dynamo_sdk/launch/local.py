@@ -47,6 +47,8 @@ from .slots import ReplicaSlot, SlotState, failure_of, last_words
 
 MAX_SOCKET_FOLDER_BYTES = 80  # a Unix socket's path may have some 107; ours are /registry.sock at most
 PROGRESS_INTERVAL_S = 10.0
+GRAPH_LOST_S = 60.0
+"""What joined a graph outlives it by so long: shorter interruptions of a network are not its end."""
 LAUNCHER = "launcher"
 
 
@@ -72,6 +74,7 @@ class LocalLauncher(Launcher):
         self._stack = AsyncExitStack()
         self._http: socket.socket | None = None
         self._num_sockets = 0
+        self._is_graph_lost = False
 
     @property
     def join_address(self) -> str | None:
@@ -96,6 +99,8 @@ class LocalLauncher(Launcher):
                 for replica in service.replicas:
                     self._add_slot(service, replica)
             self._tasks.start_soon(self._tell_progress)
+            if self._joined is not None:
+                self._tasks.start_soon(self._watch_graph, self._joined)
             self._stack = stack.pop_all()
         return self
 
@@ -154,10 +159,11 @@ class LocalLauncher(Launcher):
 
     async def _enter_discovery(self, stack: AsyncExitStack) -> Discovery:
         self._join_address: str | None = None
+        self._joined: EmbeddedDiscovery | None = None
         discovery: Discovery
         if self._options.join is not None:
             self._registry = self._options.join
-            discovery = EmbeddedDiscovery(self._registry, secret=self._options.secret)
+            discovery = self._joined = EmbeddedDiscovery(self._registry, secret=self._options.secret)
         else:
             host = "127.0.0.1" if self._options.secret is None else self._options.host
             server = RegistryServer(
@@ -248,8 +254,14 @@ class LocalLauncher(Launcher):
     async def _wait_until(
         self, is_met: Callable[[], bool], beyond_repair: Callable[[], list[ReplicaSlot]]
     ) -> None:
-        """Raises ``LaunchError`` or ``ConfigError`` once ``beyond_repair`` names a slot."""
+        """Raises ``LaunchError`` or ``ConfigError`` once ``beyond_repair`` names a slot, or the graph is lost
+        that was joined."""
         while True:
+            if self._is_graph_lost:
+                raise LaunchError(
+                    f"the graph at {self._registry} was out of reach for {GRAPH_LOST_S:.0f} s: it has ended, "
+                    "and so does what joined it"
+                )
             if failed := beyond_repair():
                 raise failure_of(failed)
             if is_met():
@@ -263,6 +275,11 @@ class LocalLauncher(Launcher):
         """The slots of services of which nothing can run any more."""
         alive = {slot.service for slot in self._slots if slot.state is not SlotState.FAILED}
         return [slot for slot in self._failed_slots() if slot.service not in alive]
+
+    async def _watch_graph(self, joined: EmbeddedDiscovery) -> None:
+        await joined.wait_lost(GRAPH_LOST_S)
+        self._is_graph_lost = True
+        self._notify()
 
     async def _tell_progress(self) -> None:
         started_s = anyio.current_time()

@@ -124,6 +124,8 @@ class EmbeddedDiscovery(Discovery):
         self._connecting: asyncio.Task[ClientConnection] | None = None
         self._leases: list[_HeldRecord] = []
         self._is_closed = False
+        self._lost_since_s: float | None = None
+        self._lost = asyncio.Event()
 
     async def register(self, record: WorkerRecord, *, ttl_s: float = 10.0) -> Lease:
         lease = _HeldRecord(self, record, ttl_s)
@@ -145,13 +147,28 @@ class EmbeddedDiscovery(Discovery):
                 stream = call_streaming(connection, codec, codec.encode_arguments((), {}), timeout_s=None)
                 async with aclosing(stream):
                     async for records in stream:
-                        is_first, retry_s = False, FIRST_RETRY_S
+                        is_first, retry_s, self._lost_since_s = False, FIRST_RETRY_S, None
                         yield {record.worker_id: record for record in records}
             except WireError as error:
                 if is_first or isinstance(error, HandshakeError):
                     raise
+            if self._lost_since_s is None:
+                self._lost_since_s = self.clock.now_s()
+                self._lost.set()
             await self.clock.sleep(retry_s)
             retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    async def wait_lost(self, for_s: float) -> None:
+        """Return once a ``watch``, which has to be under way, has not reached the registry ``for_s`` long."""
+        while True:
+            if self._lost_since_s is None:
+                self._lost.clear()
+                await self._lost.wait()
+            else:
+                left_s = self._lost_since_s + for_s - self.clock.now_s()
+                if left_s <= 0:
+                    return
+                await self.clock.sleep(left_s)
 
     async def close(self) -> None:
         self._is_closed = True

@@ -6,7 +6,7 @@ import os
 import signal
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -15,9 +15,11 @@ import pytest
 
 from dynamo_sdk.errors import ConfigError, LaunchError
 from dynamo_sdk.interfaces import LaunchOptions
+from dynamo_sdk.launch import local as local_module
 from dynamo_sdk.launch.local import LocalLauncher
 from dynamo_sdk.launch.restarts import RestartPolicy
 from dynamo_sdk.runtime.discovery import EmbeddedDiscovery
+from dynamo_sdk.runtime.registry import RegistryServer
 from dynamo_sdk.types.plan import DeploymentPlan, EdgePlan, Json, ReplicaPlan, ServicePlan
 
 from .deaths import assert_die, is_alive
@@ -205,6 +207,21 @@ async def test_a_worker_joins_a_running_graph() -> None:
             }
             await joined.drain()
         assert {await ask(url) for _ in range(4)} == {local}
+
+
+async def test_who_joined_a_graph_ends_when_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_module, "GRAPH_LOST_S", 0.3)
+    async with AsyncExitStack() as stack:
+        graph = await stack.enter_async_context(RegistryServer("tcp:127.0.0.1:0"))
+        plan = plan_of(num_counters=1)
+        async with launched(plan, only="Counter", join=graph.address) as joined:
+            await joined.wait_ready()
+            pids = pids_of(joined).values()
+            await stack.aclose()
+            with pytest.raises(LaunchError, match="it has ended, and so does what joined it"):
+                await joined.wait_failed()
+    assert pids
+    assert not any(is_alive(pid) for pid in pids)
 
 
 async def test_a_graph_with_a_secret_is_closed_to_those_without() -> None:

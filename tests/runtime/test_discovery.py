@@ -125,6 +125,26 @@ async def test_a_silent_host_is_gone_after_its_lease() -> None:
             is_silent = False
 
 
+async def test_a_registry_is_lost_when_it_is_out_of_reach_for_long() -> None:
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock)
+    async with embedded(clock, network) as discovery:
+        async with RegistryServer("memory:registry", network=network, clock=clock):
+            fleet = FleetView(discovery)
+            await fleet.start()
+            waiting = asyncio.get_running_loop().create_task(discovery.wait_lost(60.0))
+            await clock.advance(100.0)
+        await clock.advance(50.0)
+        assert not waiting.done()
+        async with RegistryServer("memory:registry", network=network, clock=clock):
+            await clock.advance(10.0)
+        await clock.advance(59.0)
+        assert not waiting.done(), "it counts anew"
+        await clock.advance(10.0)
+        assert waiting.done()
+        await fleet.close()
+
+
 async def test_leases_and_watchers_survive_a_restart_of_the_registry() -> None:
     clock = ManualClock()
     network = MemoryNetwork(clock=clock)
