@@ -22,7 +22,7 @@ $(VENV)/.dev-installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.run-installed
 
 run: $(VENV)/.run-installed  ## install, then serve examples/quickstart.py (ARGS="--port 0" passes arguments on)
-	@exec $(BIN)/dynamo-sdk run examples/quickstart.py $(ARGS)
+	@exec $(BIN)/dynamo-sdk run examples/quickstart.py --end-with-parent $(ARGS)
 
 test: $(VENV)/.dev-installed  ## install, then run the whole test suite and those of the plugins
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -34,10 +34,16 @@ def run(
         Path | None,
         typer.Option(help=f"Holds the shared secret of all processes; else {SECRET_VARIABLE} is read."),
     ] = None,
+    ends_with_parent: Annotated[
+        bool,
+        typer.Option("--end-with-parent", help="Drain when the process that started this one is gone."),
+    ] = False,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Serve a graph. Prints `ready http://HOST:PORT` once every edge has answered; Ctrl-C drains."""
+    parent_pid = os.getppid() if ends_with_parent else None
+
     from dynamo_sdk.interfaces import LaunchOptions
     from dynamo_sdk.plugins import Registry
 
@@ -74,7 +80,7 @@ def run(
     with quiet_stdout() as answer:
         plan = load()
         launcher_class = registry.load(registry.launchers.require(launcher))
-        run_until_stopped(launcher_class(plan, options), answer)
+        run_until_stopped(launcher_class(plan, options), answer, parent_pid=parent_pid)
 
 
 def without_others(target: str, only: str | None) -> list[str]:

@@ -25,6 +25,8 @@ from dynamo_sdk.launch.exits import innermost, is_debug
 
 logger = logging.getLogger(__name__)
 
+PARENT_POLL_S = 1.0
+
 
 @contextlib.contextmanager
 def quiet_stdout() -> Iterator[Callable[[str], None]]:
@@ -49,23 +51,27 @@ def quiet_stdout() -> Iterator[Callable[[str], None]]:
         os.close(answers)
 
 
-def run_until_stopped(launcher: Launcher, answer: Callable[[str], None]) -> None:
-    """Serve until a signal; ``answer`` prints the ready line. Raises ``LaunchError`` when the graph fails
-    or had to be stopped at once."""
+def run_until_stopped(
+    launcher: Launcher, answer: Callable[[str], None], *, parent_pid: int | None = None
+) -> None:
+    """Serve until a signal, or until this process is no child of ``parent_pid`` any more; ``answer`` prints
+    the ready line. Raises ``LaunchError`` when the graph fails or had to be stopped at once."""
     logging.basicConfig(level=logging.DEBUG if is_debug() else logging.WARNING, format="%(message)s")
     has_uvloop = importlib.util.find_spec("uvloop") is not None
     try:
-        anyio.run(serve, launcher, answer, backend_options={"use_uvloop": has_uvloop})
+        anyio.run(serve, launcher, answer, parent_pid, backend_options={"use_uvloop": has_uvloop})
     except BaseExceptionGroup as group:
         raise innermost(group) from None
 
 
-async def serve(launcher: Launcher, answer: Callable[[str], None]) -> None:
+async def serve(launcher: Launcher, answer: Callable[[str], None], parent_pid: int | None = None) -> None:
     """See ``run_until_stopped``; for whoever has an event loop."""
     asked = anyio.Event()
     is_drained = False
     async with anyio.create_task_group() as tasks:
         await tasks.start(_follow_signals, asked, tasks.cancel_scope)
+        if parent_pid is not None:
+            tasks.start_soon(_follow_parent, asked, parent_pid)
         async with launcher:
             async with anyio.create_task_group() as running:
                 running.start_soon(_cancel_after, asked, running.cancel_scope)
@@ -92,6 +98,14 @@ async def _follow_signals(
             if asked.is_set():
                 scope.cancel()
             asked.set()
+
+
+async def _follow_parent(asked: anyio.Event, parent_pid: int) -> None:
+    """A child that has lost its parent gets another one."""
+    while os.getppid() == parent_pid:
+        await anyio.sleep(PARENT_POLL_S)
+    logger.warning("the process that started this one (%d) is gone", parent_pid)
+    asked.set()
 
 
 async def _cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:

@@ -118,6 +118,19 @@ def test_killing_the_command_leaves_nothing() -> None:
         assert_die(pids)
 
 
+def test_a_command_that_ends_with_its_parent_leaves_nothing() -> None:
+    """As `make run` starts it; `make` is killed."""
+    words = [*COMMAND, "run", f"{GRAPH}:counters", "--port", "0", "--end-with-parent"]
+    parent = f"import subprocess; subprocess.run({words!r})"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready")
+        pids = tree_of(process)
+        assert len(pids) == 3
+        process.kill()
+        assert_die(pids)
+
+
 def test_a_replica_whose_guardian_dies_does_not_need_the_launcher_to_die() -> None:
     with running(f"{GRAPH}:counters", "--set", "services.Counter.args.daemon=true") as process:
         (guardian,) = psutil.Process(process.pid).children()
