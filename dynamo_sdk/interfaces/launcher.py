@@ -50,7 +50,8 @@ class Launcher(ABC):
 
     @abstractmethod
     async def wait_ready(self) -> str | None:
-        """Return the frontend's URL once every edge of the graph has answered (None without a frontend).
+        """Return the frontend's URL once every edge of the graph has answered (None where no
+        frontend runs).
         Raises ``LaunchError`` naming the service, its last log lines and what to try."""
 
     @abstractmethod

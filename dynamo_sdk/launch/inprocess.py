@@ -35,7 +35,7 @@ from dynamo_sdk.types.plan import DeploymentPlan, Inventory, ReplicaPlan, Servic
 
 from .exits import innermost
 from .gpus import local_inventory
-from .listening import http_socket_of, url_of
+from .listening import http_socket_of, idle_frontends, url_of
 from .preflight import check_one_process
 from .scaling import scaled
 
@@ -168,7 +168,7 @@ class InProcessLauncher(Launcher):
             raise LaunchError(
                 f"not ready after {self._options.ready_timeout_s:.0f} s: {', '.join(self._late())}"
             )
-        return self.url
+        return None if idle_frontends(self.plan.services) is not None else self.url
 
     async def wait_failed(self) -> None:
         await self._wait_until(lambda: False)

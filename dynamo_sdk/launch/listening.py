@@ -22,6 +22,15 @@ def http_socket_of(services: Sequence[ServicePlan], options: LaunchOptions) -> s
     return bind_http(options.host, options.port, is_shared=num_replicas != 1) if frontends else None
 
 
+def idle_frontends(services: Sequence[ServicePlan]) -> str | None:
+    """A sentence about frontends that are planned without a replica, where no other frontend runs."""
+    frontends = [service for service in services if service.is_frontend]
+    if not frontends or any(service.replicas for service in frontends):
+        return None
+    names = ", ".join(f"services.{service.name}.replicas" for service in frontends)
+    return f"nobody answers HTTP here: {names} is 0"
+
+
 def bind_http(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     """A listening socket, ready to be inherited. A shared one does not listen: it keeps the port, on which
     each frontend opens a socket of its own. Raises ``ConfigError`` saying what to do."""

@@ -37,7 +37,7 @@ from dynamo_sdk.types.plan import DeploymentPlan, HostInventory, Inventory, Repl
 
 from .environments import even_share, replica_environment
 from .gpus import local_inventory
-from .listening import http_socket_of, join_listen_address, reachable, url_of
+from .listening import http_socket_of, idle_frontends, join_listen_address, reachable, url_of
 from .logs import LogPrinter
 from .preflight import chosen_services
 from .processes import GuardedProcess
@@ -98,6 +98,8 @@ class LocalLauncher(Launcher):
             for service in self._services:
                 for replica in service.replicas:
                     self._add_slot(service, replica)
+            if (warning := idle_frontends(self._services)) is not None:
+                self._say(warning)
             self._tasks.start_soon(self._tell_progress)
             if self._joined is not None:
                 self._tasks.start_soon(self._watch_graph, self._joined)
@@ -121,7 +123,9 @@ class LocalLauncher(Launcher):
                 f"not ready after {self._options.ready_timeout_s:.0f} s: "
                 f"{', '.join(slot.name for slot in waiting)}" + last_words(waiting)
             )
-        return None if self._http is None else url_of(self._options.host, self._http)
+        if self._http is None or idle_frontends(self.plan.services) is not None:
+            return None
+        return url_of(self._options.host, self._http)
 
     async def wait_failed(self) -> None:
         """One replica that is given up is only a loss; a service without any ends the graph."""

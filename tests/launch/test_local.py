@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import httpx
+import msgspec
 import pytest
 
 from dynamo_sdk.errors import ConfigError, LaunchError
@@ -193,6 +194,19 @@ async def test_a_graph_that_is_not_ready_in_time_names_who_is_late() -> None:
     with pytest.raises(LaunchError, match=r"not ready after 2 s: Web\.0"):
         async with launched(plan, ready_timeout_s=2.0) as launcher:
             await launcher.wait_ready()
+
+
+async def test_without_a_frontend_there_is_no_url_until_there_is_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = plan_of(num_counters=1)
+    counter, web = plan.services
+    plan = msgspec.structs.replace(plan, services=(counter, msgspec.structs.replace(web, replicas=())))
+    async with launched(plan) as launcher:
+        assert await launcher.wait_ready() is None
+        assert "nobody answers HTTP here: services.Web.replicas is 0" in capsys.readouterr().err
+        await launcher.scale_to("Web", 1)
+        assert await ask(await launcher.wait_ready()) in pids_of(launcher).values()
 
 
 async def test_a_worker_joins_a_running_graph() -> None:
