@@ -77,7 +77,7 @@ class FleetBackend(Backend):
         )
         self._pools = Pools(context.fleet, clients, context.clock, has_overlaps=has_overlaps)
         self._log = (
-            DecisionWriter(limits.decision_log, self._worker_id, limits.decision_log_bytes)
+            DecisionWriter(limits.decision_log, self._worker_id, limits.decision_log_bytes, context.clock)
             if limits.decision_log is not None
             else None
         )
