@@ -102,7 +102,7 @@ async def _follow_signals(
 
 async def _follow_parent(asked: anyio.Event, parent_pid: int) -> None:
     """A child that has lost its parent gets another one."""
-    while os.getppid() == parent_pid:
+    while os.getppid() == parent_pid:  # noqa: ASYNC110 - not every system has an event for it
         await anyio.sleep(PARENT_POLL_S)
     logger.warning("the process that started this one (%d) is gone", parent_pid)
     asked.set()
