@@ -20,7 +20,7 @@ def explain(
         typer.Argument(help="A file with a request's JSON body, or a prompt; with --log a request's id."),
     ] = None,
     url: Annotated[
-        str, typer.Option(help="The frontend that is asked, by sending the request for one token.")
+        str, typer.Option(help="The frontend that is asked, by sending the request for two tokens.")
     ] = "http://127.0.0.1:8000",
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A decision log, instead of a frontend.")
@@ -100,8 +100,16 @@ def _body(request: str, root: str) -> dict[str, Any]:
     if "model" not in body:
         with urlopen(f"{root}/v1/models", timeout=_TIMEOUT_S) as answer:
             body["model"] = json.load(answer)["data"][0]["id"]
+    # One token, or an early end, and a request never leaves its prefill worker.
+    length = {
+        "max_tokens": 2,
+        "max_completion_tokens": None,
+        "min_tokens": None,
+        "stop": None,
+        "ignore_eos": True,
+    }
     extensions = {**(body.get("dynamo") or {}), "explain": True}
-    return {**body, "dynamo": extensions, "stream": False, "max_tokens": 1, "max_completion_tokens": None}
+    return {**body, **length, "dynamo": extensions, "stream": False}
 
 
 def table(explanation: Explanation) -> str:

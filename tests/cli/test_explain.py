@@ -12,6 +12,7 @@ from dynamo_sdk import Graph, depends, service
 from dynamo_sdk.cli.explain import ask, explain, table
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.services import Frontend, Worker
+from dynamo_sdk.types import Role
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +64,34 @@ async def test_a_graph_explains_and_its_log_replays(
     assert "went to" in capsys.readouterr().out, "an answer's id begins with its route"
     with pytest.raises(ConfigError, match="has no decision of a request 'nobody'"):
         explain(request="nobody", log=log)
+
+
+@service
+class First(Worker):
+    role = Role.PREFILL
+
+
+@service
+class Second(Worker):
+    role = Role.DECODE
+
+
+@service
+class Both(Frontend):
+    first = depends(First)
+    second = depends(Second)
+
+
+async def test_each_leg_is_explained(tmp_path: Path) -> None:
+    body = tmp_path / "request.json"
+    body.write_text(json.dumps({"prompt": [65] * 40, "min_tokens": 5, "max_tokens": 9, "stop": ["e", "a"]}))
+    mocker = {"engine": "mocker", "replicas": 2, "args": {"speedup_ratio": 100.0}}
+    deploy = {"router": "kv", "services": {"First": mocker, "Second": mocker}}
+    async with Graph(Both).local(deploy) as app:
+        prefill, decode = await anyio.to_thread.run_sync(ask, app.url or "", str(body))
+    assert (prefill.pool, decode.pool) == (Role.PREFILL, Role.DECODE)
+    assert decode.worker.startswith("Second")
+    assert len(decode.candidates) == 2
 
 
 async def test_what_cannot_be_asked_is_named(tmp_path: Path) -> None:
