@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -12,6 +13,8 @@ from dynamo_sdk.bench.report import Summary, Targets
 
 from .arrivals import Workload
 from .record import Outcome, RequestRecord, Scaling, WorkerRecord
+
+_NUMBER = re.compile(r"\d+")
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +118,16 @@ def make_report(
     )
 
 
+def _grouped(errors: Iterable[str]) -> dict[str, int]:
+    """How often each error came, the most frequent first. Those that differ in numbers alone, such as the
+    length of a prompt, are one, with N for the numbers."""
+    kinds: dict[str, Counter[str]] = {}
+    for error in errors:
+        kinds.setdefault(_NUMBER.sub("N", error), Counter())[error] += 1
+    named = {kind if len(seen) > 1 else next(iter(seen)): seen.total() for kind, seen in kinds.items()}
+    return dict(sorted(named.items(), key=lambda item: -item[1]))
+
+
 def _policy(outcome: Outcome, targets: Targets, reusable: float) -> PolicyReport:
     records = outcome.requests
     good = [record for record in records if record.last_token_s is not None]
@@ -129,7 +142,7 @@ def _policy(outcome: Outcome, targets: Targets, reusable: float) -> PolicyReport
         num_requests=len(records),
         num_ok=len(good),
         num_preemptions=sum(worker.num_preempted for worker in outcome.workers),
-        errors=dict(Counter(record.error for record in records if record.error is not None).most_common()),
+        errors=_grouped([record.error for record in records if record.error is not None]),
         ttft_ms=_in_ms([record.ttft_s for record in good]),
         itl_ms=_in_ms([record.itl_s for record in good]),
         gap_ms=_weighted_in_ms(outcome),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from io import StringIO
 from xml.etree import ElementTree as ET
@@ -86,6 +87,18 @@ def test_figures() -> None:
     assert policy.goodput and policy.goodput.share == 0.25  # noqa: PT018
     assert policy.num_preemptions == 1
     assert (policy.worker_hours, policy.gpu_hours) == (0.02, 0.04)
+
+
+def test_errors_that_differ_in_numbers_alone_are_one_kind() -> None:
+    long = [f"ContextLengthExceeded: {length} tokens; allowed are 4096" for length in (5000, 6000, 6000)]
+    errors = ["Overloaded: worker 3 is full", *long, "Overloaded: worker 3 is full"]
+    failed = [request(number, None, None, error=error) for number, error in enumerate(errors)]
+    outcome = dataclasses.replace(OUTCOME, requests=failed)
+    (policy,) = make_report(WORKLOAD, [outcome], targets=Targets(), settings={}).policies
+    assert list(policy.errors.items()) == [
+        ("ContextLengthExceeded: N tokens; allowed are N", 3),
+        ("Overloaded: worker 3 is full", 2),
+    ]
 
 
 def test_gaps_are_weighted_by_how_often_they_occurred() -> None:
