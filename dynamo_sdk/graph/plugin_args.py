@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast, get_type_hints
 
 import msgspec
@@ -33,16 +33,23 @@ def check_plugin_args(
     try:
         model.model_validate(dict(args))
     except ValidationError as error:
-        for details in error.errors(include_url=False):
-            loc = details["loc"]
-            if details["type"] == "extra_forbidden" and len(loc) == 1:
-                message = f"unknown argument{suggest(str(loc[0]), _names(model))}"
-            elif details["type"] == "missing":
-                message = f"is missing; {descriptor.kind} {descriptor.name!r} needs it"
-            else:
-                message = describe_validation_error(details)
+        for loc, message in wrong_args(error, model, f"{descriptor.kind} {descriptor.name!r}"):
             problems.add((*path, *loc), message)
     return _defaults(model)
+
+
+def wrong_args(
+    error: ValidationError, model: type[BaseModel], owner: str
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Each argument that ``model`` refused, and in our words why. ``owner``: whose arguments they are."""
+    for details in error.errors(include_url=False):
+        loc = details["loc"]
+        if details["type"] == "extra_forbidden" and len(loc) == 1:
+            yield loc, f"unknown argument{suggest(str(loc[0]), _names(model))}"
+        elif details["type"] == "missing":
+            yield loc, f"is missing; {owner} needs it"
+        else:
+            yield loc, describe_validation_error(details)
 
 
 def check_constructor_args(

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from dynamo_sdk.engines.mocker import MockerConfig
 from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.graph.paths import format_path
+from dynamo_sdk.graph.plugin_args import wrong_args
 from dynamo_sdk.interfaces import Router
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.plugins.importing import import_object
@@ -91,8 +93,12 @@ def _pool(service: ServicePlan, model_path: str, mocker_args: Mapping[str, Json]
     try:
         config = MockerConfig.model_validate(args | dict(mocker_args))
     except ValidationError as error:
-        details = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
-        raise ConfigError(f"service {service.name} cannot run as a mocker: {details}") from error
+        details = "; ".join(
+            ("--mocker: " if loc[:1] and loc[0] in mocker_args else f"services.{service.name}.args.")
+            + f"{format_path(loc)}: {message}"
+            for loc, message in wrong_args(error, MockerConfig, "engine 'mocker'")
+        )
+        raise ConfigError(details) from error
     return PoolSpec(
         service=service.name,
         role=service.role,

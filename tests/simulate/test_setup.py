@@ -74,8 +74,13 @@ def test_policies(policy: str) -> None:
         ({"policies": ["nope"]}, ConfigError, "no router 'nope'"),
         ({"policies": [f"{HERE}:nothing"]}, ConfigError, "is no router"),
         ({"policies": [f"{HERE}:absent"]}, PluginError, "absent"),
-        ({"mocker_args": {"num_blocks": 0}}, ConfigError, "Model cannot run as a mocker: num_blocks"),
-        ({"mocker_args": {"speed": 1}}, ConfigError, "speed"),
+        ({"mocker_args": {"num_blocks": 0}}, ConfigError, "--mocker: num_blocks: should be greater than"),
+        ({"mocker_args": {"speed": 1}}, ConfigError, "--mocker: speed: unknown argument"),
+        (
+            {"mocker_args": {"num_block": 1}},
+            ConfigError,
+            r"--mocker: num_block: unknown argument; did you mean 'num_blocks'\? \(known: ",
+        ),
         ({"model": "other"}, ConfigError, r"no model 'other' \(models: demo\)"),
     ],
 )
