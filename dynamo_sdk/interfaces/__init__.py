@@ -23,6 +23,7 @@ from .kv_store import (
     KVStoreListener,
     KVStoreStatistics,
 )
+from .kv_tiers import HasKVTiers, KVTierSetup, KVTiersStatistics, KVTierStatistics
 from .launcher import Launcher, LaunchOptions
 from .planner import Planner, PlannerEffects, PlannerInput, ServiceLoad
 from .router import (
@@ -58,6 +59,7 @@ __all__ = [
     "Fleet",
     "Freed",
     "Handover",
+    "HasKVTiers",
     "ItemSource",
     "KVConnector",
     "KVStore",
@@ -65,6 +67,9 @@ __all__ = [
     "KVStoreFailureKind",
     "KVStoreListener",
     "KVStoreStatistics",
+    "KVTierSetup",
+    "KVTierStatistics",
+    "KVTiersStatistics",
     "LaunchOptions",
     "Launcher",
     "Lease",

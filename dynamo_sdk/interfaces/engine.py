@@ -20,6 +20,7 @@ from dynamo_sdk.types.outputs import GenerateChunk
 from dynamo_sdk.types.requests import EmbedOutput, EmbedRequest, GenerateRequest, Role
 
 from .item_source import ItemSource
+from .kv_tiers import KVTierSetup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class EngineSetup:
 
     ``config`` is an instance of the descriptor's config model (``None`` without one), already validated.
     ``connector_args`` is what the graph's KV connector wants this engine to be started with, JSON types.
+    ``kv_tiers``: where to keep blocks beyond the device, from the fastest down; only for engines whose
+    descriptor says that they take some.
     ``loras`` are adapters that it will be asked to load once it has started, so that it can keep room for
     them; only an ``AdaptsLora`` gets any.
     """
@@ -36,6 +39,7 @@ class EngineSetup:
     role: Role
     connector: str | None = None
     connector_args: dict[str, str] = field(default_factory=dict[str, str])
+    kv_tiers: tuple[KVTierSetup, ...] = ()
     loras: tuple[LoraSpec, ...] = ()
 
 

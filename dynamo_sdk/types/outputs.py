@@ -25,7 +25,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Of one leg. ``num_cached_tokens``: prompt tokens whose KV was found, not computed or fetched."""
+    """Of one leg. ``num_cached_tokens``: prompt tokens whose KV was found on the worker, in any tier, and not
+    computed or fetched."""
 
     num_prompt_tokens: int
     num_output_tokens: int
@@ -33,7 +34,8 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LegTiming(msgspec.Struct, frozen=True, array_like=True):
-    """Where one leg's time went, by the worker's clock, and what crossed between workers."""
+    """Where one leg's time went, by the worker's clock. ``transfer_*``: KV that came from another worker or
+    was loaded from a lower tier."""
 
     queue_s: float = 0.0
     prefill_s: float = 0.0

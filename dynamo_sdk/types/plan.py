@@ -74,6 +74,22 @@ class PluginChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     args: dict[str, Json] = {}
 
 
+class KVTierPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A cache tier below the device, of each worker. ``kind``: the KV store; ``args``: the store's own,
+    validated; ``capacity_bytes`` is among them where the store has one.
+
+    ``min_uses``: only what so many requests asked for of late is written to it; ``min_priority``: only what
+    requests of at least this priority computed (higher matters more); None = all of it.
+    """
+
+    name: str
+    kind: str
+    capacity_bytes: int | None = None
+    args: dict[str, Json] = {}
+    min_uses: int = 0
+    min_priority: int | None = None
+
+
 class ServicePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One service. ``factory`` is the class's import string. Engine fields are empty for services
     without an engine. ``python`` = interpreter of another environment, None = ours."""
@@ -94,12 +110,14 @@ class ServicePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ModelPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One served model, its adapters, and the policies of its requests."""
+    """One served model, its adapters, and the policies of its requests. ``kv_tiers``: of each worker, fastest
+    first."""
 
     spec: ModelSpec
     router: PluginChoice
     connector: str | None = None
     loras: tuple[LoraSpec, ...] = ()
+    kv_tiers: tuple[KVTierPlan, ...] = ()
 
 
 class DeploymentPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 import anyio
@@ -21,12 +22,14 @@ import msgspec
 
 from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.errors import EngineFailed, InvalidRequest, Overloaded
-from dynamo_sdk.interfaces import BlockReservation
+from dynamo_sdk.interfaces import BlockReservation, CacheKey
 from dynamo_sdk.scheduling import ScheduledSequence, Scheduler, SequenceState, Step
+from dynamo_sdk.stores import KVTiers
 from dynamo_sdk.types import FinishReason, ForwardPassMetrics, GenerateRequest, LoadSnapshot
 
 from .feeds import KVEventFeed
 from .mailbox import SamplingMailbox
+from .onboarding import TierLink
 from .reservations import ReservationQueue
 from .runner import ModelRunner, SampledToken, StepRow
 
@@ -59,6 +62,7 @@ class EngineCore:
         self._max_num_waiting = max_num_waiting
         self._kv_events = kv_events
         self._metrics = metrics
+        self.tiers: TierLink | None = None
         self._loop: asyncio.Task[None] | None = None
         self._mailboxes: dict[str, SamplingMailbox] = {}  # of requests that the scheduler still works on
         self._num_consumers = 0
@@ -70,7 +74,12 @@ class EngineCore:
 
     # -- life
 
-    def start(self) -> None:
+    async def start(self, make_tiers: Callable[[Callable[[], None]], KVTiers] | None = None) -> None:
+        """``make_tiers(on_change)``: what keeps blocks below the device. Raises what its start raises."""
+        if make_tiers is not None:
+            tiers = make_tiers(self.publish_kv_events)
+            self.tiers = TierLink(self.scheduler, tiers, self._wake.set)
+            await tiers.start()
         self._loop = asyncio.create_task(self._run(), name="torch-engine")
 
     async def stop(self, reason: str) -> None:
@@ -80,6 +89,8 @@ class EngineCore:
         if self._loop is not None:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([self._loop])
+        if self.tiers is not None:
+            await self.tiers.close()
 
     async def wait_idle(self) -> None:
         """Return when every consumer has left."""
@@ -92,14 +103,20 @@ class EngineCore:
 
     # -- requests
 
-    def add(self, request: GenerateRequest) -> SamplingMailbox:
+    async def add(self, request: GenerateRequest) -> SamplingMailbox:
         """Queue a request. Whoever calls this calls ``leave`` once, at the end."""
-        is_reserved = self.scheduler.state_of(request.request_id) is SequenceState.RESERVED
-        if not is_reserved:  # else it has its place already
+        arrival_s = time.monotonic()
+        keys: list[CacheKey] | None = None
+        is_onboarding = False
+        if self.scheduler.state_of(request.request_id) is not SequenceState.RESERVED:  # else it has its place
             self._check_room()
-        mailbox = SamplingMailbox(request, arrival_s=time.monotonic(), eos_token_ids=self._eos_token_ids)
+            if self.tiers is not None:
+                keys, is_onboarding = await self.tiers.look_up(request)
+                if self.failure is not None:
+                    raise EngineFailed(self.failure)
+        mailbox = SamplingMailbox(request, arrival_s=arrival_s, eos_token_ids=self._eos_token_ids)
         try:
-            self.scheduler.add(request)
+            self.scheduler.add(request, keys, is_onboarding=is_onboarding)
         except ValueError as error:
             raise InvalidRequest(str(error), param="generated") from error
         self._mailboxes[request.request_id] = mailbox
@@ -114,12 +131,17 @@ class EngineCore:
         return await self.reservations.wait(request)
 
     def load(self, at_s: float) -> LoadSnapshot:
-        """Who waits for blocks to be handed over waits as well."""
+        """Who waits for blocks to be handed over, or for what the tiers have, waits as well."""
         load = self.scheduler.load(at_s)
-        return msgspec.structs.replace(load, num_waiting=load.num_waiting + len(self.reservations))
+        return msgspec.structs.replace(load, num_waiting=load.num_waiting + self._num_outside)
+
+    @property
+    def _num_outside(self) -> int:
+        """Who waits and is not known to the scheduler."""
+        return len(self.reservations) + (0 if self.tiers is None else self.tiers.num_looking)
 
     def _check_room(self) -> None:
-        if self.scheduler.num_waiting + len(self.reservations) >= self._max_num_waiting:
+        if self.scheduler.num_waiting + self._num_outside >= self._max_num_waiting:
             raise Overloaded(f"{self._max_num_waiting} requests are waiting already (max_num_waiting)")
 
     async def leave(self, mailbox: SamplingMailbox) -> None:
@@ -128,6 +150,8 @@ class EngineCore:
         if not self._num_consumers:
             self._idle.set()
         request_id = mailbox.request.request_id
+        if self.tiers is not None and self._mailboxes.get(request_id) is mailbox:
+            await self.tiers.cancel(request_id)
         if self._mailboxes.get(request_id) is mailbox:
             del self._mailboxes[request_id]
             self.scheduler.abort(request_id)
@@ -150,9 +174,14 @@ class EngineCore:
                 self._wake.clear()
                 self.reservations.grant()
                 step = self.scheduler.schedule()
+                for onboarding in step.onboarding:
+                    assert self.tiers is not None
+                    self.tiers.begin(onboarding)
                 if step.sequences:
                     await self._run_step(step)
                 self.publish_kv_events()
+                if self.tiers is not None:
+                    self.tiers.collect()
                 if not step.sequences and self.failure is None:
                     await self._wake.wait()
         except BaseException as error:  # cancelled too: nobody may wait for a step that never ends
@@ -178,12 +207,19 @@ class EngineCore:
         self._in_flight = frozenset()
         self._deliver(step, sampled)
         self._step_done.set()
+        if self.tiers is not None and sampled:
+            now_s = time.monotonic()
+            self.tiers.measure(step, now_s - started_s, now_s)
         if self._metrics.has_listeners:
             self._metrics.publish(self._step_metrics(step, started_s))
 
     def _step_row(self, part: ScheduledSequence, now_s: float) -> StepRow:
         mailbox = self._mailboxes[part.request_id]
-        mailbox.mark_scheduled(now_s)
+        report = None if self.tiers is None else self.tiers.take_report(part.request_id)
+        if report is None:
+            mailbox.mark_scheduled(now_s)
+        else:
+            mailbox.mark_scheduled(now_s, transfer_s=report.seconds, transfer_bytes=report.num_bytes)
         return StepRow(
             request_id=part.request_id,
             token_ids=part.token_ids,
@@ -228,7 +264,10 @@ class EngineCore:
     # -- facts
 
     def publish_kv_events(self) -> None:
+        """The device's first: what the tiers say may follow it."""
         self._kv_events.publish_events(self.scheduler.take_kv_events())
+        if self.tiers is not None:
+            self._kv_events.publish_events(self.tiers.tiers.take_events())
 
     def _step_metrics(self, step: Step, started_s: float) -> ForwardPassMetrics:
         now_s = time.monotonic()

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -20,10 +21,13 @@ from dynamo_sdk.interfaces import (
     EngineFacts,
     EngineSetup,
     ExposesBlocks,
+    HasKVTiers,
+    KVTiersStatistics,
     PublishesKVEvents,
     PublishesMetrics,
 )
 from dynamo_sdk.scheduling import Scheduler, SchedulerConfig
+from dynamo_sdk.stores import KVTiers
 from dynamo_sdk.types import (
     EmbedOutput,
     EmbedRequest,
@@ -57,7 +61,7 @@ class _Started:
     core: EngineCore
 
 
-class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBlocks):
+class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBlocks, HasKVTiers):
     """One model on one device. ``config`` None = all defaults."""
 
     def __init__(self, setup: EngineSetup, config: TorchConfig | None = None) -> None:
@@ -79,13 +83,19 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
         if self._is_closed:
             raise EngineStartError("the engine was closed while it started")
         self._started = started
-        started.core.start()
+        await started.core.start(partial(self._make_tiers, started) if self._setup.kv_tiers else None)
+        if self._is_closed:
+            await started.core.stop(_CLOSED)
+            raise EngineStartError("the engine was closed while it started")
         return EngineFacts(
             context_length=started.core.scheduler.config.max_length,
             block_size=self._config.block_size,
             num_blocks=started.cache.num_blocks,
             model_digest=started.model.digest,
         )
+
+    def _make_tiers(self, started: _Started, on_change: Callable[[], None]) -> KVTiers:
+        return KVTiers(self._setup.kv_tiers, started.core.scheduler.pool, started.cache, on_change)
 
     def _load(self) -> _Started:
         assert self._thread is not None
@@ -156,7 +166,7 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         running = self._running()
         check_request(request, vocab_size=running.model.vocab_size)
-        mailbox = running.core.add(request)
+        mailbox = await running.core.add(request)
         try:
             while not mailbox.is_over:
                 yield await mailbox.next()
@@ -218,7 +228,14 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
             return (self._kv_events.snapshot(()),)
         core = self._started.core
         core.publish_kv_events()  # what has happened so far is part of the snapshot
-        return (self._kv_events.snapshot(core.scheduler.kv_snapshot()),)
+        events = core.scheduler.kv_snapshot()
+        if core.tiers is not None:
+            events += core.tiers.tiers.snapshot()
+        return (self._kv_events.snapshot(events),)
+
+    def kv_tier_statistics(self) -> KVTiersStatistics:
+        tiers = None if self._started is None else self._started.core.tiers
+        return KVTiersStatistics(tiers=()) if tiers is None else tiers.tiers.statistics()
 
     def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
         self._metrics.subscribe(listener)

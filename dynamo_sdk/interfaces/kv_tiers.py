@@ -1,0 +1,72 @@
+"""Tiers below an engine's device: what an engine is started with, and what it says of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from dynamo_sdk.types.kv_events import KVTier
+from dynamo_sdk.types.plan import KVTierPlan
+
+from .kv_store import KVStore, KVStoreStatistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVTierSetup:
+    """One tier, as ``EngineSetup.kv_tiers`` has them from the fastest down. ``name``: unique among them;
+    ``tier``: as KV events call it. ``build(block_bytes)`` makes its store, not yet started; raises
+    ``ConfigError`` and ``PluginError``. ``plan``: the same as data, for engines whose blocks are in another
+    process."""
+
+    name: str
+    tier: KVTier
+    plan: KVTierPlan
+    build: Callable[[int], KVStore]
+
+
+class KVTierStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one tier, counts since the start.
+
+    *Asked*: ``num_hit_blocks`` of ``num_lookup_blocks``, by requests that arrived. *Up*: blocks that were
+    loaded for requests. *Down*: blocks that were written, from the device or from a tier above.
+    ``num_queued_blocks`` wait for it now; ``num_dropped_blocks``: there were too many; ``num_missed_blocks``:
+    they were gone before their turn; ``num_refused_blocks``: by filters, with the reason.
+    """
+
+    name: str
+    tier: KVTier
+    store: KVStoreStatistics
+    num_lookup_blocks: int = 0
+    num_hit_blocks: int = 0
+    num_onboarded_blocks: int = 0
+    onboarded_bytes: int = 0
+    onboard_s: float = 0.0
+    num_offloaded_blocks_from_device: int = 0
+    num_offloaded_blocks_from_tiers: int = 0
+    offloaded_bytes: int = 0
+    offload_s: float = 0.0
+    num_queued_blocks: int = 0
+    num_dropped_blocks: int = 0
+    num_missed_blocks: int = 0
+    num_refused_blocks: dict[str, int] = {}
+    num_failures: int = 0
+
+
+class KVTiersStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """``num_decisions``: how often loading was weighed against computing, by the outcome (``load``,
+    ``recompute``, ``unmeasured``). ``num_matched_tokens``: found in some tier by requests that arrived."""
+
+    tiers: tuple[KVTierStatistics, ...]
+    num_matched_tokens: int = 0
+    num_decisions: dict[str, int] = {}
+
+
+class HasKVTiers(ABC):
+    """An engine that keeps blocks in the tiers that it was started with."""
+
+    @abstractmethod
+    def kv_tier_statistics(self) -> KVTiersStatistics:
+        """What the tiers hold and did; must not block."""

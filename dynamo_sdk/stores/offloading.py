@@ -1,0 +1,141 @@
+"""``Offloader``: copies what waits for one tier into it, beside the engine's steps.
+
+::
+
+    device block ──thread──> staging ──> still the same block? ──> put_many
+    tier above ──get_into──> staging ─────────────────────────────────┘
+
+No reference is taken on a device block: it may be evicted and overwritten while it is copied. So the pool is
+asked afterwards whether the block was the same all the while; a copy of anything else is thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial
+
+from dynamo_sdk.interfaces import BlockMemory, BlockOffer
+from dynamo_sdk.kv import BlockPool, CachedBlock, TierContents
+from dynamo_sdk.transfer.threads import run_to_end
+
+from .staging import Staging
+from .tier import Tier
+
+logger = logging.getLogger(__name__)
+
+COALESCE_S = 0.005
+"""Blocks become full a few per step; a batch waits so long for more."""
+
+
+class Offloader:
+    """``above``: the tiers that may have a block which the device no longer has."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        above: Sequence[Tier],
+        pool: BlockPool,
+        memory: BlockMemory,
+        contents: TierContents,
+        staging: Staging,
+        threads: Executor,
+    ) -> None:
+        self._tier = tier
+        self._above = tuple(above)
+        self._pool = pool
+        self._memory = memory
+        self._contents = contents
+        self._staging = staging
+        self._threads = threads
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def offer(self, blocks: Sequence[CachedBlock]) -> None:
+        if self._tier.queue.offer(blocks):
+            self._wake.set()
+            self._idle.clear()
+
+    async def wait_idle(self) -> None:
+        """Nothing waits, nothing is being copied."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._wake.wait()
+            if len(self._tier.queue) < self._staging.batch_blocks:
+                await asyncio.sleep(COALESCE_S)
+            self._wake.clear()
+            while blocks := self._tier.queue.take(self._staging.batch_blocks):
+                try:
+                    await self._bring_down(blocks)
+                except Exception:  # a bug costs these blocks a copy
+                    logger.exception("%d blocks could not be offloaded", len(blocks))
+                finally:
+                    self._tier.queue.done(blocks)
+            self._idle.set()
+
+    async def _bring_down(self, blocks: Sequence[CachedBlock]) -> None:
+        counts = self._tier.counts
+        begin_s = time.perf_counter()
+        blocks = await self._tier.lacking(blocks)
+        async with self._staging.borrow() as buffer:
+            memories = self._staging.blocks(buffer, len(blocks))
+            copied = await self._copy_from_device(blocks, buffer, memories)
+            num_from_device = len(copied)
+            lacking = [block for block in blocks if block not in copied]
+            copied |= await self._copy_from_tiers(lacking, memories[len(blocks) - len(lacking) :])
+            counts.num_missed_blocks += len(blocks) - len(copied)
+            if not copied:
+                return
+            self._contents.expect(self._tier.number, copied)
+            try:
+                num_kept = await self._tier.put_many(
+                    [
+                        BlockOffer(block.key, data, block.parent, block.priority)
+                        for block, data in copied.items()
+                    ]
+                )
+            finally:
+                self._contents.expect_no_more(self._tier.number, copied)
+        counts.num_offloaded_blocks_from_device += min(num_kept, num_from_device)
+        counts.num_offloaded_blocks_from_tiers += max(0, num_kept - num_from_device)
+        counts.offloaded_bytes += num_kept * self._staging.block_bytes
+        counts.offload_s += time.perf_counter() - begin_s
+
+    async def _copy_from_device(
+        self, blocks: Sequence[CachedBlock], buffer: memoryview, memories: Sequence[memoryview]
+    ) -> dict[CachedBlock, memoryview]:
+        """Of ``blocks`` those that lay there unchanged, with their copies in the first ``memories``."""
+        places = [(block, place) for block in blocks if (place := self._pool.place_of(block.key)) is not None]
+        if not places:
+            return {}
+        block_ids = [place.block_id for _, place in places]
+        into = buffer[: len(places) * self._staging.block_bytes]
+        await run_to_end(self._threads, partial(self._memory.read, block_ids, into), lambda: None)
+        return {
+            block: data
+            for (block, place), data in zip(places, memories, strict=False)
+            if self._pool.is_unchanged(place)
+        }
+
+    async def _copy_from_tiers(
+        self, blocks: Sequence[CachedBlock], memories: Sequence[memoryview]
+    ) -> dict[CachedBlock, memoryview]:
+        copied: dict[CachedBlock, memoryview] = {}
+        for tier in self._above:
+            there = self._contents.keys(tier.number)
+            wanted = [
+                (block, data)
+                for block, data in zip(blocks, memories, strict=True)
+                if block not in copied and block.key in there
+            ]
+            if wanted:
+                found = await tier.get([block.key for block, _ in wanted], [data for _, data in wanted])
+                copied |= {pair[0]: pair[1] for pair, is_there in zip(wanted, found, strict=True) if is_there}
+        return copied
