@@ -95,18 +95,18 @@ def run_kit(kit: Kit[Any], *, is_silent: bool) -> Report:
 
 
 def print_result(result: CheckResult, console: Console) -> None:
-    """One line; for a skipped check the reason, for a failed one what its author needs."""
+    """One line; for a skipped or unclaimed check the reason, for a failed one what its author needs."""
     from rich.text import Text
 
-    style = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[result.outcome]
-    line = Text(f"{result.outcome:<8}", style)
+    style = {"passed": "green", "failed": "bold red", "skipped": "yellow", "unclaimed": "yellow"}
+    line = Text(f"{result.outcome:<10}", style[result.outcome])
     line.append(result.name, "default")
-    if result.outcome == "skipped":
+    if result.outcome in ("skipped", "unclaimed"):
         line.append(f"  {result.detail}", "dim")
     console.print(line)
     if result.outcome == "failed":
         for text in result.explanation.splitlines():
-            console.print(Text(f"        {text}"))
+            console.print(Text(f"          {text}"))
 
 
 def render_json(kind: str, name: str, kit: Kit[Any], report: Report) -> str:

@@ -9,6 +9,7 @@ from .engine import (
     EngineFacts,
     EngineSetup,
     OpensSources,
+    Promise,
     PublishesKVEvents,
     PublishesMetrics,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "PlannerEffects",
     "PlannerInput",
     "PrefillDone",
+    "Promise",
     "PublishesKVEvents",
     "PublishesMetrics",
     "Routed",

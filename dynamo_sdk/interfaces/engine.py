@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import msgspec
 
@@ -43,15 +44,25 @@ class EngineSetup:
     loras: tuple[LoraSpec, ...] = ()
 
 
+class Promise(StrEnum):
+    """What an engine may say that it does not claim. All else in this file holds for every engine."""
+
+    SEED_BY_POSITION = "seed_by_position"
+    """Chance is a function of the seed and the position alone: a sampled request that moves to another worker
+    goes on with the tokens that it would have had. Without it, it goes on with other tokens, as likely."""
+
+
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known once the engine has started. ``block_size`` in tokens; None = no paged KV cache.
-    ``model_digest`` names config and weights, so that workers of different ones are told apart."""
+    ``model_digest`` names config and weights, so that workers of different ones are told apart.
+    ``unclaimed``: promises that the engine does not make, each with the reason."""
 
     context_length: int
     block_size: int | None = None
     num_blocks: int | None = None
     dp_size: int = 1
     model_digest: str | None = None
+    unclaimed: dict[Promise, str] = {}
 
 
 class Engine(ABC):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dynamo_sdk.errors import InvalidRequest
+from dynamo_sdk.interfaces import Promise
 from dynamo_sdk.types import FinishReason, SamplingParams
 
 from .engine_bench import EngineBench, greedy
 from .engine_sampling import sampled
-from .report import CheckFailed, NotApplicable, require
+from .report import CheckFailed, NotApplicable, NotClaimed, require
 from .streams import generate_request, read_all
 
 
@@ -114,23 +115,42 @@ async def min_tokens_delays_the_stop(bench: EngineBench) -> None:
 
 
 async def continues_after_generated(bench: EngineBench) -> None:
-    """Given the first tokens of an output as ``generated``, the rest comes out: for greedy and for seeded
-    sampling, so that a request can move to another worker.
+    """Given the first tokens of a greedy output as ``generated``, the rest comes out: so a request can move
+    to another worker.
 
-    Append ``generated`` to the prompt, start the position of the seed behind it, and do not emit it again.
+    Append ``generated`` to the prompt, and do not emit it again.
     """
+    await _require_the_rest(bench, greedy(12))
+
+
+async def seed_continues_after_generated(bench: EngineBench) -> None:
+    """Given the first tokens of a seeded output as ``generated``, the rest comes out, unless ``EngineFacts``
+    says why the engine does not claim ``SEED_BY_POSITION``.
+
+    Draw each token's chance from the seed and the token's position, ``generated`` included. A stream of
+    random numbers per request starts over where the request moves to.
+    """
+    reason = (await bench.facts(bench.whole_role)).unclaimed.get(Promise.SEED_BY_POSITION)
+    try:
+        await _require_the_rest(bench, sampled(7))
+    except CheckFailed as failure:
+        if reason is None:
+            raise
+        raise NotClaimed(reason) from failure
+
+
+async def _require_the_rest(bench: EngineBench, sampling: SamplingParams) -> None:
     engine = await bench.any_engine()
     if not bench.is_exact:
         raise NotApplicable("the engine is not exact")
-    for sampling in (greedy(12), sampled(7)):
-        whole = (await read_all(engine, bench.greedy(sampling=sampling))).token_ids
-        for num_given in (1, 5, 11):
-            request = bench.greedy(sampling=sampling, generated=whole[:num_given])
-            rest = (await read_all(engine, request)).token_ids
-            require(
-                rest == whole[num_given:],
-                f"after {num_given} given tokens came {rest}, not {whole[num_given:]}",
-            )
+    whole = (await read_all(engine, bench.greedy(sampling=sampling))).token_ids
+    for num_given in (1, 5, 11):
+        request = bench.greedy(sampling=sampling, generated=whole[:num_given])
+        rest = (await read_all(engine, request)).token_ids
+        require(
+            rest == whole[num_given:],
+            f"after {num_given} given tokens came {rest}, not {whole[num_given:]}",
+        )
 
 
 async def output_ends_at_the_context(bench: EngineBench) -> None:
@@ -170,5 +190,6 @@ OUTPUT_CHECKS = (
     stop_token_ends_the_output,
     min_tokens_delays_the_stop,
     continues_after_generated,
+    seed_continues_after_generated,
     output_ends_at_the_context,
 )

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from .places import Subject, place_of_failure
-from .report import CheckFailed, CheckResult, NotApplicable, Outcome, Report
+from .report import CheckFailed, CheckResult, NotApplicable, NotClaimed, Outcome, Report
 
 Bench = TypeVar("Bench")
 
@@ -90,6 +90,8 @@ class Kit(Generic[Bench]):
         outcome, detail, place = Outcome.PASSED, "", None
         if isinstance(error, NotApplicable):
             outcome, detail = Outcome.SKIPPED, str(error)
+        elif isinstance(error, NotClaimed):
+            outcome, detail = Outcome.UNCLAIMED, str(error)
         elif error is not None:
             outcome, detail = Outcome.FAILED, _in_words(error)
             place = place_of_failure(error, self.subject)

@@ -10,14 +10,17 @@ class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
+    UNCLAIMED = "unclaimed"
+    """The rule does not hold, and the implementation has said so itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
     """What one check found.
 
-    ``rule``: what must hold; ``advice``: why, and what usually helps. ``detail``: what was seen instead, or
-    why the check was skipped. ``place``: ``file:line`` of the implementation where a failure came from.
+    ``rule``: what must hold; ``advice``: why, and what usually helps. ``detail``: what was seen instead, why
+    the check was skipped, or why the implementation does not claim it. ``place``: ``file:line`` of the
+    implementation where a failure came from.
     """
 
     name: str
@@ -58,8 +61,9 @@ class Report:
 
     @property
     def counts(self) -> str:
-        """``50 passed, 0 failed, 4 skipped``."""
-        return ", ".join(f"{self.num(outcome)} {outcome}" for outcome in Outcome)
+        """``50 passed, 0 failed, 4 skipped``; and what is unclaimed, where there is such a thing."""
+        shown = [outcome for outcome in Outcome if outcome is not Outcome.UNCLAIMED or self.num(outcome)]
+        return ", ".join(f"{self.num(outcome)} {outcome}" for outcome in shown)
 
     def having(self, outcome: Outcome) -> tuple[CheckResult, ...]:
         return tuple(result for result in self.results if result.outcome is outcome)
@@ -75,7 +79,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.subject}: {self.counts}"]
         for result in self.results:
-            lines.append(f"  {result.outcome:<7} {result.name}")
+            lines.append(f"  {result.outcome:<9} {result.name}")
             text = result.explanation if result.outcome is Outcome.FAILED else result.detail
             lines += [f"          {line}" for line in text.splitlines()]
         return "\n".join(lines)
@@ -83,6 +87,11 @@ class Report:
 
 class CheckFailed(AssertionError):
     """The implementation breaks the rule of a check."""
+
+
+class NotClaimed(Exception):
+    """The implementation breaks the rule, and says by a fact of its own that it does; the message is its
+    reason. A check raises this only after it has looked: what holds has passed, claimed or not."""
 
 
 class NotApplicable(Exception):

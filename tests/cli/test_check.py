@@ -76,7 +76,7 @@ def test_engines_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(capsys.readouterr().out)
     rows = table_rows(section(page("tested-with.md"), "Conformance of the engines"))
     (shown,) = [row[1:] for row in rows if row[0].startswith(f"`{name}`")]
-    assert shown == [str(document[outcome]) for outcome in ("passed", "failed", "skipped")]
+    assert shown == [str(document[outcome]) for outcome in ("passed", "failed", "skipped", "unclaimed")]
     assert document["subject"] == Registry.of().engines[name].factory
     for result in document["results"]:
         assert result["outcome"] != "skipped" or result["detail"], result
@@ -90,7 +90,7 @@ def test_a_failure_names_rule_place_and_help(install: Install, capsys: pytest.Ca
     file = install("numb-sdk", "numb", FAULTY)
     assert check("router", "numb") == 1
     lines = capsys.readouterr().out.splitlines()
-    start = lines.index("failed  chooses_a_candidate")
+    start = lines.index("failed    chooses_a_candidate")
     raised = FAULTY.splitlines().index("            raise KeyError(request.session)") + 1
     assert lines[start + 1].strip().startswith("KeyError: 'session-")
     assert lines[start + 2].strip() == f"at:   {file}:{raised}"

@@ -17,7 +17,7 @@ from dynamo_sdk.testing import (
 )
 from dynamo_sdk.testing.kit import rule_and_advice
 from dynamo_sdk.testing.places import Subject
-from dynamo_sdk.testing.report import NotApplicable, require
+from dynamo_sdk.testing.report import NotApplicable, NotClaimed, require
 
 ALL_CHECKS = [*ENGINE_CHECKS, *ROUTER_CHECKS, *PLANNER_CHECKS, *CONNECTOR_CHECKS, *STORE_CHECKS]
 
@@ -43,6 +43,11 @@ async def is_skipped(bench: None) -> None:
     raise NotApplicable("has none")
 
 
+async def is_unclaimed(bench: None) -> None:
+    """A.\n\nB."""
+    raise NotClaimed("cannot")
+
+
 async def hangs(bench: None) -> None:
     """A.\n\nB."""
     await anyio.sleep_forever()
@@ -62,7 +67,7 @@ async def test_outcomes() -> None:
 
     kit = Kit(
         subject=Subject.of(FakeEngine()),
-        checks=(passes, fails, is_skipped, hangs, raises_its_own_timeout),
+        checks=(passes, fails, is_skipped, is_unclaimed, hangs, raises_its_own_timeout),
         bench=None,
         timeout_s=0.05,
         discard=discard,
@@ -74,11 +79,12 @@ async def test_outcomes() -> None:
         (Outcome.PASSED, ""),
         (Outcome.FAILED, "seen"),
         (Outcome.SKIPPED, "has none"),
+        (Outcome.UNCLAIMED, "cannot"),
         (Outcome.FAILED, "no end within 0.05 s"),
         (Outcome.FAILED, "TimeoutError: of the engine"),
     ]
     assert len(discarded) == 3 + 1
-    assert report.counts == "1 passed, 3 failed, 1 skipped"
+    assert report.counts == "1 passed, 3 failed, 1 skipped, 1 unclaimed"
     assert not report.is_ok
 
 

@@ -14,8 +14,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.errors import EngineFailed, InvalidRequest
-from dynamo_sdk.interfaces import BlockReservation, Embeds, Engine, EngineFacts, ItemSource
-from dynamo_sdk.testing import ENGINE_CHECKS, FakeEngine, check_engine
+from dynamo_sdk.interfaces import BlockReservation, Embeds, Engine, EngineFacts, ItemSource, Promise
+from dynamo_sdk.testing import ENGINE_CHECKS, FakeEngine, Outcome, check_engine
 from dynamo_sdk.types import (
     BlocksRemoved,
     BlocksStored,
@@ -269,7 +269,7 @@ class IgnoresMinTokens(Fault):
 class ChanceOfItsOwn(Fault):
     caught_by = "seed_reproduces"
     shows_in = frozenset(
-        {"continues_after_generated", "narrow_sampling_is_greedy", "source_gives_what_generate_gives"}
+        {"seed_continues_after_generated", "narrow_sampling_is_greedy", "source_gives_what_generate_gives"}
     )
     numbers: Iterator[int] = itertools.count()
 
@@ -326,7 +326,7 @@ class TakesAnySampling(Fault):
 class SeedsByLegPosition(Fault):
     """The classical mistake: the position restarts at zero when the request has moved."""
 
-    caught_by = "continues_after_generated"
+    caught_by = "seed_continues_after_generated"
 
     def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
         return super().next_token(request, position - request.num_generated_tokens, num_tokens)
@@ -334,7 +334,7 @@ class SeedsByLegPosition(Fault):
 
 class EmitsGeneratedAgain(Fault):
     caught_by = "continues_after_generated"
-    shows_in = frozenset({"usage_counts_tokens"})
+    shows_in = frozenset({"seed_continues_after_generated", "usage_counts_tokens"})
 
     def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
         if request.num_generated_tokens and request.role is not Role.DECODE:
@@ -951,3 +951,27 @@ async def test_a_hung_engine_is_not_waited_for_again() -> None:
     report = await check_engine(lambda role: Hangs(), probe_timeout_s=0.1, timeout_s=30.0)
     skipped = {result.name: result.detail for result in report.skipped}
     assert skipped["max_tokens_is_exact"] == "the engine hangs: see answers_a_probe"
+
+
+@pytest.mark.anyio
+async def test_what_an_engine_says_of_itself_is_no_failure_but_is_shown() -> None:
+    class SaysSo(SeedsByLegPosition):
+        async def start(self) -> EngineFacts:
+            reason = "positions start at zero"
+            return replace(await super().start(), unclaimed={Promise.SEED_BY_POSITION: reason})
+
+    report = await check_engine(lambda role: SaysSo())
+    assert report.is_ok, report
+    (result,) = report.having(Outcome.UNCLAIMED)
+    assert (result.name, result.detail) == ("seed_continues_after_generated", "positions start at zero")
+
+
+@pytest.mark.anyio
+async def test_what_holds_has_passed_though_it_is_not_claimed() -> None:
+    class TooModest(PagedEngine):
+        async def start(self) -> EngineFacts:
+            return replace(await super().start(), unclaimed={Promise.SEED_BY_POSITION: "who knows"})
+
+    report = await check_engine(lambda role: TooModest())
+    assert report.is_ok, report
+    assert not report.having(Outcome.UNCLAIMED)

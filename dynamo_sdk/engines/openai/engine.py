@@ -22,7 +22,7 @@ from dynamo_sdk.errors import (
     InvalidRequest,
     NotFound,
 )
-from dynamo_sdk.interfaces import Engine, EngineFacts, EngineSetup
+from dynamo_sdk.interfaces import Engine, EngineFacts, EngineSetup, Promise
 from dynamo_sdk.types import GenerateChunk, GenerateRequest, LoadSnapshot, Role, SamplingParams, pack_tokens
 
 from .config import OpenAIConfig
@@ -70,7 +70,10 @@ class OpenAIEngine(Engine):
             raise
         except (DynamoError, httpx.HTTPError, msgspec.MsgspecError) as error:
             raise EngineStartError(f"{self._where} does not serve {self._model!r}: {error}") from error
-        return EngineFacts(context_length=self._context_length)
+        return EngineFacts(
+            context_length=self._context_length,
+            unclaimed={Promise.SEED_BY_POSITION: "a server is sent a prompt, and its seed starts over"},
+        )
 
     async def drain(self) -> None:
         while self._waiting or self._running:

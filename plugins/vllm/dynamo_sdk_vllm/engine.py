@@ -30,7 +30,14 @@ from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.engines.runnable import is_handed_over, known_tokens
 from dynamo_sdk.engines.zmq_events import EventEndpoints, ZmqEventSource
 from dynamo_sdk.errors import DynamoError, EngineFailed, EngineStartError, InvalidRequest, TransferError
-from dynamo_sdk.interfaces import Engine, EngineFacts, EngineSetup, PublishesKVEvents, PublishesMetrics
+from dynamo_sdk.interfaces import (
+    Engine,
+    EngineFacts,
+    EngineSetup,
+    Promise,
+    PublishesKVEvents,
+    PublishesMetrics,
+)
 from dynamo_sdk.types import (
     ForwardPassMetrics,
     GenerateChunk,
@@ -99,6 +106,7 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
             block_size=block_size,
             num_blocks=num_blocks or None,
             dp_size=dp_size,
+            unclaimed={Promise.SEED_BY_POSITION: "vLLM draws a request's chances from one stream, in order"},
         )
 
     def _construct(self) -> Any:
