@@ -1,11 +1,12 @@
-# Everything runs from `.venv`, built here; pip's own environment variables are honoured.
+# Everything runs from `.venv`, built here; pip's own environment variables are honoured. The environments of real engines
+# are in `ENGINES`, and are kept until what they are made from changes: name a folder that outlives the checkout to cache them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 ENGINES ?= .venv-engines
 
-.PHONY: help run test test-engines lint format types imports check clean
+.PHONY: help run test engines test-engines lint format types imports check clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,9 +33,11 @@ test: $(VENV)/.dev-installed  ## install, then run the whole test suite and thos
 $(ENGINES)/light/bin/python:
 	$(PYTHON) -m venv $(ENGINES)/light
 
-test-engines: $(ENGINES)/light/bin/python  ## build an environment for each real engine, then run against it
+engines: $(ENGINES)/light/bin/python  ## build an environment for each real engine, and one with the plugins alone
 	$(ENGINES)/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e plugins/vllm
-	bash plugins/vllm/environment.sh $(ENGINES)/vllm
+	PYTHON=$(PYTHON) bash plugins/vllm/environment.sh $(ENGINES)/vllm
+
+test-engines: engines  ## run the plugins against the real engines, and graphs with them
 	LIGHT_PYTHON=$(abspath $(ENGINES))/light/bin/python $(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml \
 		plugins/vllm/tests/real $(ARGS)
 

@@ -6,7 +6,8 @@ Environment: ``MODEL_DIR``, a folder in the Hugging Face style; without it, the 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,10 @@ from dynamo_sdk_vllm.config import VllmConfig  # noqa: E402
 from dynamo_sdk_vllm.engine import VllmEngine  # noqa: E402
 from dynamo_sdk_vllm.handover import CONNECTOR, VllmNixlConnector  # noqa: E402
 
-pytest.importorskip("vllm", reason="needs the environment of the engine: make test-engines")
+from .warm_start import warm_processes  # noqa: E402
+
+if find_spec("vllm") is None:
+    raise pytest.UsageError("these tests need an environment with vLLM in it: make test-engines")
 
 LEASE_S = 12.0
 
@@ -67,6 +71,13 @@ def vllm_engine(role: Role, *, num_blocks: int = 64, **args: object) -> VllmEngi
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engines_start_soon() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        warm_processes(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
