@@ -20,7 +20,8 @@ at once; an aggregated request skips PREFILLING and TRANSFERRING. A request that
 the client has: prompt plus emitted tokens are prefilled together, and sampling goes on as if nothing
 had happened, because it is a pure function of (logits, seed, position).
 
-When no prefill worker is there, a decode worker runs the whole request (local prefill).
+When no prefill worker is there, a decode worker runs the whole request (local prefill), unless the
+connector says that its engines cannot.
 """
 
 from __future__ import annotations
@@ -69,12 +70,10 @@ OVER = frozenset({FlowState.DONE, FlowState.FAILED, FlowState.CANCELLED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowConfig:
-    """``connector``: None = the model is served aggregated. ``max_attempts``: first try included.
-    ``can_prefill_locally``: a decode worker can run a whole request."""
+    """``connector``: None = the model is served aggregated. ``max_attempts``: first try included."""
 
     connector: KVConnector | None = None
     max_attempts: int = 4
-    can_prefill_locally: bool = True
 
 
 @dataclass(slots=True)
@@ -146,21 +145,22 @@ class RequestFlow:
         if connector is None or (
             pool is Role.DECODE and self._ticket is None and Role.PREFILL not in self._workers
         ):
-            return self._send(Role.AGGREGATED, pool, worker, self._leg_request(Role.AGGREGATED, None))
+            return self._send(Role.AGGREGATED, pool, worker, self._leg_request(Role.AGGREGATED, pool))
         self._workers[pool] = worker
         if connector.handover is Handover.RENDEZVOUS:
             return self._send_rendezvous(connector)
         if pool is Role.PREFILL:
             self.state = FlowState.ROUTED
-            ticket = connector.prefill_ticket(self.request, worker, None)
-            return self._send(Role.PREFILL, pool, worker, self._leg_request(Role.PREFILL, ticket))
+            leg = self._leg_request(Role.PREFILL, pool)
+            leg = _with_ticket(leg, connector.prefill_ticket(leg, worker, None))
+            return self._send(Role.PREFILL, pool, worker, leg)
         return self._send_decode(connector, worker, now_s)
 
     def not_routed(self, pool: Role, error: DynamoError) -> list[Action]:
         """No worker of ``pool`` can take the request."""
         if self.state in OVER:
             return []
-        if pool is Role.PREFILL and self.config.can_prefill_locally:
+        if pool is Role.PREFILL and self._can_prefill_locally:
             return [self._route(Role.DECODE)]
         return self._fail(self._last_error if isinstance(self._last_error, Overloaded) else error)
 
@@ -203,6 +203,8 @@ class RequestFlow:
         actions = self._free(leg, is_failure=True)
         if leg is Role.DECODE and self._ticket is not None and isinstance(error, Overloaded):
             return actions + self._ask_another_decode(error)
+        if leg is Role.PREFILL and self._has_met:
+            return actions
         return actions + self._start_again(error)
 
     def cancel(self) -> list[Action]:
@@ -213,6 +215,16 @@ class RequestFlow:
         return self._abandon()
 
     # -- inside: routing and sending
+
+    @property
+    def _can_prefill_locally(self) -> bool:
+        return self.config.connector is None or self.config.connector.decodes_alone
+
+    @property
+    def _has_met(self) -> bool:
+        """Rendezvous: decode has a token, so it has all that prefill had to give."""
+        decode = self._legs.get(Role.DECODE)
+        return self._is_rendezvous and decode is not None and decode.has_answered
 
     @property
     def _is_rendezvous(self) -> bool:
@@ -233,7 +245,7 @@ class RequestFlow:
         has_begun = self.num_attempts > 1 or self._ticket is not None
         return has_begun and not isinstance(self._last_error, Overloaded)
 
-    def _leg_request(self, role: Role, ticket: KVTransferParams | None) -> GenerateRequest:
+    def _leg_request(self, role: Role, pool: Role) -> GenerateRequest:
         """Ids differ between attempts: an old leg may still be dying on the worker that gets the new one."""
         attempt = "" if self.num_attempts == 1 else f".{self.num_attempts}"
         return msgspec.structs.replace(
@@ -241,11 +253,10 @@ class RequestFlow:
             request_id=f"{self.request.request_id}{attempt}",
             generated=PackedTokens(self.request.generated + pack_tokens(self.output)),
             role=role,
-            kv_transfer=ticket,
+            dp_rank=self._dp_ranks.get(pool),
         )
 
     def _send(self, leg: Role, pool: Role, worker: WorkerRecord, request: GenerateRequest) -> list[Action]:
-        request = msgspec.structs.replace(request, dp_rank=self._dp_ranks.get(pool))
         self._legs[leg] = _Leg(worker, pool, request)
         self.state = FlowState.PREFILLING if leg is Role.PREFILL else FlowState.DECODING
         if leg is Role.DECODE and not self._is_rendezvous:
@@ -264,8 +275,9 @@ class RequestFlow:
     def _send_decode(self, connector: KVConnector, worker: WorkerRecord, now_s: float) -> list[Action]:
         ticket = self._ticket
         assert ticket is not None
+        leg = self._leg_request(Role.DECODE, Role.DECODE)
         try:
-            params = connector.decode_ticket(self.request, ticket.worker, ticket.params)
+            params = connector.decode_ticket(leg, ticket.worker, ticket.params)
             if params.ttl_s is not None:
                 left_s = params.ttl_s - (now_s - ticket.received_s)
                 if left_s < TICKET_MARGIN_S:
@@ -275,21 +287,23 @@ class RequestFlow:
                 params = msgspec.structs.replace(params, ttl_s=left_s)
         except TransferError as error:
             return self._start_again(error)
-        return self._send(Role.DECODE, Role.DECODE, worker, self._leg_request(Role.DECODE, params))
+        return self._send(Role.DECODE, Role.DECODE, worker, _with_ticket(leg, params))
 
     def _send_rendezvous(self, connector: KVConnector) -> list[Action]:
         prefill, decode = self._workers.get(Role.PREFILL), self._workers.get(Role.DECODE)
         if prefill is None or decode is None:
             self.state = FlowState.ROUTED
             return [self._route(Role.PREFILL if prefill is None else Role.DECODE)]
+        first = self._leg_request(Role.PREFILL, Role.PREFILL)
+        second = self._leg_request(Role.DECODE, Role.DECODE)
         try:
-            ours = connector.prefill_ticket(self.request, prefill, decode)
-            theirs = connector.decode_ticket(self.request, prefill, None)
+            ours = connector.prefill_ticket(first, prefill, decode)
+            theirs = connector.decode_ticket(second, prefill, ours)
         except TransferError as error:
             return self._fail(error)
         return [
-            *self._send(Role.PREFILL, Role.PREFILL, prefill, self._leg_request(Role.PREFILL, ours)),
-            *self._send(Role.DECODE, Role.DECODE, decode, self._leg_request(Role.DECODE, theirs)),
+            *self._send(Role.PREFILL, Role.PREFILL, prefill, _with_ticket(first, ours)),
+            *self._send(Role.DECODE, Role.DECODE, decode, _with_ticket(second, theirs)),
         ]
 
     # -- inside: answers
@@ -406,3 +420,7 @@ class RequestFlow:
         actions = self._abandon()
         self.state = FlowState.FAILED
         return [*actions, Fail(error)]
+
+
+def _with_ticket(leg: GenerateRequest, ticket: KVTransferParams | None) -> GenerateRequest:
+    return leg if ticket is None else msgspec.structs.replace(leg, kv_transfer=ticket)

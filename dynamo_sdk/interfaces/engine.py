@@ -55,7 +55,8 @@ class Promise(StrEnum):
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known once the engine has started. ``block_size`` in tokens; None = no paged KV cache.
     ``model_digest`` names config and weights, so that workers of different ones are told apart.
-    ``unclaimed``: promises that the engine does not make, each with the reason."""
+    ``unclaimed``: promises that the engine does not make, each with the reason.
+    ``handover_address``: where legs of a hand-over find this engine, for its KV connector to read."""
 
     context_length: int
     block_size: int | None = None
@@ -63,6 +64,7 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     dp_size: int = 1
     model_digest: str | None = None
     unclaimed: dict[Promise, str] = {}
+    handover_address: str | None = None
 
 
 class Engine(ABC):
@@ -103,6 +105,14 @@ class Engine(ABC):
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the engine's own books do not add up. For tests; may be slow."""
+
+
+class ProbesItself(ABC):
+    """An engine that cannot answer a whole request in every role, and so has a way of its own to be tried."""
+
+    @abstractmethod
+    async def probe(self) -> None:
+        """Return when a forward pass has given a token. Cancellable. Raises ``EngineFailed``."""
 
 
 class Embeds(ABC):

@@ -29,6 +29,8 @@ class KVConnector(ABC):
     handover: Handover = Handover.SEQUENTIAL
     first_token: Role = Role.PREFILL
     """Which leg's first token counts (``PREFILL`` or ``DECODE``); the other leg's copy is dropped."""
+    decodes_alone: bool = True
+    """Whether a decode worker can run a whole request, which it is asked for where no prefill worker is."""
 
     def engine_args(self, role: Role) -> dict[str, str]:
         """What an engine in this role must be started with; reaches it as ``EngineSetup.connector_args``."""
@@ -37,12 +39,16 @@ class KVConnector(ABC):
     def prefill_ticket(
         self, request: GenerateRequest, prefill: WorkerRecord, decode: WorkerRecord | None
     ) -> KVTransferParams | None:
-        """What goes with the prefill leg. ``decode`` is known for ``RENDEZVOUS`` only."""
+        """What goes with the prefill leg. ``decode`` is known for ``RENDEZVOUS`` only.
+
+        ``request`` is the leg: its id is unique to this attempt, its ``dp_rank`` the one that was chosen.
+        """
         return None
 
     @abstractmethod
     def decode_ticket(
         self, request: GenerateRequest, prefill: WorkerRecord, answer: KVTransferParams | None
     ) -> KVTransferParams:
-        """What goes with the decode leg. ``answer`` is what the prefill leg's ``HANDOVER`` chunk carried
-        (None for ``RENDEZVOUS``). Raises ``TransferError`` when no hand-over is possible with it."""
+        """What goes with the decode leg. ``answer`` is what the prefill leg's ``HANDOVER`` chunk carried; for
+        ``RENDEZVOUS`` what goes with the prefill leg. Raises ``TransferError`` when no hand-over is possible
+        with it."""

@@ -23,6 +23,7 @@ from dynamo_sdk.interfaces import (
     ExposesBlocks,
     ItemSource,
     OpensSources,
+    ProbesItself,
     PublishesKVEvents,
 )
 from dynamo_sdk.metrics import WorkerMetrics
@@ -213,6 +214,9 @@ class Worker(EngineService, ManagedService):
 
     async def _try_out(self, model: str) -> None:
         """One token through the real engine: ready means that it has answered once."""
+        if isinstance(self._engine, ProbesItself):
+            await self._engine.probe()
+            return
         request = GenerateRequest(
             request_id=f"canary-{self._context.record.worker_id}",
             model=model,
@@ -241,6 +245,7 @@ class Worker(EngineService, ManagedService):
             role=self.role,
             engine=service.engine.name if service.engine is not None else None,
             connector=service.connector,
+            handover_address=facts.handover_address,
             models=(model,),
             dp_size=facts.dp_size,
             num_blocks=facts.num_blocks,

@@ -8,7 +8,7 @@ import anyio
 import msgspec
 
 from dynamo_sdk.interfaces import Engine, ExposesBlocks, Handover, KVConnector
-from dynamo_sdk.types import GenerateRequest, Role, pack_tokens
+from dynamo_sdk.types import GenerateRequest, Role, WorkerRecord, pack_tokens
 
 from .engine_bench import EngineBench
 from .report import CheckFailed, NotApplicable, require
@@ -19,38 +19,51 @@ replace = msgspec.structs.replace
 
 @dataclass(frozen=True, slots=True)
 class Legs:
-    """``connector`` None: blocks are copied here (``ExposesBlocks``), or the ticket goes over as it is."""
+    """``connector`` None: blocks are copied here (``ExposesBlocks``), or the ticket goes over as it is.
+    ``address``: the prefill engine's ``handover_address``."""
 
     prefill: Engine
     decode: Engine
     connector: KVConnector | None
+    address: str | None = None
 
     @classmethod
     async def of(cls, bench: EngineBench) -> Legs:
         """The shared engines. Skips the check where there are not both roles."""
-        return cls(await bench.engine(Role.PREFILL), await bench.engine(Role.DECODE), bench.connector)
+        prefill, decode = await bench.engine(Role.PREFILL), await bench.engine(Role.DECODE)
+        return cls(prefill, decode, bench.connector, (await bench.facts(Role.PREFILL)).handover_address)
 
     @property
     def is_rendezvous(self) -> bool:
         return self.connector is not None and self.connector.handover is Handover.RENDEZVOUS
+
+    async def alone(self, bench: EngineBench) -> Engine:
+        """One that gives whole answers: decode, where it is not there for legs only."""
+        return await bench.any_engine() if self.is_rendezvous else self.decode
 
     @property
     def _first_token(self) -> Role:
         """The leg whose first token counts; the other one's copy is dropped."""
         return Role.PREFILL if self.connector is None else self.connector.first_token
 
+    @property
+    def _prefill_record(self) -> WorkerRecord:
+        return worker_record("prefill", Role.PREFILL, handover_address=self.address)
+
     def prefill_request(self, request: GenerateRequest) -> GenerateRequest:
         ticket = None
         if self.connector is not None:
             decode = worker_record("decode", Role.DECODE) if self.is_rendezvous else None
-            ticket = self.connector.prefill_ticket(request, worker_record("prefill", Role.PREFILL), decode)
+            ticket = self.connector.prefill_ticket(request, self._prefill_record, decode)
         return replace(request, role=Role.PREFILL, kv_transfer=ticket)
 
     def decode_request(self, request: GenerateRequest, first: Answer | None) -> GenerateRequest:
         """``first``: what the prefill leg answered; None for a rendezvous."""
         ticket = first.kv_transfer if first is not None else None
+        if self.is_rendezvous:
+            ticket = self.prefill_request(request).kv_transfer
         if self.connector is not None:
-            ticket = self.connector.decode_ticket(request, worker_record("prefill", Role.PREFILL), ticket)
+            ticket = self.connector.decode_ticket(request, self._prefill_record, ticket)
         elif ticket is None and not isinstance(self.prefill, ExposesBlocks):
             raise NotApplicable("the engine neither exposes blocks nor answers with a ticket")
         has_counted = first is not None and self._first_token is Role.PREFILL

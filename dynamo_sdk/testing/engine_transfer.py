@@ -27,11 +27,16 @@ async def abort_before_the_transfer(bench: EngineBench) -> None:
     """A hand-over that nobody fetches can be given up: the prefill side is as before, and serves on.
 
     The client may leave between the legs. ``release_blocks`` gives the blocks back; an engine that guards
-    them itself lets them expire.
+    them itself lets them expire. In a rendezvous, either leg may wait for one that never comes.
     """
-    legs = await _sequential(bench)
+    legs = await Legs.of(bench)
     async with _settled(bench, legs):
         request = _request(bench, 2001)
+        if legs.is_rendezvous:
+            other = _request(bench, 2001)
+            await _give_up(legs.prefill, legs.prefill_request(request))
+            await _give_up(legs.decode, legs.decode_request(other, None))
+            return
         await read_all(legs.prefill, legs.prefill_request(request))
         if isinstance(legs.prefill, ExposesBlocks):
             legs.prefill.release_blocks(request.request_id)
@@ -43,22 +48,16 @@ async def abort_during_the_transfer(bench: EngineBench) -> None:
 
     Put blocks into the prefix cache when they are filled and the request runs, not when they are reserved.
     """
-    legs = await _sequential(bench)
+    legs = await Legs.of(bench)
     request = _request(bench, 2002)
     async with _settled(bench, legs):
-        first = await read_all(legs.prefill, legs.prefill_request(request))
-        second = legs.decode_request(request, first)
-        if isinstance(legs.decode, ExposesBlocks) and isinstance(legs.prefill, ExposesBlocks):
-            await _fill_halfway(legs.decode, second)
-            legs.decode.release_blocks(request.request_id)
-            legs.prefill.release_blocks(request.request_id)
+        if legs.is_rendezvous:
+            second = legs.decode_request(request, None)
+            await _give_up(legs.prefill, legs.prefill_request(request), (legs.decode, second))
         else:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(read_all, legs.decode, second)
-                await anyio.wait_all_tasks_blocked()
-                tasks.cancel_scope.cancel()
+            await _give_up_the_fetch(legs, request)
     if bench.is_exact:
-        after = (await read_all(legs.decode, _request(bench, 2002))).token_ids
+        after = await _whole(legs, _request(bench, 2002))
         other = await bench.any_engine()
         expected = (await read_all(other, _request(bench, 2002))).token_ids
         require(after == expected, f"after a transfer that was given up came {after}, not {expected}")
@@ -69,15 +68,18 @@ async def abort_after_the_transfer(bench: EngineBench) -> None:
 
     From then on the blocks are the running sequence's, and go with it.
     """
-    legs = await _sequential(bench)
+    legs = await Legs.of(bench)
+    request = _request(bench, 2003)
     async with _settled(bench, legs):
-        request = _request(bench, 2003)
+        if legs.is_rendezvous:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read_all, legs.prefill, legs.prefill_request(request))
+                await _first_token_only(legs.decode, legs.decode_request(request, None))
+            return
         first = await read_all(legs.prefill, legs.prefill_request(request))
         second = legs.decode_request(request, first)
         await legs.transfer(second)
-        stream = legs.decode.generate(second)
-        await anext(stream)
-        await stream.aclose()
+        await _first_token_only(legs.decode, second)
 
 
 async def cancelled_reservation_leaves_nothing(bench: EngineBench) -> None:
@@ -118,14 +120,16 @@ async def lost_peer_is_an_error_in_time(bench: EngineBench) -> None:
     The request is then prefilled again elsewhere. Give every wait for a peer a deadline, and believe copied
     bytes only when the peer has confirmed them.
     """
-    decode = (await _sequential(bench)).decode
+    decode = (await Legs.of(bench)).decode
     before = decode.load()
     peer = bench.new_engine(Role.PREFILL)
     request = _request(bench, 2004)
+    first = None
     try:
-        await peer.start()
-        legs = Legs(peer, decode, bench.connector)
-        first = await read_all(peer, legs.prefill_request(request))
+        facts = await peer.start()
+        legs = Legs(peer, decode, bench.connector, facts.handover_address)
+        if not legs.is_rendezvous:
+            first = await read_all(peer, legs.prefill_request(request))
         second = legs.decode_request(request, first)
         if isinstance(peer, ExposesBlocks) and isinstance(decode, ExposesBlocks):
             await _fetch_from_a_lost_server(peer, decode, second)
@@ -137,8 +141,8 @@ async def lost_peer_is_an_error_in_time(bench: EngineBench) -> None:
         await peer.close()
     require_settled(decode, before)
     if tokens is not None and bench.is_exact:
-        whole = (await read_all(decode, _request(bench, 2004))).token_ids
-        joined = legs.joined(first, tokens)
+        whole = (await read_all(await legs.alone(bench), _request(bench, 2004))).token_ids
+        joined = tokens if first is None else legs.joined(first, tokens)
         require(joined == whole, f"without its peer the request gave {joined}, not {whole}")
 
 
@@ -195,11 +199,37 @@ def _request(bench: EngineBench, seed: int) -> GenerateRequest:
     return generate_request(bench.prompt(seed, 51), greedy(6))
 
 
-async def _sequential(bench: EngineBench) -> Legs:
-    legs = await Legs.of(bench)
+async def _give_up(engine: Engine, request: GenerateRequest, *others: tuple[Engine, GenerateRequest]) -> None:
+    """Start it, with others, and cancel all once they wait."""
+    async with anyio.create_task_group() as tasks:
+        for each, asked in ((engine, request), *others):
+            tasks.start_soon(read_all, each, asked)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+
+
+async def _give_up_the_fetch(legs: Legs, request: GenerateRequest) -> None:
+    first = await read_all(legs.prefill, legs.prefill_request(request))
+    second = legs.decode_request(request, first)
+    if isinstance(legs.decode, ExposesBlocks) and isinstance(legs.prefill, ExposesBlocks):
+        await _fill_halfway(legs.decode, second)
+        legs.decode.release_blocks(request.request_id)
+        legs.prefill.release_blocks(request.request_id)
+    else:
+        await _give_up(legs.decode, second)
+
+
+async def _first_token_only(engine: Engine, request: GenerateRequest) -> None:
+    stream = engine.generate(request)
+    await anext(stream)
+    await stream.aclose()
+
+
+async def _whole(legs: Legs, request: GenerateRequest) -> list[int]:
+    """From the decode engine: by both legs where it has no other way."""
     if legs.is_rendezvous:
-        raise NotApplicable("the hand-over is a rendezvous: neither leg runs without the other")
-    return legs
+        return await legs.run(request)
+    return (await read_all(legs.decode, request)).token_ids
 
 
 @asynccontextmanager
@@ -208,8 +238,11 @@ async def _settled(bench: EngineBench, legs: Legs) -> AsyncIterator[None]:
     before = legs.prefill.load(), legs.decode.load()
     yield
     require_settled(legs.decode, before[1])
-    if isinstance(legs.prefill, ExposesBlocks):
+    if isinstance(legs.prefill, ExposesBlocks) or legs.is_rendezvous:
         require_settled(legs.prefill, before[0])
+    if legs.is_rendezvous:
+        require(bool(await legs.run(bench.greedy(num_tokens=2))), "the next request got no token")
+        return
     for engine in (legs.prefill, legs.decode):
         answer = await read_all(engine, bench.greedy(num_tokens=1))
         require(bool(answer.token_ids), "the next request got no token")

@@ -26,11 +26,14 @@ class ConnectorBench:
 
     def decode_ticket(self, request: GenerateRequest) -> KVTransferParams:
         """Of a new connector. Skips the check where the connector reads answers and none was given."""
-        connector = self.factory()
+        connector, prefill = self.factory(), worker_record("prefill", Role.PREFILL)
         is_rendezvous = connector.handover is Handover.RENDEZVOUS
-        answer = None if is_rendezvous else self.answer_to(request)
+        if is_rendezvous:
+            answer = connector.prefill_ticket(request, prefill, worker_record("decode", Role.DECODE))
+        else:
+            answer = self.answer_to(request)
         try:
-            return connector.decode_ticket(request, worker_record("prefill", Role.PREFILL), answer)
+            return connector.decode_ticket(request, prefill, answer)
         except TransferError as error:
             if self.answer is None and not is_rendezvous:
                 raise NotApplicable(
@@ -163,7 +166,7 @@ def rendezvous_pairs_the_legs(bench: ConnectorBench) -> None:
     requests = [generate_request() for _ in range(20)]
     for side, tickets in (
         ("prefill", [connector.prefill_ticket(request, prefill, decode) for request in requests]),
-        ("decode", [connector.decode_ticket(request, prefill, None) for request in requests]),
+        ("decode", [bench.decode_ticket(request) for request in requests]),
     ):
         payloads = {ticket.payload for ticket in tickets if ticket is not None}
         require(

@@ -44,10 +44,16 @@ def generate_request(
     )
 
 
-def worker_record(name: str, role: Role) -> WorkerRecord:
+def worker_record(name: str, role: Role, *, handover_address: str | None = "127.0.0.1:9") -> WorkerRecord:
     """A ready worker on a socket of this host."""
     return WorkerRecord(
-        worker_id=WorkerId(name), service=name, replica=0, address=f"unix:/{name}", is_ready=True, role=role
+        worker_id=WorkerId(name),
+        service=name,
+        replica=0,
+        address=f"unix:/{name}",
+        is_ready=True,
+        role=role,
+        handover_address=handover_address,
     )
 
 

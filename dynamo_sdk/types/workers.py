@@ -18,6 +18,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     ``address``: where its request plane listens, ``unix:/path`` or ``tcp:host:port``.
     ``url``: its HTTP address, if it serves one. ``is_ready``: every edge it depends on has answered.
+    ``handover_address``: where its engine meets the other leg of a hand-over, as its KV connector reads it.
     """
 
     worker_id: WorkerId
@@ -29,6 +30,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     role: Role | None = None
     engine: str | None = None
     connector: str | None = None
+    handover_address: str | None = None
     models: tuple[ModelRecord, ...] = ()
     dp_size: int = 1
     num_blocks: int | None = None

@@ -74,18 +74,19 @@ class RecomputeFirst(PassOn):
 class Meet(KVConnector):
     handover = Handover.RENDEZVOUS
     first_token = Role.DECODE
+    decodes_alone = False
 
     def prefill_ticket(
         self, request: GenerateRequest, prefill: WorkerRecord, decode: WorkerRecord | None
     ) -> KVTransferParams:
         assert decode is not None
-        return KVTransferParams(connector="meet", payload=b"room")
+        return KVTransferParams(connector="meet", payload=f"room {request.request_id}".encode())
 
     def decode_ticket(
         self, request: GenerateRequest, prefill: WorkerRecord, answer: KVTransferParams | None
     ) -> KVTransferParams:
-        assert answer is None
-        return KVTransferParams(connector="meet", payload=b"room")
+        assert answer is not None
+        return answer
 
 
 def request(max_tokens: int = 5) -> GenerateRequest:
@@ -293,10 +294,9 @@ def test_decode_prefills_locally_without_a_prefill_worker() -> None:
 
 
 def test_without_local_prefill_the_request_fails() -> None:
-    driver = Driver(RequestFlow(request(), FlowConfig(connector=PassOn(), can_prefill_locally=False)))
-    driver.pools = {Role.DECODE: ["d"]}
-    driver.act(driver.flow.start())
+    driver = started(Meet(), decode=["d"])
     assert isinstance(driver.error, Unavailable)
+    driver.check_over()
 
 
 def test_a_dead_decode_worker_costs_no_token() -> None:
@@ -408,13 +408,34 @@ def test_overload_is_reported_as_such() -> None:
     driver.check_over()
 
 
-def test_a_rendezvous_fails_as_one() -> None:
+@pytest.mark.parametrize("leg", [Role.PREFILL, Role.DECODE])
+def test_a_rendezvous_fails_as_one(leg: Role) -> None:
+    driver = started(Meet(), prefill=["p1", "p2"], decode=["d1", "d2"])
+    driver.fail(leg, EngineFailed("killed"))
+    driver.run()
+    assert driver.output == expected(5)
+    assert len(driver.sent) == 4
+    driver.check_over()
+
+
+def test_each_attempt_meets_in_a_room_of_its_own() -> None:
+    driver = started(Meet(), prefill=["p1", "p2"], decode=["d1"])
+    driver.fail(Role.DECODE, TransferError("the other leg did not come"))
+    driver.run()
+    assert driver.output == expected(5)
+    tickets = [send.request.kv_transfer for send in driver.sent]
+    assert tickets[0] == tickets[1] != tickets[2] == tickets[3]
+    prefill_workers = [send.worker.worker_id for send in driver.sent if send.leg is Role.PREFILL]
+    assert set(prefill_workers) == {"p1", "p2"}, "whom decode could not fetch from is not asked again"
+
+
+def test_once_decode_speaks_a_rendezvous_needs_prefill_no_more() -> None:
     driver = started(Meet(), prefill=["p1", "p2"], decode=["d1", "d2"])
     driver.step(Role.DECODE)
     driver.fail(Role.PREFILL, EngineFailed("killed"))
     driver.run()
     assert driver.output == expected(5)
-    assert len(driver.sent) == 4
+    assert len(driver.sent) == 2
     driver.check_over()
 
 
