@@ -29,6 +29,7 @@ test: $(VENV)/.dev-installed  ## install, then run the whole test suite and thos
 	$(BIN)/python -m pytest -q $(ARGS)
 	$(BIN)/python -m pytest -q -c plugins/vllm/pyproject.toml plugins/vllm/tests/unit
 	$(BIN)/python -m pytest -q -c plugins/trtllm/pyproject.toml plugins/trtllm/tests/unit
+	$(BIN)/python -m pytest -q -c plugins/sglang/pyproject.toml plugins/sglang/tests/unit
 
 $(ENGINES)/light/bin/python:
 	$(PYTHON) -m venv $(ENGINES)/light
