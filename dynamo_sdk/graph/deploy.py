@@ -240,7 +240,7 @@ def describe_validation_error(details: ErrorDetails) -> str:
     elif details["type"] == "string_too_short":
         rule = "should not be empty"
     shown = repr(details["input"])
-    return f"{rule}, is {shown}" if len(shown) <= 60 else rule
+    return rule if shown in rule or len(shown) > 60 else f"{rule}, is {shown}"
 
 
 def _keys_at(parents: Sequence[str | int]) -> list[str]:

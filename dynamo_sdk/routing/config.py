@@ -1,8 +1,40 @@
-"""Arguments of the built-in routers, as a deploy file gives them."""
+"""Arguments of the built-in routers, as a deploy file gives them.
+
+Names and import strings are tried out when a configuration is made, so that a plan does not hold what cannot
+run.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from dynamo_sdk.errors import ConfigError
+
+from .importing import imported
+
+
+def _known_stage(path: str) -> str:
+    try:
+        imported(path)
+    except ConfigError as error:
+        raise ValueError(error.message) from error
+    return path
+
+
+def _known_router(name: str) -> str:
+    from .naming import router_named  # which imports the routers, and they this module
+
+    try:
+        router_named(name)
+    except ConfigError as error:
+        raise ValueError(error.message) from error
+    return name
+
+
+StagePath = Annotated[str, AfterValidator(_known_stage)]
+RouterName = Annotated[str, AfterValidator(_known_router)]
 
 
 class LoadConfig(BaseModel):
@@ -28,9 +60,9 @@ class KvConfig(BaseModel):
     remote_credit: float = Field(default=0.6, ge=0, le=1)
     max_load_age_s: float = Field(default=10.0, gt=0)
     temperature: float = Field(default=0.0, ge=0)
-    filters: tuple[str, ...] = ()
-    scorers: tuple[str, ...] = ()
-    picker: str | None = None
+    filters: tuple[StagePath, ...] = ()
+    scorers: tuple[StagePath, ...] = ()
+    picker: StagePath | None = None
 
 
 class SessionConfig(BaseModel):
@@ -41,7 +73,7 @@ class SessionConfig(BaseModel):
 
     ttl_s: float = Field(default=600.0, gt=0)
     max_sessions: int = Field(default=100_000, ge=1)
-    otherwise: str = "kv"
+    otherwise: RouterName = "kv"
 
 
 class ShadowConfig(BaseModel):
@@ -49,8 +81,8 @@ class ShadowConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    acting: str = "kv"
-    shadows: tuple[str, ...] = ("dynamo-kv", "least-loaded")
+    acting: RouterName = "kv"
+    shadows: tuple[RouterName, ...] = ("dynamo-kv", "least-loaded")
 
 
 class DynamoKvConfig(BaseModel):

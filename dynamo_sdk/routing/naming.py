@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pkgutil import resolve_name
-
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import Router
 
 from .dynamo_kv import DynamoKvRouter
+from .importing import imported
 from .kv import KvRouter
 from .policies import LeastLoadedRouter, PowerOfTwoRouter, RandomRouter, RoundRobinRouter
 
@@ -29,10 +28,13 @@ def router_named(name: str) -> Router:
         raise ConfigError(
             f"no router {name!r} to put inside another (there are {', '.join(_OURS)}; or module:Class)"
         )
+    found = imported(name)
+    if not callable(found):
+        raise ConfigError(f"{name!r} is a {type(found).__name__}, not a Router's class")
     try:
-        router = resolve_name(name)()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"cannot import the router {name!r}: {error}") from error
+        router = found()
+    except Exception as error:  # whatever somebody's class does
+        raise ConfigError(f"{name!r} cannot be made without arguments: {error}") from error
     if not isinstance(router, Router):
         raise ConfigError(f"{name!r} makes a {type(router).__name__}, not a Router")
     return router

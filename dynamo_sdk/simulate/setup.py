@@ -14,8 +14,8 @@ from dynamo_sdk.graph.paths import format_path
 from dynamo_sdk.graph.plugin_args import wrong_args
 from dynamo_sdk.interfaces import Router
 from dynamo_sdk.plugins import Registry
-from dynamo_sdk.plugins.importing import import_object
 from dynamo_sdk.routing import router_from_function
+from dynamo_sdk.routing.importing import imported
 from dynamo_sdk.runtime.model_path import DEMO, resolve_model_path
 from dynamo_sdk.types import Role
 from dynamo_sdk.types.plan import DeploymentPlan, GpuDevice, HostInventory, Inventory, Json, ServicePlan
@@ -121,7 +121,7 @@ class _RouterMaker:
     def __call__(self, role: Role) -> Router:
         if ":" not in self._policy:
             return self._registry.build_router(self._policy, self._args)
-        found = import_object(self._policy, what="the policy")
+        found = imported(self._policy)
         if not isclass(found) and callable(found):
             found = router_from_function(found)
         router = found() if isclass(found) else found

@@ -56,6 +56,41 @@ def _plan(app: typer.Typer, *words: str) -> str:
     return result.output
 
 
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        (
+            "{name: shadow, args: {shadows: [kv, nope]}}",
+            "router.args.shadows[1]: no router 'nope' to put inside",
+        ),
+        ("{name: shadow, args: {acting: nope}}", "router.args.acting: no router 'nope'"),
+        (
+            "{name: session, args: {otherwise: 'mine:Router'}}",
+            "router.args.otherwise: cannot import 'mine:Router'",
+        ),
+        (
+            "{name: kv, args: {filters: ['planned:short']}}",
+            "router.args.filters[0]: cannot import 'planned:short'",
+        ),
+    ],
+)
+def test_routers_and_stages_inside_a_router_are_there_or_refused(
+    app: typer.Typer, graph_file: str, router: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _plan(app, graph_file, "--set", f"router={router}")
+    assert message in caught.value.message
+
+
+def test_a_stage_beside_the_graph_file_is_found(app: typer.Typer, graph_file: str) -> None:
+    Path(graph_file).with_name("beside_the_graph.py").write_text(
+        "def keep_all(request, candidates, _):\n    ...\n"
+    )
+    assert "keep_all" in _plan(
+        app, graph_file, "--set", "router={name: kv, args: {filters: ['beside_the_graph:keep_all']}}"
+    )
+
+
 def test_tables_show_services_and_origins(app: typer.Typer, graph_file: str) -> None:
     shown = _plan(app, graph_file, "--set", "services.Worker.engine=echo")
     assert "2 services, 2 processes, 0 GPUs" in shown

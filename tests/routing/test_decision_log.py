@@ -7,8 +7,9 @@ from random import Random
 
 import msgspec
 import pytest
+from pydantic import ValidationError
 
-from dynamo_sdk.errors import ConfigError, InvalidRequest
+from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces import PrefillDone, Routed, Router, RoutingContext
 from dynamo_sdk.routing.config import SessionConfig, ShadowConfig
 from dynamo_sdk.routing.decision_log import decided, heard, read_log, replay
@@ -143,7 +144,13 @@ def test_routers_inside_routers_are_named() -> None:
     configured = ConfiguredShadowRouter(ShadowConfig(shadows=("random", f"{__name__}:Broken")))
     configured.select(request(), [worker("a")], context())
     assert list(configured.statistics) == ["random", f"{__name__}:Broken"]
-    with pytest.raises(ConfigError, match=r"no router 'nope' to put inside another \(there are dynamo-kv"):
-        SessionRouter(SessionConfig(otherwise="nope"))
-    with pytest.raises(ConfigError, match="makes a Random, not a Router"):
-        SessionRouter(SessionConfig(otherwise="random:Random"))
+    with pytest.raises(
+        ValidationError, match=r"no router 'nope' to put inside another \(there are dynamo-kv"
+    ):
+        SessionConfig(otherwise="nope")
+    with pytest.raises(ValidationError, match="makes a Random, not a Router"):
+        SessionConfig(otherwise="random:Random")
+    with pytest.raises(ValidationError, match="cannot be made without arguments"):
+        SessionConfig(otherwise="dynamo_sdk.routing.shadow:ShadowRouter")
+    with pytest.raises(ValidationError, match="cannot import 'random:Rand': AttributeError"):
+        ShadowConfig(shadows=("random:Rand",))

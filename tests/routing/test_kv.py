@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import Candidate, Overlap, RoutingContext, RoutingRequest
 from dynamo_sdk.routing import Pick
 from dynamo_sdk.routing.config import KvConfig
@@ -207,5 +207,8 @@ def test_stages_are_named_by_import_string() -> None:
     decision = picked.select(ask(), fleet, context())
     assert (decision.worker_id, decision.reason) == (B, "the last")
     assert decision.costs[0].terms[-1].name == "active_requests"
-    with pytest.raises(ConfigError, match=r"router.args.picker: cannot import 'nowhere:x'"):
-        KvRouter(KvConfig(picker="nowhere:x"))
+    missing = (
+        r"cannot import 'nowhere:x': there is no module 'nowhere'; put it beside the graph file, or install"
+    )
+    with pytest.raises(ValidationError, match=missing):
+        KvConfig(picker="nowhere:x")

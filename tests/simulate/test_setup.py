@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dynamo_sdk.errors import ConfigError, PluginError
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.graph.compile import compile_plan
 from dynamo_sdk.graph.deploy import parse_deploy
 from dynamo_sdk.simulate import Arrival, FleetSpec, Workload, simulate
@@ -73,7 +73,7 @@ def test_policies(policy: str) -> None:
     [
         ({"policies": ["nope"]}, ConfigError, "no router 'nope'"),
         ({"policies": [f"{HERE}:nothing"]}, ConfigError, "is no router"),
-        ({"policies": [f"{HERE}:absent"]}, PluginError, "absent"),
+        ({"policies": [f"{HERE}:absent"]}, ConfigError, "absent"),
         ({"mocker_args": {"num_blocks": 0}}, ConfigError, "--mocker: num_blocks: should be greater than"),
         ({"mocker_args": {"speed": 1}}, ConfigError, "--mocker: speed: unknown argument"),
         (
