@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dynamo_sdk.interfaces import Router
     from dynamo_sdk.routing.decision_log import Entry
     from dynamo_sdk.routing.explanation import Explanation
 
@@ -26,7 +29,10 @@ def explain(
         Path | None, typer.Option(metavar="FILE", help="A decision log, instead of a frontend.")
     ] = None,
     router: Annotated[
-        str, typer.Option(help="With --log: who decides again, a built-in router or module:Class.")
+        str,
+        typer.Option(
+            help="With --log: who decides again, by name, as {name: ..., args: ...} or module:Class."
+        ),
     ] = "kv",
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -139,13 +145,37 @@ def table(explanation: Explanation) -> str:
     return "\n".join(lines)
 
 
+def router_maker(text: str) -> tuple[str, Callable[[], Router]]:
+    """A router as a deploy file says it, or by import string: its name, and what makes one. Raises
+    ``ConfigError`` or ``PluginError``."""
+    import yaml
+
+    from dynamo_sdk.errors import ConfigError
+    from dynamo_sdk.plugins import Registry
+    from dynamo_sdk.routing.naming import router_named
+
+    try:
+        said = yaml.safe_load(text) if text.startswith("{") else text
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--router: {text!r}: {error}") from error
+    if not isinstance(said, dict):
+        if ":" in text:
+            return text, lambda: router_named(text)
+        said = {"name": text}
+    name, args = said.get("name"), said.get("args") or {}
+    if not isinstance(name, str) or not isinstance(args, dict) or said.keys() - {"name", "args"}:
+        raise ConfigError(f"--router: {text!r} is not {{name: NAME, args: {{...}}}}")
+    registry = Registry.discover()
+    return name, lambda: registry.build_router(name, args)
+
+
 def _from_log(path: Path, request_id: str | None, router: str) -> None:
     from dynamo_sdk.errors import ConfigError
     from dynamo_sdk.interfaces import RoutingRequest
     from dynamo_sdk.routing.decision_log import Decided, read_log, replay
     from dynamo_sdk.routing.explanation import explain as explained
-    from dynamo_sdk.routing.naming import router_named
 
+    router, make_router = router_maker(router)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -155,7 +185,7 @@ def _from_log(path: Path, request_id: str | None, router: str) -> None:
         request_id = request_id.removeprefix("chatcmpl-").removeprefix("cmpl-")
     num, num_same, is_found = 0, 0, False
     for pool in dict.fromkeys((entry.model, entry.role) for entry in entries if isinstance(entry, Decided)):
-        for one in replay(_of_pool(entries, pool), router_named(router), is_explaining=True):
+        for one in replay(_of_pool(entries, pool), make_router(), is_explaining=True):
             num, num_same = num + 1, num_same + one.is_same
             entry = one.entry
             if request_id is None or not entry.request_id.startswith(request_id):

@@ -62,6 +62,15 @@ async def test_a_graph_explains_and_its_log_replays(
     assert "least-loaded decides" in out
     explain(request="chatcmpl-canary", log=log)
     assert "went to" in capsys.readouterr().out, "an answer's id begins with its route"
+    explain(log=log, router="shadow")
+    assert capsys.readouterr().out == "4 of 4 decisions are the same under shadow\n"
+    explain(log=log, router="{name: shadow, args: {acting: round-robin}}")
+    assert "4 of 4" not in capsys.readouterr().out
+    explain(log=log, router="dynamo_sdk.routing.kv:KvRouter")
+    assert "4 of 4" in capsys.readouterr().out
+    for wrong in ("nope", "{name: shadow, args: {acting: nope}}", "{names: kv}", "{name: kv"):
+        with pytest.raises(ConfigError):
+            explain(log=log, router=wrong)
     with pytest.raises(ConfigError, match="has no decision of a request 'nobody'"):
         explain(request="nobody", log=log)
 
