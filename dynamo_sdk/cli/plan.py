@@ -35,11 +35,11 @@ def plan(
     as_mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
 ) -> None:
     """Print the compiled plan: services, replicas, GPUs, and every setting with its origin."""
-    from rich.console import Console
-
     from dynamo_sdk.errors import ConfigError
     from dynamo_sdk.graph import render
     from dynamo_sdk.plugins import Registry
+
+    from .console import table_console
 
     if as_json and as_mermaid:
         raise ConfigError("--json and --mermaid exclude each other; give one")
@@ -51,7 +51,7 @@ def plan(
     elif as_mermaid:
         typer.echo(render.render_mermaid(compiled), nl=False)
     else:
-        render.print_plan(compiled, Console())
+        render.print_plan(compiled, table_console())
 
 
 def load_plan(

@@ -16,15 +16,15 @@ def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show what is installed: kind, name, distribution, version, problems."""
-    from rich.console import Console
-
     from dynamo_sdk.plugins import Registry
+
+    from .console import table_console
 
     registry = Registry.discover()
     if as_json:
         typer.echo(render_json(registry))
     else:
-        print_tables(registry, Console())
+        print_tables(registry, table_console())
 
 
 def render_json(registry: Registry) -> str:

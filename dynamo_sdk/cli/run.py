@@ -65,11 +65,11 @@ def run(
         )
 
     if is_dry:
-        from rich.console import Console
-
         from dynamo_sdk.graph import render
 
-        render.print_plan(load(), Console())
+        from .console import table_console
+
+        render.print_plan(load(), table_console())
         return
 
     from .serve import quiet_stdout, run_until_stopped

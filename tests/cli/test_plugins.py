@@ -4,10 +4,13 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
-from dynamo_sdk.cli.plugins import print_tables, render_json
-from dynamo_sdk.plugins import EngineDescriptor, Registry, hookimpl
+from dynamo_sdk.cli.plugins import plugins, print_tables, render_json
+from dynamo_sdk.plugins import EngineDescriptor, Kind, Registry, hookimpl
 
 
 class Acme:
@@ -55,6 +58,17 @@ def test_json_lists_every_offer_with_its_problems() -> None:
 
 def test_json_is_the_same_every_time() -> None:
     assert render_json(Registry.of(Acme())) == render_json(Registry.of(Acme()))
+
+
+def test_in_a_pipe_each_plugin_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    app = typer.Typer()
+    app.command()(plugins)
+    lines = CliRunner().invoke(app, catch_exceptions=False).output.splitlines()
+    registry = Registry.discover()
+    for kind in Kind:
+        for descriptor, _ in registry.catalogue(kind).offers():
+            assert any(descriptor.name in line and descriptor.summary in line for line in lines)
 
 
 def test_a_terminal_of_80_columns_cuts_no_name() -> None:
