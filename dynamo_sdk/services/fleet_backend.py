@@ -147,6 +147,8 @@ class FleetBackend(Backend):
                 details[name] += f"; {self._watch.describe(name)}"
             if self._doctor is not None and (parity := self._doctor.describe(name)):
                 details[name] += f"; {parity}"
+            if (num := len(self._peers.replicas())) > 1:
+                details[name] += f"; as {self._worker_id} has it, one of {num} frontends"
         missing = [name for name in self._planned if name not in ready]
         if missing:
             return Health(

@@ -49,6 +49,14 @@ async def test_both_serve_and_each_shows_the_metrics_of_both(pair: Served) -> No
         assert sum(counts.values()) == 32
 
 
+async def test_health_says_whose_details_it_shows(pair: Served) -> None:
+    async with Watch(pair.address) as watch:
+        ids = {record.worker_id for record in watch.ready("Api")}
+    async with httpx.AsyncClient(base_url=pair.url, timeout=30) as client:
+        details = (await client.get("/health")).json()["details"]["demo"]
+    assert any(details.endswith(f"; as {name} has it, one of 2 frontends") for name in ids)
+
+
 async def test_the_other_serves_while_one_is_dead(pair: Served) -> None:
     async with Watch(pair.address) as watch:
         dead, left = watch.ready("Api")
