@@ -16,6 +16,7 @@ from .engine import (
 )
 from .item_source import ItemSource
 from .kv_connector import Handover, KVConnector
+from .kv_peers import ReadsPeers
 from .kv_store import (
     BlockOffer,
     CacheKey,
@@ -85,6 +86,7 @@ __all__ = [
     "Promise",
     "PublishesKVEvents",
     "PublishesMetrics",
+    "ReadsPeers",
     "Routed",
     "Router",
     "RouterFact",

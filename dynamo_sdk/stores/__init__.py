@@ -1,4 +1,4 @@
-"""Cache tiers that keep KV blocks beyond the device: host memory, a local disk, a bucket that workers share.
+"""Cache tiers beyond the device: host memory, a local disk, a shared bucket, and other workers' tiers.
 
 ::
 
@@ -9,10 +9,13 @@
     RamStore, DiskStore ── SlotStore ── kv/store_index.py   which slot holds what, what goes next
                                └── SlotMedium               bytes: one arena; a file, a table and checksums
     S3Store ── ObjectClient, PresenceCache                  one object per block, found by all its users
+    PeerStore ── PeerExchange ──socket──> PeerServer ── the stores of another worker
 """
 
-from .config import DiskStoreConfig, RamStoreConfig, S3StoreConfig
+from .config import DiskStoreConfig, PeerStoreConfig, RamStoreConfig, S3StoreConfig
 from .disk import DiskStore
+from .peer import PeerStore
+from .peer_server import PeerServer, PeerServerStatistics
 from .ram import RamStore
 from .s3 import S3Store
 from .slot_store import SlotStore
@@ -22,6 +25,10 @@ __all__ = [
     "DiskStore",
     "DiskStoreConfig",
     "KVTiers",
+    "PeerServer",
+    "PeerServerStatistics",
+    "PeerStore",
+    "PeerStoreConfig",
     "RamStore",
     "RamStoreConfig",
     "S3Store",

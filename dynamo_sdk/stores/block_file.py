@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynamo_sdk.transfer.spans import buffers_after
+
 from .arena import PAGE_BYTES, page_aligned
 
 MAX_BUFFERS = 1024
@@ -51,7 +53,7 @@ class OsBlockFile(BlockFile):
             if not num_bytes:
                 raise OSError(errno.EIO, "the file takes no more bytes")
             offset += num_bytes
-            pending = _after(pending, num_bytes)
+            pending = buffers_after(pending, num_bytes)
 
     def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
         pending = list(buffers)
@@ -60,7 +62,7 @@ class OsBlockFile(BlockFile):
             if not num_bytes:
                 raise OSError(errno.ENODATA, "the file is shorter than it should be")
             offset += num_bytes
-            pending = _after(pending, num_bytes)
+            pending = buffers_after(pending, num_bytes)
 
     def truncate(self, num_bytes: int) -> None:
         if os.fstat(self._fd).st_size > num_bytes:
@@ -70,15 +72,6 @@ class OsBlockFile(BlockFile):
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _after(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
-    """What is left of ``buffers`` after their first ``num_bytes``."""
-    for position, buffer in enumerate(buffers):
-        if num_bytes < len(buffer):
-            return [buffer[num_bytes:], *buffers[position + 1 :]]
-        num_bytes -= len(buffer)
-    return []
 
 
 def _takes_direct_io(path: Path) -> bool:

@@ -45,6 +45,21 @@ class DiskStoreConfig(StoreConfig):
     max_pending_write_bytes: int = Field(default=256 << 20, ge=1)
 
 
+class PeerStoreConfig(BaseModel):
+    """Blocks of other workers. ``timeout_s``: for one batch of blocks of one worker, connecting included;
+    ``connect_timeout_s``: for connecting alone. ``num_concurrent``: batches under way at once. What a request
+    said about another worker is believed for ``expect_s``, for ``max_expected_keys`` blocks at most."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block_bytes: int = Field(ge=1)
+    timeout_s: float = Field(default=2.0, gt=0)
+    connect_timeout_s: float = Field(default=0.5, gt=0)
+    num_concurrent: int = Field(default=4, ge=1, le=64)
+    expect_s: float = Field(default=60.0, gt=0)
+    max_expected_keys: int = Field(default=1 << 16, ge=1)
+
+
 class S3StoreConfig(BaseModel):
     """``bucket`` exists already; it may be shared by all workers and deployments, for keys tell models,
     layouts and tenants apart. ``endpoint_url``: of any server that speaks S3, addressed by path; None = AWS.

@@ -15,30 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from dynamo_sdk.errors import (
-    ConnectionLost,
-    HandshakeError,
-    ProtocolError,
-    TransferError,
-    WireError,
-)
+from dynamo_sdk.errors import ProtocolError, TransferError
 from dynamo_sdk.interfaces import BlockMemory
 from dynamo_sdk.types import KVTransferParams
 
 from . import wire
-from .address import (
-    UNSPECIFIED_HOSTS,
-    Address,
-    TcpAddress,
-    UnixAddress,
-    bound_address,
-    listen,
-    parse_address,
-    prepare,
-    shut,
-)
+from .acceptor import Acceptor, receive_frame, send_frame
+from .address import shut
 from .host import HostIdentity, host_identity
 from .region import Mappings, describe_region
 from .stream import send_blocks
@@ -92,19 +76,20 @@ class BlockServer:
         host: HostIdentity | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._secret = secret
+        self._acceptor = Acceptor(
+            self._serve,
+            peer="KV fetcher",
+            secret=secret,
+            handshake_s=handshake_s,
+            max_connections=max_connections,
+        )
         self._lease_s = lease_s
-        self._handshake_s = handshake_s
-        self._max_connections = max_connections
         self._host = host
         self._now = now
         self._book: TicketBook[_Grant] = TicketBook()
         self._threads = ThreadPoolExecutor(max_concurrent_sends, thread_name_prefix="kv-send")
         self._mappings = Mappings()
-        self._listeners: list[socket.socket] = []
         self._addresses: tuple[str, ...] = ()
-        self._accepting: list[asyncio.Task[None]] = []
-        self._serving: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._counts = {"fetched": 0, "expired": 0, "revoked": 0, "abandoned": 0}
         self._is_closed = False
@@ -115,26 +100,9 @@ class BlockServer:
         return self._addresses
 
     async def start(self, addresses: Sequence[str], *, advertise_host: str | None = None) -> None:
-        """Listen on ``unix:/path`` or ``tcp:host:port`` (port 0: a free one), the preferred one first.
-
-        ``advertise_host``: the name under which others reach the TCP ones; needed when they listen on all
-        interfaces. Raises ``ValueError`` for addresses that mean nothing, ``OSError`` for those in use.
-        """
-        parsed = [parse_address(text) for text in addresses]
-        for address in parsed:
-            if isinstance(address, TcpAddress) and address.host in UNSPECIFIED_HOSTS and not advertise_host:
-                raise ValueError(
-                    f"{address} listens on all interfaces; say advertise_host, others need one name"
-                )
-        try:
-            await asyncio.to_thread(self._listen, parsed)
-        except BaseException:
-            await asyncio.to_thread(self._close_listeners)
-            raise
-        self._addresses = tuple(
-            str(bound_address(listener, advertise_host=advertise_host)) for listener in self._listeners
-        )
-        self._accepting = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]
+        """As ``Acceptor.start``, the preferred address first."""
+        self._host = self._host or await asyncio.to_thread(host_identity)
+        self._addresses = await self._acceptor.start(addresses, advertise_host=advertise_host)
 
     def issue(
         self,
@@ -185,7 +153,7 @@ class BlockServer:
         return BlockServerStatistics(
             num_live_tickets=len(self._book),
             num_fetching=self._book.num_fetching,
-            num_connections=len(self._serving),
+            num_connections=self._acceptor.num_connections,
             num_fetched=self._counts["fetched"],
             num_expired=self._counts["expired"],
             num_revoked=self._counts["revoked"],
@@ -197,12 +165,7 @@ class BlockServer:
         self._is_closed = True
         self._release("revoked", self._book.revoke_all())
         self._arm()
-        tasks = [*self._accepting, *self._serving]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await asyncio.to_thread(self._close_listeners)
+        await self._acceptor.close()
         self._threads.shutdown(wait=False)  # its threads are idle: every task has ended
 
     # --- tickets
@@ -238,54 +201,12 @@ class BlockServer:
 
     # --- connections
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connected, _ = await loop.sock_accept(listener)
-            except OSError as error:  # out of file descriptors, or a peer that left while it was waiting
-                logger.warning("accepting a KV fetcher failed: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            if len(self._serving) >= self._max_connections:
-                logger.warning("a KV fetcher was turned away: %d connections are open", self._max_connections)
-                connected.close()
-                continue
-            task = asyncio.create_task(self._serve(connected))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
-
     async def _serve(self, connected: socket.socket) -> None:
-        connected.setblocking(False)
-        try:
-            prepare(connected)
-            async with asyncio.timeout(self._handshake_s):
-                await self._shake_hands(connected)
-            while True:
-                claim = await self._receive(connected)
-                if not isinstance(claim, wire.Claim):
-                    raise ProtocolError(f"expected Claim, got {type(claim).__name__}")
-                await self._serve_claim(connected, claim)
-        except (ConnectionLost, OSError) as error:  # TimeoutError is an OSError
-            logger.debug("a KV fetcher left: %s", error)
-        except WireError as error:
-            logger.warning("a KV fetcher was turned away: %s", error)
-        finally:
-            connected.close()
-
-    async def _shake_hands(self, connected: socket.socket) -> None:
-        secret = None if connected.family == socket.AF_UNIX else self._secret
-        greeting = wire.greet(secret)
-        await self._send(connected, greeting)
-        introduction = await self._receive(connected)
-        if not isinstance(introduction, wire.Introduction):
-            raise ProtocolError(f"expected Introduction, got {type(introduction).__name__}")
-        try:
-            answer = wire.welcome(greeting, introduction, secret)
-        except HandshakeError as error:
-            await self._send(connected, wire.Refused(error.code, error.message))
-            raise
-        await self._send(connected, answer)
+        while True:
+            claim = await self._receive(connected)
+            if not isinstance(claim, wire.Claim):
+                raise ProtocolError(f"expected Claim, got {type(claim).__name__}")
+            await self._serve_claim(connected, claim)
 
     async def _serve_claim(self, connected: socket.socket, claim: wire.Claim) -> None:
         self.sweep()
@@ -340,32 +261,7 @@ class BlockServer:
             connected.setblocking(False)
 
     async def _send(self, connected: socket.socket, message: wire.FromServer) -> None:
-        await asyncio.get_running_loop().sock_sendall(connected, wire.frame(message))
+        await send_frame(connected, wire.frame(message))
 
     async def _receive(self, connected: socket.socket) -> wire.FromFetcher:
-        head = await self._receive_exactly(connected, wire.HEAD_BYTES)
-        return wire.decode_from_fetcher(await self._receive_exactly(connected, wire.body_bytes(head)))
-
-    async def _receive_exactly(self, connected: socket.socket, num_bytes: int) -> bytearray:
-        loop = asyncio.get_running_loop()
-        buffer = bytearray(num_bytes)
-        view = memoryview(buffer)
-        while view:
-            received = await loop.sock_recv_into(connected, view)
-            if received == 0:
-                raise ConnectionLost("the fetcher closed the connection")
-            view = view[received:]
-        return buffer
-
-    def _listen(self, addresses: Iterable[Address]) -> None:
-        self._host = self._host or host_identity()
-        for address in addresses:
-            self._listeners.append(listen(address))
-
-    def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            address = bound_address(listener, advertise_host=None)
-            listener.close()
-            if isinstance(address, UnixAddress):
-                Path(address.path).unlink(missing_ok=True)
-        self._listeners.clear()
+        return wire.decode_from_fetcher(await receive_frame(connected))

@@ -12,6 +12,15 @@ def blocks_per_piece(block_bytes: int) -> int:
     return max(1, PIECE_BYTES // block_bytes)
 
 
+def buffers_after(buffers: Sequence[memoryview], num_bytes: int) -> list[memoryview]:
+    """What is left of ``buffers`` (flat bytes) after their first ``num_bytes``."""
+    for position, buffer in enumerate(buffers):
+        if num_bytes < len(buffer):
+            return [buffer[num_bytes:], *buffers[position + 1 :]]
+        num_bytes -= len(buffer)
+    return []
+
+
 def neighbour_runs(block_ids: Sequence[int], max_blocks: int) -> Iterator[tuple[int, int]]:
     """Cut ``block_ids`` into runs of ids that follow each other: ``(first position, number of blocks)``,
     at most ``max_blocks`` each, in order and without gaps."""

@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dynamo_sdk.errors import ConnectionLost
 from dynamo_sdk.interfaces import BlockMemory
 
-from .spans import blocks_per_piece, neighbour_runs
+from .spans import blocks_per_piece, buffers_after, neighbour_runs
+
+MAX_BUFFERS = 1024
+"""More than this the kernel takes in one call only where it is configured so."""
 
 MAX_BUFFERS = 1024
 """More than this the kernel takes in one call only where it is configured so."""
@@ -118,6 +121,19 @@ def _after(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
             return [buffer[num_bytes:], *buffers[position + 1 :]]
         num_bytes -= len(buffer)
     return []
+
+
+def receive_scattered(
+    connected: socket.socket, targets: Sequence[memoryview], remaining_s: Callable[[], float]
+) -> None:
+    """Fill ``targets`` (flat bytes), one after the other. Raises ``OSError``, ``ConnectionLost``."""
+    pending = list(targets)
+    while pending:
+        connected.settimeout(remaining_s())
+        received = connected.recvmsg_into(pending[:MAX_BUFFERS])[0]
+        if received == 0:
+            raise ConnectionLost("the block server closed the connection")
+        pending = buffers_after(pending, received)
 
 
 def _slice(mapped: memoryview, first: int, count: int, block_bytes: int) -> memoryview:

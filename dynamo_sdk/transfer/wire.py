@@ -91,7 +91,11 @@ _from_server: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(From
 
 def frame(message: FromFetcher | FromServer) -> bytes:
     """Raises ``FrameTooLarge``."""
-    body = _encoder.encode(message)
+    return frame_of(_encoder.encode(message))
+
+
+def frame_of(body: bytes) -> bytes:
+    """For the messages of other protocols behind the same handshake. Raises ``FrameTooLarge``."""
     if len(body) > MAX_FRAME_BYTES:
         raise FrameTooLarge(f"a frame of {len(body)} bytes, the limit is {MAX_FRAME_BYTES}")
     return _head.pack(len(body)) + body

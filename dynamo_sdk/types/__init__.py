@@ -14,7 +14,7 @@ from .kv_events import (
     RemovedDigest,
     StoredDigest,
 )
-from .kv_transfer import KVLayout, KVTransferParams
+from .kv_transfer import KVLayout, KVSource, KVTransferParams
 from .loads import ForwardPassMetrics, LoadSnapshot
 from .models import LoraSpec, ModelRecord, ModelSpec
 from .outputs import FinishReason, GenerateChunk, LegTiming, TokenLogprobs, Usage
@@ -39,6 +39,7 @@ __all__ = [
     "KVEvent",
     "KVEventBatch",
     "KVLayout",
+    "KVSource",
     "KVTier",
     "KVTransferParams",
     "LegTiming",

@@ -18,6 +18,16 @@ class KVTransferParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     ttl_s: float | None = None
 
 
+class KVSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Another worker whose tiers are said to hold the first ``num_blocks`` blocks of a request. ``address``:
+    where they can be read (``unix:/path``, ``tcp:host:port``). A hint: it may be wrong by the time it is
+    followed."""
+
+    worker_id: str
+    address: str
+    num_blocks: int
+
+
 class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
     """What both sides must agree on before a byte is copied.
 

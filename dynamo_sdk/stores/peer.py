@@ -1,0 +1,259 @@
+"""``PeerStore``: the tier ``shared``. Blocks of other workers, read from their tiers when a request says so.
+
+::
+
+    frontend        its index knows who holds what; it names one worker in GenerateRequest.kv_source
+    expect          these keys are at that worker: believed for a while, asked of nobody
+    count_prefix    from what is expected; costs nothing where no request named anybody
+    get_into        one question to each worker (peer_exchange.py), answered by its PeerServer
+
+It keeps nothing. What was read lies on the device then and is offered to the tiers that keep, so a hot prefix
+spreads to the workers that are asked for it, as far as their capacity goes.
+
+A worker that is gone, late or full is a miss: what was expected of it is forgotten, and after three
+failures in a row it is not asked for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from dynamo_sdk.errors import DynamoError, Overloaded
+from dynamo_sdk.interfaces import (
+    CacheKey,
+    KVStore,
+    KVStoreFailure,
+    KVStoreFailureKind,
+    KVStoreListener,
+    KVStoreStatistics,
+    ReadsPeers,
+)
+from dynamo_sdk.transfer.threads import run_to_end
+from dynamo_sdk.types import KVSource
+
+from .batch import Counts
+from .config import PeerStoreConfig
+from .expectations import Expectations
+from .failures import REST_S, FailureLog, RestAfterFailures
+from .peer_exchange import PeerExchange
+from .peer_wire import MAX_KEYS
+
+logger = logging.getLogger(__name__)
+
+MAX_PEERS = 256
+"""Connections and failures of so many are remembered."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    idle: list[socket.socket] = field(default_factory=list)
+    rest: RestAfterFailures = field(default_factory=RestAfterFailures)
+
+    def close(self) -> None:
+        while self.idle:
+            self.idle.pop().close()
+
+
+class PeerStore(KVStore, ReadsPeers):
+    def __init__(self, config: PeerStoreConfig, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._monotonic_s = monotonic_s
+        self._secret: bytes | None = None
+        self._expected = Expectations(config.max_expected_keys, config.expect_s)
+        self._peers: dict[str, _Peer] = {}  # by address, the one that was asked last at the end
+        self._places = anyio.Semaphore(config.num_concurrent)
+        self._threads: ThreadPoolExecutor | None = None
+        self._listener = KVStoreListener()
+        self._failure_log = FailureLog(logger, "shared")
+        self._counts = Counts()
+        self._num_pending = 0
+        self._idle = anyio.Event()
+
+    def trust(self, secret: bytes | None) -> None:
+        self._secret = secret
+
+    def expect(self, keys: Sequence[CacheKey], source: KVSource) -> None:
+        self._expected.add(keys, source.address, self._monotonic_s())
+
+    def listen(self, listener: KVStoreListener) -> None:
+        self._listener = listener
+
+    async def start(self) -> None:
+        self._threads = ThreadPoolExecutor(self._config.num_concurrent, thread_name_prefix="kv-peer-read")
+
+    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
+        """False: other workers' memory is theirs to fill."""
+        await checkpoint()
+        self._counts.num_offers += 1
+        return False
+
+    async def get(self, key: CacheKey) -> bytes | None:
+        block = bytearray(self._config.block_bytes)
+        is_found = (await self.get_into([key], [memoryview(block)]))[0]
+        return bytes(block) if is_found else None
+
+    async def get_into(self, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
+        await checkpoint()
+        if len(keys) != len(into):
+            raise ValueError(f"{len(keys)} keys for {len(into)} buffers")
+        size = self._config.block_bytes
+        for buffer in into:
+            if buffer.nbytes != size or buffer.readonly:
+                raise ValueError(f"a buffer of {buffer.nbytes} bytes; a block is {size}, to be written")
+        self._counts.num_lookups += len(keys)
+        answers = [False] * len(keys)
+        places_at: dict[str, list[int]] = {}
+        for position, key in enumerate(keys):
+            address = self._source(key)
+            if address is not None:
+                places_at.setdefault(address, []).append(position)
+
+        async def ask(address: str, places: Sequence[int]) -> None:
+            wanted = [keys[place] for place in places]
+            found = await self._ask(address, wanted, [into[place].cast("B") for place in places])
+            for place, is_found in zip(places, found, strict=True):
+                answers[place] = is_found
+
+        begin_s = self._monotonic_s()
+        async with anyio.create_task_group() as tasks:
+            for address, places in places_at.items():
+                for start in range(0, len(places), MAX_KEYS):
+                    tasks.start_soon(ask, address, places[start : start + MAX_KEYS])
+        num_found = sum(answers)
+        self._counts.num_hits += num_found
+        self._counts.read_bytes += num_found * size
+        if num_found and num_found == len(keys):
+            self._listener.moved(num_found * size, self._monotonic_s() - begin_s, is_load=True)
+        return answers
+
+    async def contains(self, keys: Sequence[CacheKey]) -> list[bool]:
+        await checkpoint()
+        return [self._source(key) is not None for key in keys]
+
+    async def delete(self, keys: Sequence[CacheKey]) -> None:
+        """Forgets where they are; the others keep them."""
+        await checkpoint()
+        self._expected.remove(keys)
+
+    def statistics(self) -> KVStoreStatistics:
+        counts = self._counts
+        return KVStoreStatistics(
+            num_blocks=0,
+            used_bytes=0,
+            num_lookups=counts.num_lookups,
+            num_hits=counts.num_hits,
+            num_offers=counts.num_offers,
+            num_failures=counts.num_failures,
+            read_bytes=counts.read_bytes,
+            num_pending=self._num_pending,
+        )
+
+    async def close(self) -> None:
+        threads, self._threads = self._threads, None
+        with anyio.CancelScope(shield=True):
+            while self._num_pending:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()
+        if threads is not None:
+            threads.shutdown()
+
+    # -- inside
+
+    def _source(self, key: CacheKey) -> str | None:
+        """Whom to ask for it now."""
+        now_s = self._monotonic_s()
+        address = self._expected.source(key, now_s)
+        if address is None or self._threads is None:
+            return None
+        peer = self._peers.get(address)
+        return None if peer is not None and peer.rest.is_resting(now_s) else address
+
+    async def _ask(self, address: str, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
+        """What came whole within the time, in order of ``keys``."""
+        self._num_pending += 1
+        try:
+            with anyio.move_on_after(self._config.timeout_s) as waiting:
+                await self._places.acquire()
+            if waiting.cancelled_caught:
+                self._fail(KVStoreFailureKind.BUSY, "too many other workers are being read", len(keys))
+                return [False] * len(keys)
+            try:
+                return await self._exchange(address, keys, into)
+            finally:
+                self._places.release()
+        finally:
+            self._num_pending -= 1
+            if not self._num_pending:
+                self._idle.set()
+
+    async def _exchange(
+        self, address: str, keys: Sequence[CacheKey], into: Sequence[memoryview]
+    ) -> list[bool]:
+        threads = self._threads
+        if threads is None:
+            return [False] * len(keys)
+        peer = self._peer(address)
+        exchange = PeerExchange(
+            address,
+            keys,
+            into,
+            connection=peer.idle.pop() if peer.idle else None,
+            secret=self._secret,
+            timeout_s=self._config.timeout_s,
+            connect_timeout_s=self._config.connect_timeout_s,
+        )
+        try:
+            await run_to_end(threads, exchange.run, exchange.abort)
+        except Overloaded as error:
+            self._fail(KVStoreFailureKind.BUSY, f"{address}: {error}", exchange.found.count(False))
+        except (DynamoError, OSError, ValueError) as error:
+            self._fail(KVStoreFailureKind.IO, f"{address}: {error}", exchange.found.count(False))
+            self._expected.remove_source(address)
+            if peer.rest.failed(self._monotonic_s()):
+                logger.warning("shared store: %s is not asked for %.0f s", address, REST_S)
+        else:
+            peer.rest.worked()
+        finally:
+            if exchange.connection is not None:
+                self._keep(address, peer, exchange.connection)
+        if exchange.num_corrupt:
+            self._fail(
+                KVStoreFailureKind.CORRUPT,
+                f"blocks of {address} are not what they should be",
+                exchange.num_corrupt,
+            )
+        self._expected.remove(
+            [key for key, is_found in zip(keys, exchange.found, strict=True) if not is_found]
+        )
+        return exchange.found
+
+    def _peer(self, address: str) -> _Peer:
+        peer = self._peers.pop(address, None) or _Peer()
+        self._peers[address] = peer
+        if len(self._peers) > MAX_PEERS:
+            self._peers.pop(next(iter(self._peers))).close()
+        return peer
+
+    def _keep(self, address: str, peer: _Peer, connection: socket.socket) -> None:
+        is_wanted = self._threads is not None and self._peers.get(address) is peer
+        if is_wanted and len(peer.idle) < self._config.num_concurrent:
+            peer.idle.append(connection)
+        else:
+            connection.close()
+
+    def _fail(self, kind: KVStoreFailureKind, message: str, num_blocks: int) -> None:
+        self._counts.num_failures += num_blocks
+        failure = KVStoreFailure(kind=kind, message=message, num_blocks=num_blocks)
+        self._failure_log.note(failure, self._monotonic_s())
+        self._listener.failed(failure)

@@ -1,0 +1,65 @@
+"""What a reader of another worker's tiers and the server of those say to each other.
+
+::
+
+    reader                                   peer server
+              (handshake of transfer/wire.py)
+    Ask  ──>                                 keys, in the order of their sequence
+              <── Piece                      which of the next keys it has, and a checksum for each of those
+              <── (raw bytes)                these blocks
+              <── Piece, (raw bytes)         until every key is answered; any number of asks may follow
+
+Pieces have ``blocks_per_piece`` keys each, the last one fewer. ``Refused`` may stand in for the first one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dynamo_sdk.errors import ProtocolError
+from dynamo_sdk.transfer import wire
+
+MAX_KEYS = 16384
+"""Of one ask: half a frame's worth of the longest keys."""
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
+    """``block_bytes``: of every block; a server that has others refuses."""
+
+    block_bytes: int
+    keys: list[bytes]
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
+    """``found``: one byte per key, 1 or 0. ``checksums``: ``block_checksum`` of those found, joined."""
+
+    found: bytes
+    checksums: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_asks: msgspec.msgpack.Decoder[Ask] = msgspec.msgpack.Decoder(Ask)
+_answers: msgspec.msgpack.Decoder[Piece | wire.Refused] = msgspec.msgpack.Decoder(Piece | wire.Refused)
+
+
+def frame(message: Ask | Piece | wire.Refused) -> bytes:
+    return wire.frame_of(_encoder.encode(message))
+
+
+def decode_ask(body: bytes | bytearray | memoryview) -> Ask:
+    """Raises ``ProtocolError``."""
+    try:
+        ask = _asks.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a peer sent no valid question: {error}") from error
+    if not 0 < len(ask.keys) <= MAX_KEYS or ask.block_bytes < 1:
+        raise ProtocolError(f"a peer asked for {len(ask.keys)} blocks of {ask.block_bytes} bytes")
+    return ask
+
+
+def decode_answer(body: bytes | bytearray | memoryview) -> Piece | wire.Refused:
+    """Raises ``ProtocolError``."""
+    try:
+        return _answers.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a peer sent no valid answer: {error}") from error
