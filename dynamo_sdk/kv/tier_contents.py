@@ -27,14 +27,21 @@ class _Tier:
 
 
 class TierContents:
-    """Tiers are numbers, from the fastest one down. ``is_on_device``: the device's cache has this key."""
+    """Tiers are numbers, from the fastest one down. ``is_on_device``: the device's cache has this key.
+    ``events_have_tokens``: False spares ``BlocksStored`` its ``token_ids``."""
 
     def __init__(
-        self, tiers: Sequence[KVTier], block_size: int, is_on_device: Callable[[CacheKey], bool]
+        self,
+        tiers: Sequence[KVTier],
+        block_size: int,
+        is_on_device: Callable[[CacheKey], bool],
+        *,
+        events_have_tokens: bool = True,
     ) -> None:
         self._tiers = [_Tier(name) for name in tiers]
         self._block_size = block_size
         self._is_on_device = is_on_device
+        self._events_have_tokens = events_have_tokens
         self._is_recording = False
         self._events: list[KVEvent] = []
         self._run: list[CachedBlock] = []  # of a BlocksStored that is still growing,
@@ -145,5 +152,9 @@ class TierContents:
 
     def _end_run(self) -> None:
         if self._run:
-            self._events.append(stored_event(self._run, self._block_size, tier=self._run_tier))
+            self._events.append(
+                stored_event(
+                    self._run, self._block_size, tier=self._run_tier, has_tokens=self._events_have_tokens
+                )
+            )
             self._run = []

@@ -19,6 +19,7 @@ from dynamo_sdk.types import (
     BlocksStored,
     GenerateRequest,
     KVEventBatch,
+    KVTier,
     LoadSnapshot,
     Role,
     WorkerId,
@@ -219,8 +220,9 @@ class Fleet:
                     num_cached = sum(
                         len(event.block_hashes)
                         for event in rank.core.kv_snapshot().events
-                        if isinstance(event, BlocksStored)
+                        if isinstance(event, BlocksStored) and event.tier is KVTier.DEVICE
                     )
+                    num_cached += rank.core.tiers.num_told if rank.core.tiers is not None else 0
                     assert self.index.num_held(rank.seat) == num_cached, "the index lost sight of a cache"
         if self.index is not None:
             self.index.check_integrity()
@@ -242,8 +244,8 @@ def _apply(index: PrefixIndex, rank: SimRank, batch: KVEventBatch) -> None:
             names = _packed(event.block_hashes)
             parent = event.parent_hash
             assert parent is None or isinstance(parent, int)
-            index.store(seat, parent, names, names)
+            index.store(seat, parent, names, names, event.tier)
         elif isinstance(event, BlocksRemoved):
-            index.remove(seat, _packed(event.block_hashes))
+            index.remove(seat, _packed(event.block_hashes), event.tier)
         else:
             index.clear(seat)

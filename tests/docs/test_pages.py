@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from dynamo_sdk import __version__
+from dynamo_sdk.engines.mocker.tier_config import SPEEDS
 from dynamo_sdk.flow.request_flow import FlowState
 from dynamo_sdk.graph import deploy
 from dynamo_sdk.interfaces import LaunchOptions
@@ -158,6 +159,18 @@ def test_engine_arguments_are_complete(engine: str) -> None:
         for name, field in config.model_fields.items()
     }
     assert shown == real
+
+
+# -- simulate.md
+
+
+def test_speeds_of_simulated_tiers_are_those_that_are_used() -> None:
+    rows = table_rows(section(page("simulate.md"), "Tiers"))
+    shown = {row[0].strip("`"): [float(cell) for cell in row[1:5]] for row in rows}
+    assert shown == {
+        kind: [speed.latency_ms, speed.read_gb_per_s, speed.write_gb_per_s, speed.num_channels]
+        for kind, speed in SPEEDS.items()
+    }
 
 
 # -- http.md

@@ -9,6 +9,7 @@ from dynamo_sdk.scheduling import SchedulerConfig
 from .config import MockerConfig
 from .core import MockerCore
 from .model import MockedModel, read_model
+from .tier_config import tier_models
 from .timing import TimingModel
 from .tokens import TokenSource
 from .transfers import TransferCost
@@ -42,6 +43,14 @@ def build_cores(
             enable_growth_reserve=config.enable_growth_reserve,
             events_have_tokens=events_have_tokens,
         )
+        tiers = tier_models(
+            config.tiers,
+            config.tier_speeds,
+            num_device_blocks=config.num_blocks,
+            block_bytes=config.block_size * model.kv_bytes_per_token,
+            dp_size=config.dp_size,
+            speedup_ratio=config.speedup_ratio,
+        )
     except (ValueError, ConfigError) as error:
         raise EngineStartError(f"the mocker engine cannot run like this: {error}") from error
     transfer_cost = TransferCost(
@@ -55,6 +64,7 @@ def build_cores(
             tokens,
             timing,
             transfer_cost,
+            tiers=tiers,
             speedup_ratio=config.speedup_ratio,
             dp_rank=dp_rank,
         )

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from dynamo_sdk.plugins.config import PluginConfig
 
+from .tier_config import SimTierConfig, TierSpeed
+
 
 class MockerConfig(PluginConfig):
     """Defaults are those of NVIDIA Dynamo's mocker where it has the same setting.
@@ -50,6 +52,14 @@ class MockerConfig(PluginConfig):
         default="full_prompt", description="which tokens a transfer takes time for"
     )
     kv_bytes_per_token: int | None = Field(default=None, ge=0)
+
+    tiers: tuple[SimTierConfig, ...] = Field(
+        default=(), description="what is kept beyond the device, fastest first; none = the graph's kv.tiers"
+    )
+    tier_speeds: dict[str, TierSpeed] = Field(
+        default={},
+        description="of tiers, by name or kind, where they are not those that the kind usually has",
+    )
 
     context_length: int | None = Field(default=None, ge=2)
     vocab_size: int | None = Field(default=None, ge=1)

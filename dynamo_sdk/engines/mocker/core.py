@@ -25,7 +25,14 @@ import msgspec
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces import CacheKey
-from dynamo_sdk.scheduling import ScheduledSequence, Scheduler, SchedulerConfig, SequenceUpdate, Step
+from dynamo_sdk.scheduling import (
+    ScheduledSequence,
+    Scheduler,
+    SchedulerConfig,
+    SequenceUpdate,
+    Step,
+    findable_keys,
+)
 from dynamo_sdk.types import (
     FinishReason,
     ForwardPassMetrics,
@@ -35,6 +42,8 @@ from dynamo_sdk.types import (
     Role,
 )
 
+from .tier import TierModel
+from .tiers import SimTiers
 from .timing import StepWork, TimingModel
 from .tokens import TokenSource
 from .transfers import TransferCost, Transfers
@@ -42,12 +51,16 @@ from .transfers import TransferCost, Transfers
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """A request's first step, or the first after a preemption. ``num_cached_tokens``: of its prompt, found in
-    the cache, 0 where KV was fetched. ``transfer_s``, ``transfer_bytes``: what its KV took to get here."""
+    the cache, 0 where KV was fetched. ``transfer_s``, ``transfer_bytes``: what its KV took to get here.
+    ``num_loaded_tokens``: of those that were found, the ones that came from lower tiers, and how long that
+    took from its admission on."""
 
     request_id: str
     num_cached_tokens: int = 0
     transfer_s: float = 0.0
     transfer_bytes: int = 0
+    num_loaded_tokens: int = 0
+    load_s: float = 0.0
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,9 +107,11 @@ class MockerCore:
         timing: TimingModel,
         transfer_cost: TransferCost,
         *,
+        tiers: Sequence[TierModel] = (),
         speedup_ratio: float = 1.0,
         dp_rank: int = 0,
     ) -> None:
+        """``tiers``: what is kept beyond the device, fastest first."""
         self.dp_rank = dp_rank
         self._scheduler = Scheduler(config)
         self._tokens = tokens
@@ -104,6 +119,11 @@ class MockerCore:
         self._speedup_ratio = speedup_ratio
         self._num_capacity_tokens = config.num_blocks * config.block_size
         self._transfers = Transfers(self._scheduler, transfer_cost, speedup_ratio=speedup_ratio)
+        self.tiers: SimTiers | None = None
+        if tiers:
+            block_bytes = config.block_size * transfer_cost.bytes_per_token
+            self.tiers = SimTiers(tiers, self._scheduler, block_bytes=block_bytes)
+        self._run_ends_s: tuple[float, ...] = ()  # of the run that was planned
         self._admissions: dict[str, Admission] = {}  # of requests that have not been in a step yet
         self._arrived: set[str] = set()  # of these, whose KV is here and who run already
         self._preempted: set[str] = set()
@@ -122,7 +142,12 @@ class MockerCore:
             raise InvalidRequest(
                 f"request id {request.request_id!r} is already in use on this worker", param="request_id"
             )
-        self._scheduler.add(request, keys)
+        if self.tiers is None:
+            self._scheduler.add(request, keys)
+        else:
+            keys = findable_keys(request, self._scheduler.config) if keys is None else keys
+            self._scheduler.add(request, keys, is_onboarding=True)
+            self.tiers.asked(request, keys, now_s)
         self._admissions[request.request_id] = Admission(request_id=request.request_id)
 
     def abort(self, request_id: str) -> bool:
@@ -130,6 +155,8 @@ class MockerCore:
         self._admissions.pop(request_id, None)
         self._preempted.discard(request_id)
         self._arrived.discard(request_id)
+        if self.tiers is not None:
+            self.tiers.cancel(request_id)
         return self._transfers.cancel(request_id) or self._scheduler.abort(request_id)
 
     # -- steps
@@ -145,7 +172,7 @@ class MockerCore:
                 request_id=request_id, transfer_s=transfer.duration_s, transfer_bytes=transfer.num_bytes
             )
             self._arrived.add(request_id)
-        step = self._scheduler.schedule()
+        step = self._scheduler.schedule() if self.tiers is None else self._schedule(self.tiers, now_s)
         if not step.sequences:
             return None
         readmitted = self._take_readmissions(step) if self._preempted or step.preempted else ()
@@ -160,6 +187,8 @@ class MockerCore:
             if update.finish_reason is FinishReason.HANDOVER:
                 self._scheduler.release(update.request_id)
         duration_s = self._duration_s(step)
+        if self.tiers is not None:
+            self.tiers.computed(step, now_s + duration_s, duration_s)
         return StepResult(
             started_s=now_s,
             duration_s=duration_s,
@@ -171,16 +200,35 @@ class MockerCore:
             readmitted=readmitted,
         )
 
+    def _schedule(self, tiers: SimTiers, now_s: float) -> Step:
+        """Those whose KV has arrived are in it; those who want theirs loaded begin to wait."""
+        for load in tiers.advance(now_s):
+            assert load.request_id is not None, "nobody waits for a probe"
+            self._arrived.add(load.request_id)
+            if (admission := self._admissions.get(load.request_id)) is not None:
+                self._admissions[load.request_id] = msgspec.structs.replace(
+                    admission,
+                    num_loaded_tokens=load.num_blocks * self._scheduler.config.block_size,
+                    load_s=load.ends_s - load.asked_s,
+                )
+        return self._scheduler.schedule(lambda onboarding: tiers.begin(onboarding, now_s))
+
     def plan_run(self, now_s: float) -> PlannedRun | None:
         """The steps from ``now_s`` on that pass unseen, and the first that does not; None = ask ``step``.
 
         Whatever is added or aborted meets the step under way as in ``step``: ``end_run`` after that one.
         """
-        transfers = self._transfers
+        transfers, tiers = self._transfers, self.tiers
         arrival_s = transfers.next_arrival_s if transfers else None
+        if tiers is not None:
+            if tiers.has_events:
+                return None
+            arrival_s = _earlier(arrival_s, tiers.next_s)
         if self._arrived:  # left out of the last step; its first one is of interest
             return None
-        if transfers and (transfers.num_waiting or (arrival_s is not None and arrival_s <= now_s)):
+        if arrival_s is not None and arrival_s <= now_s:
+            return None
+        if transfers and transfers.num_waiting:
             return None
         plan = self._scheduler.plan_run(self._tokens.next_ids)
         if plan is None:
@@ -193,20 +241,25 @@ class MockerCore:
             if arrival_s is not None and now_s >= arrival_s:
                 break
             num_kv_tokens += num_requests
-        return PlannedRun(num_decode_requests=num_requests, ends_s=tuple(ends_s))
+        self._run_ends_s = tuple(ends_s)
+        return PlannedRun(num_decode_requests=num_requests, ends_s=self._run_ends_s)
 
     def end_run(self, num_steps: int) -> RunResult:
         """The first ``num_steps`` of what was planned are made. Raises ``RuntimeError`` without a plan."""
         updates = self._scheduler.end_run(num_steps)
+        if self.tiers is not None:
+            self.tiers.filled(self._run_ends_s[num_steps - 1])
         return RunResult(updates=updates, events=self.take_kv_events())
 
     def record_kv_events(self, is_wanted: bool) -> None:
         """Whether there are KV events from now on. By default there are."""
         self._scheduler.record_kv_events(is_wanted)
+        if self.tiers is not None:
+            self.tiers.record_events(is_wanted)
 
     def take_kv_events(self) -> KVEventBatch | None:
         """What changed in the prefix cache outside of steps; None = nothing."""
-        events = self._scheduler.take_kv_events()
+        events = self._scheduler.take_kv_events() if self.tiers is None else self.tiers.take_events()
         if not events:
             return None
         batch = KVEventBatch(sequence=self._num_batches, dp_rank=self.dp_rank, events=events)
@@ -222,8 +275,10 @@ class MockerCore:
 
     @property
     def next_transfer_s(self) -> float | None:
-        """When the next transfer ends: time to call ``step`` again if it gave None."""
-        return self._transfers.next_arrival_s
+        """When something is next that arrives, here or in a tier: time to call ``step`` again if it gave
+        None."""
+        arrival_s = self._transfers.next_arrival_s
+        return arrival_s if self.tiers is None else _earlier(arrival_s, self.tiers.next_s)
 
     def load(self, at_s: float) -> LoadSnapshot:
         """How busy this rank is. Requests whose KV is on its way count as waiting."""
@@ -243,14 +298,17 @@ class MockerCore:
 
     def kv_snapshot(self) -> KVEventBatch:
         """Rebuilds the prefix cache as the last batch left it; take what is there to take first."""
-        return KVEventBatch(
-            sequence=self._num_batches - 1, dp_rank=self.dp_rank, events=self._scheduler.kv_snapshot()
-        )
+        events = self._scheduler.kv_snapshot()
+        if self.tiers is not None:
+            events += self.tiers.snapshot()
+        return KVEventBatch(sequence=self._num_batches - 1, dp_rank=self.dp_rank, events=events)
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""
         self._scheduler.check_integrity()
         self._transfers.check_integrity()
+        if self.tiers is not None:
+            self.tiers.check_integrity()
         for request_id in self._admissions:
             assert self._scheduler.state_of(request_id) is not None, f"{request_id} is admitted and gone"
 
@@ -311,6 +369,12 @@ class MockerCore:
             num_waiting_tokens=load.num_waiting_tokens,
             num_free_blocks=load.num_free_blocks,
         )
+
+
+def _earlier(one_s: float | None, other_s: float | None) -> float | None:
+    if one_s is None or other_s is None:
+        return other_s if one_s is None else one_s
+    return min(one_s, other_s)
 
 
 def _with_cached(admission: Admission, part: ScheduledSequence) -> Admission:

@@ -1,0 +1,257 @@
+"""``SimTier``: a cache tier of one rank in virtual time. Real books; a transfer is the time that it takes.
+
+::
+
+    offer ──> filters, queue ──> written, 16 blocks at a time ──> held ──> load: pinned while it is read
+
+Which block has which slot and which one goes next is ``kv.StoreIndex`` with a policy of ``kv.eviction``; what
+is worth a write and how many wait for one is ``kv.OffloadQueue``: the objects that live tiers have. Whoever
+drives it calls ``advance`` at each of its moments, ``next_s``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+
+from dynamo_sdk.interfaces import CacheKey
+from dynamo_sdk.kv import (
+    CachedBlock,
+    NotPresent,
+    OffloadFilter,
+    OffloadQueue,
+    SlotReservation,
+    StoreIndex,
+    eviction_policy,
+)
+from dynamo_sdk.types.kv_events import KVTier
+
+from .channels import Channels
+
+MAX_BATCH_BLOCKS = 16
+"""So many blocks are written in one transfer, as NVIDIA Dynamo's block manager does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierModel:
+    """A tier of one rank: how much it holds, which block goes first, how fast it is. Reads and writes have
+    ``num_channels`` each, of ``*_bytes_per_s`` each; a transfer takes ``latency_s`` beside its bytes. A block
+    is written once ``min_uses`` requests asked for it, and if it is of at least ``min_priority``."""
+
+    name: str
+    kind: KVTier
+    num_blocks: int
+    eviction: str
+    latency_s: float
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    num_channels: int = 1
+    min_uses: int = 0
+    min_priority: int | None = None
+    max_pending_blocks: int = 4096
+
+
+@dataclass(slots=True)
+class TierCounts:
+    """Since the start. ``num_hits`` of ``num_lookups`` blocks asked for were here; ``num_kept`` of
+    ``num_offers`` were written. ``*_s``: how long transfers took, waiting not included."""
+
+    num_lookups: int = 0
+    num_hits: int = 0
+    num_loaded: int = 0
+    num_offers: int = 0
+    num_kept: int = 0
+    num_evicted: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    read_s: float = 0.0
+    written_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TierLoad:
+    """Blocks on their way to the device, pinned until ``SimTier.loaded``."""
+
+    pins: tuple[tuple[CacheKey, int], ...]
+    begins_s: float
+    ends_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TierChange:
+    """What one ``advance`` did: keys that are gone, then blocks that can be found from now on."""
+
+    removed: tuple[CacheKey, ...] = ()
+    stored: tuple[CachedBlock, ...] = ()
+
+
+EndCopy = Callable[[], bool]
+"""The copy is made. Whether it is of what it should be."""
+
+BeginCopy = Callable[[CacheKey], EndCopy | None]
+"""Copy this block from where it is now; None = from nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    block: CachedBlock
+    reservation: SlotReservation
+    end_copy: EndCopy
+
+
+class SimTier:
+    """``begin_copy``: from the memories above. ``filters`` come after that for what is here already."""
+
+    def __init__(
+        self,
+        model: TierModel,
+        block_bytes: int,
+        begin_copy: BeginCopy,
+        filters: Sequence[OffloadFilter] = (),
+    ) -> None:
+        self.model = model
+        self.counts = TierCounts()
+        self._block_bytes = block_bytes
+        self._begin_copy = begin_copy
+        self._index = StoreIndex(model.num_blocks, eviction_policy(model.eviction, model.num_blocks))
+        self._queue = OffloadQueue([NotPresent(self), *filters], model.max_pending_blocks)
+        self._offers: list[tuple[float, int, Sequence[CachedBlock]]] = []  # a heap: those to come
+        self._writing: list[tuple[float, int, list[_Write]]] = []  # a heap
+        self._order = count()
+        self._now_s = 0.0  # of the last ``advance``
+        self._reads = self._channels(model.read_bytes_per_s)
+        self._writes = self._channels(model.write_bytes_per_s)
+
+    def _channels(self, bytes_per_s: float) -> Channels:
+        model = self.model
+        return Channels(model.num_channels, latency_s=model.latency_s, bytes_per_s=bytes_per_s)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, bytes) and CacheKey(key) in self._index
+
+    @property
+    def num_blocks(self) -> int:
+        return self._index.num_blocks
+
+    @property
+    def num_refused(self) -> dict[str, int]:
+        """Offers that were not taken, by the reason; ``full``: dropped from the queue."""
+        return {**self._queue.num_refused, "full": self._queue.num_dropped}
+
+    def use(self, key: CacheKey) -> None:
+        """Count as used what is held."""
+        self._index.use(key)
+
+    # -- in
+
+    def offer(self, blocks: Sequence[CachedBlock], at_s: float) -> None:
+        """From ``at_s`` on these can be copied."""
+        heappush(self._offers, (at_s, next(self._order), blocks))
+
+    @property
+    def next_s(self) -> float | None:
+        """When there is something to ``advance``; None while nothing waits and nothing is written."""
+        moments = [end_s for end_s, _, _ in self._writing[:1]]
+        if self._offers:
+            moments.append(self._offers[0][0])
+        if self._queue:
+            moments.append(self._writes.start_s(self._now_s))
+        return min(moments, default=None)
+
+    def advance(self, now_s: float) -> TierChange:
+        """One thing of those that are due."""
+        self._now_s = now_s
+        if self._writing and self._writing[0][0] <= now_s:
+            return TierChange(stored=tuple(self._end_write(heappop(self._writing)[2])))
+        if self._offers and self._offers[0][0] <= now_s:
+            blocks = heappop(self._offers)[2]
+            self.counts.num_offers += len(blocks)
+            self._queue.offer(blocks)
+            return TierChange()
+        return TierChange(removed=tuple(self._begin_write(now_s)))
+
+    def _begin_write(self, now_s: float) -> list[CacheKey]:
+        writes: list[_Write] = []
+        removed: list[CacheKey] = []
+        for block in self._queue.take(MAX_BATCH_BLOCKS):
+            end_copy = self._begin_copy(block.key)
+            if end_copy is None:
+                self._queue.done((block,))
+                continue
+            reservation = self._index.reserve(block.key, parent=block.parent, priority=block.priority)
+            if reservation is None:  # every slot is being read or written
+                end_copy()
+                self._queue.done((block,))
+                continue
+            if reservation.evicted is not None:
+                removed.append(reservation.evicted)
+            writes.append(_Write(block, reservation, end_copy))
+        self.counts.num_evicted += len(removed)
+        if writes:
+            num_bytes = len(writes) * self._block_bytes
+            ends_s = self._writes.send(num_bytes, now_s)
+            self.counts.written_bytes += num_bytes
+            self.counts.written_s += ends_s - now_s
+            heappush(self._writing, (ends_s, next(self._order), writes))
+        return removed
+
+    def _end_write(self, writes: Sequence[_Write]) -> list[CachedBlock]:
+        stored: list[CachedBlock] = []
+        for write in writes:
+            if write.end_copy():
+                self._index.commit(write.reservation)
+                stored.append(write.block)
+            else:
+                self._index.abandon(write.reservation)
+        self._queue.done([write.block for write in writes])
+        self.counts.num_kept += len(stored)
+        return stored
+
+    # -- out
+
+    def wait_s(self, now_s: float) -> float:
+        """How long a load would wait for those that are under way."""
+        return self._reads.start_s(now_s) - now_s
+
+    def load(self, keys: Sequence[CacheKey], now_s: float) -> TierLoad:
+        """Read blocks that are held; ``KeyError`` for others."""
+        begins_s = self._reads.start_s(now_s)
+        # A prefix is of no use without its beginning: that is used last, and so stays longest.
+        pins = tuple([(key, self._pin(key)) for key in reversed(keys)])
+        num_bytes = len(keys) * self._block_bytes
+        ends_s = self._reads.send(num_bytes, now_s)
+        self.counts.num_loaded += len(keys)
+        self.counts.read_bytes += num_bytes
+        self.counts.read_s += ends_s - begins_s
+        return TierLoad(pins, begins_s, ends_s)
+
+    def loaded(self, load: TierLoad) -> None:
+        """The bytes have arrived, wanted or not."""
+        for key, slot in load.pins:
+            self._index.unpin(key, slot)
+
+    def begin_copy(self, key: CacheKey) -> EndCopy | None:
+        """For a tier below. The block stays until the copy is made."""
+        slot = self._index.pin(key)
+        if slot is None:
+            return None
+
+        def end() -> bool:
+            self._index.unpin(key, slot)
+            return True
+
+        return end
+
+    def _pin(self, key: CacheKey) -> int:
+        slot = self._index.pin(key)
+        if slot is None:
+            raise KeyError(key)
+        return slot
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""
+        self._index.check_integrity()
+        for _, _, writes in self._writing:
+            assert all(self._index.is_writing(write.block.key) for write in writes)
