@@ -39,6 +39,8 @@ def pick_among_frontends(
         return pick_lowest(candidates, totals, context)
     num_ours = sum([candidate.num_active_requests for candidate in candidates])
     lowest = min(totals)
+    if math.isinf(lowest):
+        return pick_lowest(candidates, totals, context)
     share = num_others / (num_others + num_ours) * min(1.0, num_others / len(candidates))
     limit = lowest + abs(lowest) * share
     good = [index for index, total in enumerate(totals) if total <= limit]
@@ -48,7 +50,8 @@ def pick_among_frontends(
 
 class SoftmaxPicker:
     """By chance, the likelier the lower the cost: ``p ~ exp(-(cost - lowest) / ((highest - lowest) * T))``.
-    A temperature ``T`` near 0 takes the lowest, a high one anybody."""
+    A temperature ``T`` near 0 takes the lowest, a high one anybody. An infinite cost is for when nobody is
+    cheaper; then the infinite ones are equals."""
 
     def __init__(self, temperature: float) -> None:
         if temperature <= 0:
@@ -58,7 +61,10 @@ class SoftmaxPicker:
     def __call__(
         self, candidates: Sequence[Candidate], totals: Sequence[float], context: RoutingContext
     ) -> Pick:
-        lowest, highest = min(totals), max(total for total in totals if total < math.inf)
+        lowest = min(totals)
+        if math.isinf(lowest):
+            return pick_lowest(candidates, totals, context)
+        highest = max(total for total in totals if total < math.inf)
         scale = (highest - lowest) * self._temperature or 1.0
         weights = [math.exp((lowest - total) / scale) for total in totals]
         [index] = context.rng.choices(range(len(totals)), weights)
