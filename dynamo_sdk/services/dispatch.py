@@ -91,7 +91,7 @@ class Dispatcher:
         self._chooser = Chooser(pools, clock, rng or Random(), log)
         self._background = Background()
         self.admission = Admission(pools, limits.max_prefill_tokens, limits.admission)
-        pools.on_news = self.admission.let_in
+        self._end_news = pools.on_news(self.admission.let_in)
 
     def start(
         self,
@@ -107,6 +107,7 @@ class Dispatcher:
         return call
 
     async def close(self) -> None:
+        self._end_news()
         await self._background.close()
 
     def in_background(self, work: Coroutine[object, object, None]) -> None:

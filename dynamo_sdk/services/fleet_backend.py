@@ -86,7 +86,7 @@ class FleetBackend(Backend):
                 context.fleet,
                 self._pools,
                 self._pools.events,
-                Dispatcher(self._pools, context.clock, DispatchLimits()),  # before the one that hears news
+                Dispatcher(self._pools, context.clock, DispatchLimits()),
                 self._routes,
                 context.clock,
                 metrics,

@@ -60,7 +60,7 @@ class Pools:
         )
         self._pools: dict[tuple[str, Role], Pool] = {}  # until the fleet changes
         self._feeds: dict[WorkerId, asyncio.Task[None]] = {}
-        self.on_news: Callable[[], None] = _nobody_listens
+        self._news_listeners: list[Callable[[], None]] = []
         self._unsubscribe = fleet.subscribe(self._on_change)
 
     def pool(self, model: str, role: Role) -> Pool:
@@ -106,6 +106,17 @@ class Pools:
         """Every engine worker behind our edges, ready or not."""
         return [record for record in self._fleet.workers.values() if record.service in self._clients]
 
+    def on_news(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` whenever workers come and go, or say how busy they are; it must not block. What
+        this returns ends it."""
+        self._news_listeners.append(listener)
+
+        def end() -> None:
+            if listener in self._news_listeners:
+                self._news_listeners.remove(listener)
+
+        return end
+
     def observe(self, fact: RouterFact, now_s: float) -> None:
         """Count this frontend's own requests per worker."""
         self.book.observe(fact, now_s)
@@ -136,7 +147,11 @@ class Pools:
                 self.events.unfollow(worker_id)
             self.book.leave(worker_id)
         self._follow_feeds(fleet)
-        self.on_news()
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        for listener in list(self._news_listeners):
+            listener()
 
     def _join(self, record: WorkerRecord) -> None:
         served = record.models[0] if record.models else None
@@ -170,13 +185,10 @@ class Pools:
                 async with aclosing(client.stream(record.worker_id, "loads", timeout_s=None)) as loads:
                     async for load in loads:
                         self.book.reported(record.worker_id, load, self._clock.now_s())
-                        self.on_news()
+                        self._tell_news()
             self.book.silent(record.worker_id)
+            self._tell_news()
             await self._clock.sleep(FEED_RETRY_S)
-
-
-def _nobody_listens() -> None:
-    pass
 
 
 def _block_size(worker: WorkerRecord, model: str) -> int | None:

@@ -55,3 +55,20 @@ async def test_closed_pools_start_no_feeds() -> None:
         names = {task.get_coro().__qualname__ for task in asyncio.all_tasks() - before}  # type: ignore[union-attr]
         assert "Pools._read_loads" not in names
         await fleet.pools.close()
+
+
+async def test_everybody_who_listens_is_told_of_news_also_of_silence() -> None:
+    async with Fleet() as fleet:
+        told: list[str] = []
+        ends = [fleet.pools.on_news(lambda name=name: told.append(name)) for name in "ab"]  # type: ignore[misc]
+        await fleet.add("w", Role.AGGREGATED)
+        await settle()
+        assert set(told) == {"a", "b"}
+        for end in (ends[0], ends[0]):
+            end()
+        told.clear()
+        (
+            await fleet.pools.client_of(fleet.pools.all_workers()[0]).connections.to(WorkerId("w"), None)
+        ).close_soon()
+        assert (await candidate(fleet)).load is None
+        assert told == ["b"], "what others have sent there is not known any more"
