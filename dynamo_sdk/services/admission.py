@@ -21,7 +21,7 @@ Pool = tuple[str, Role]
 @dataclass(slots=True)
 class _Line:
     queue: AdmissionQueue
-    waiting: dict[str, tuple[Route, Callable[[], None]]] = field(default_factory=dict)
+    waiting: dict[str, Callable[[], None]] = field(default_factory=dict)
 
 
 class Admission:
@@ -48,13 +48,14 @@ class Admission:
         go: Callable[[], None],
     ) -> bool:
         """False: go on. True: ``go`` is called when there is room and it is its turn, unless it leaves.
-        Nobody overtakes those who wait. Work that has begun does not wait. Raises ``Overloaded``."""
-        if self._max_prefill_tokens is None or ask.can_wait or ask.pool is Role.DECODE:
+        Nobody overtakes those who wait. Work that has begun, or has failed elsewhere, does not wait. Raises
+        ``Overloaded``."""
+        if self._max_prefill_tokens is None or ask.can_wait or ask.excluded or ask.pool is Role.DECODE:
             return False
         pool = (model, ask.pool)
         line = self._lines.get(pool)
         if line is None:
-            if not self._is_full(pool, ask):
+            if not self._is_full(pool):
                 return False
             line = self._lines[pool] = _Line(AdmissionQueue(self._limits))
         line.queue.put(
@@ -65,7 +66,7 @@ class Admission:
                 cost=ask.num_tokens,
             )
         )
-        line.waiting[request.request_id] = (ask, go)
+        line.waiting[request.request_id] = go
         return True
 
     def leave(self, request_id: str) -> None:
@@ -82,28 +83,23 @@ class Admission:
         self._is_letting_in = True
         try:
             for pool, line in list(self._lines.items()):
-                while line.queue and not self._is_full(pool, None):
+                while line.queue and not self._is_full(pool):
                     request = line.queue.next()
                     assert request is not None
-                    _, go = line.waiting.pop(request.request_id)
-                    go()
+                    line.waiting.pop(request.request_id)()
                 self._forget_if_empty(pool, line)
         finally:
             self._is_letting_in = False
 
     def _forget_if_empty(self, pool: Pool, line: _Line) -> None:
-        if not line.queue:
-            self._lines.pop(pool, None)
+        """There may be another line by now: whoever went may have brought others to leave and to come."""
+        if not line.queue and self._lines.get(pool) is line:
+            del self._lines[pool]
 
-    def _is_full(self, pool: Pool, ask: Route | None) -> bool:
-        """Every one that could take it; a pool without workers is not full, it fails."""
+    def _is_full(self, pool: Pool) -> bool:
+        """Every worker; a pool without workers is not full, it fails."""
         limit = self._max_prefill_tokens
-        excluded = ask.excluded if ask is not None else frozenset()
-        candidates = [
-            candidate
-            for candidate in self._pools.pool(*pool).candidates
-            if candidate.worker_id not in excluded
-        ]
+        candidates = self._pools.pool(*pool).candidates
         return bool(candidates) and all(
             limit is not None and candidate.num_prefill_tokens + candidate.num_other_prefill_tokens > limit
             for candidate in candidates
