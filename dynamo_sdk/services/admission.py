@@ -33,7 +33,7 @@ class Admission:
         self._max_prefill_tokens = max_prefill_tokens
         self._limits = limits
         self._lines: dict[Pool, _Line] = {}
-        self._is_letting_in = False
+        self._is_letting_in = self._has_news = False
 
     @property
     def num_waiting(self) -> int:
@@ -78,16 +78,19 @@ class Admission:
 
     def let_in(self) -> None:
         """Something has changed: whoever has room now goes."""
-        if self._is_letting_in or not self._lines:
+        self._has_news = True
+        if self._is_letting_in:
             return
         self._is_letting_in = True
         try:
-            for pool, line in list(self._lines.items()):
-                while line.queue and not self._is_full(pool):
-                    request = line.queue.next()
-                    assert request is not None
-                    line.waiting.pop(request.request_id)()
-                self._forget_if_empty(pool, line)
+            while self._has_news and self._lines:  # who goes makes news, also for lines that were looked at
+                self._has_news = False
+                for pool, line in list(self._lines.items()):
+                    while line.queue and not self._is_full(pool):
+                        request = line.queue.next()
+                        assert request is not None
+                        line.waiting.pop(request.request_id)()
+                    self._forget_if_empty(pool, line)
         finally:
             self._is_letting_in = False
 

@@ -57,7 +57,7 @@ class AnyTraffic(RuleBasedStateMachine):
         cost=st.integers(1, 2 * LIMIT),
         priority=st.integers(0, 1),
         tenant=st.sampled_from(["", "a", "b"]),
-        then=st.sampled_from(["nothing", "leave", "leave and ask", "ask", "leave all and ask"]),
+        then=st.sampled_from(["nothing", "leave", "leave and ask", "ask", "leave all and ask", "free"]),
     )
     def ask(self, model: str, cost: int, priority: int, tenant: str, then: str) -> None:
         self._ask(model, cost, priority, tenant, then)
@@ -83,6 +83,9 @@ class AnyTraffic(RuleBasedStateMachine):
         if workers := self.fleet[model]:
             min(workers, key=lambda worker: worker.num_prefill_tokens).num_prefill_tokens += cost
         others = [other for other, where in self.waiting.items() if where == model]
+        if then == "free":
+            for worker in (worker for workers in self.fleet.values() for worker in workers):
+                worker.num_prefill_tokens = 0
         if then.startswith("leave"):
             for other in others if "all" in then else others[:1]:
                 self._leave(other)
