@@ -1,8 +1,9 @@
 """The parity doctor: does what each worker says of its cache agree with what routers look up?
 
-Once per worker whose router looks at overlaps: a few short prompts go through the legs of real requests to
-that worker, and the keys that were predicted for them are looked for in the index, where the worker's KV
-events should bring them. What ``kv.parity`` makes of it is in ``/health``, one line of the log and a metric.
+Once per model of each worker whose router looks at overlaps: a few short prompts go through the legs of real
+requests to that worker, and the keys that were predicted for them are looked for in the index, where the
+worker's KV events should bring them. What ``kv.parity`` makes of it is in ``/health``, a line of the log and
+a metric. A worker that did not answer, because it is busy, is asked again later.
 
 One prompt at a time, after all requests of clients in the engine's order, and each with a deadline. They are
 sent past admission and the decision log, and routers do not learn of them.
@@ -14,6 +15,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 
@@ -48,10 +50,20 @@ LIVE_TIMEOUT_S = 10.0
 LIVE_POLL_S = 0.1
 PROBE_TIMEOUT_S = 30.0
 EVENT_TIMEOUT_S = 5.0
+RETRY_S = 60.0
+MAX_RETRY_S = 960.0
 PRIORITY = 1_000_000
 MAX_EVENTS_KEPT = 65_536
 
 PipelineOf = Callable[[ModelRecord], Awaitable[ModelPipeline]]
+_Key = tuple[str, WorkerId]
+"""A model, and a worker that serves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    at_s: float
+    pause_s: float
 
 
 class ParityDoctor:
@@ -76,9 +88,10 @@ class ParityDoctor:
         self._clock = clock
         self._metrics = metrics
         self._rng = rng
-        self._num_probes = 0
+        self._num_probes = self._num_unanswered = 0
         self._task: asyncio.Task[None] | None = None
-        self.reports: dict[WorkerId, ParityReport] = {}
+        self.reports: dict[_Key, ParityReport] = {}
+        self._retries: dict[_Key, _Retry] = {}
 
     def start(self, pipeline_of: PipelineOf) -> None:
         """Check each worker that is there, and each that comes. Again: nothing."""
@@ -98,7 +111,7 @@ class ParityDoctor:
         if not any(router.uses_overlap for router in self._routes[model].routers.values()):
             return ""
         workers = [worker.worker_id for route, worker in self._workers() if route.name == model]
-        reports = {name: self.reports[name] for name in workers if name in self.reports}
+        reports = {name: self.reports[model, name] for name in workers if (model, name) in self.reports}
         num_ok = sum(report.verdict is Verdict.OK for report in reports.values())
         text = f"block keys as predicted on {num_ok} of {len(workers)} workers"
         if len(reports) < len(workers):
@@ -109,16 +122,18 @@ class ParityDoctor:
         return text
 
     def is_misled(self, worker_id: WorkerId) -> bool:
-        """Whether what the index holds of this worker is known to be of no use."""
-        report = self.reports.get(worker_id)
-        return report is not None and report.is_misleading
+        """Whether what the index holds of this worker is known to be of no use, for any of its models."""
+        return any(report.is_misleading for (_, name), report in self.reports.items() if name == worker_id)
 
     # -- which workers
 
     async def _check_all(self, pipeline_of: PipelineOf) -> None:
         while True:
-            await self._fleet.wait_until(lambda _: bool(self._unchecked()))
-            route, worker = self._unchecked()[0]
+            while not (due := self._due()):
+                await self._wait_for_work()
+            route, worker = due[0]
+            key = (route.name, worker.worker_id)
+            self._num_unanswered = 0
             try:
                 report = await self._check(route, worker, pipeline_of)
             except Exception as error:  # a frontend serves without this
@@ -126,9 +141,31 @@ class ParityDoctor:
                     logger.exception("the block keys of %s could not be checked", worker.worker_id)
                 report = ParityReport((_unknown("-", f"{type(error).__name__}: {error}"),))
             if worker.worker_id in self._fleet.workers:
-                self._tell(route.name, worker.worker_id, report)
-            for name in [known for known in self.reports if known not in self._fleet.workers]:
-                del self.reports[name]
+                self._tell(key, report)
+                self._plan_retry(key)
+            for key in [known for known in self.reports if known[1] not in self._fleet.workers]:
+                del self.reports[key]
+                self._retries.pop(key, None)
+
+    async def _wait_for_work(self) -> None:
+        """Until the fleet changes so that there is somebody to check, or it is time to ask somebody again."""
+        waiting = asyncio.get_running_loop().create_task(self._fleet.wait_until(lambda _: bool(self._due())))
+        now_s = self._clock.now_s()  # what is due already waits for its worker to be ready again
+        next_s = min((retry.at_s for retry in self._retries.values() if retry.at_s > now_s), default=None)
+        try:
+            if next_s is None:
+                await waiting
+            else:
+                await self._clock.wait(waiting, next_s)
+        finally:
+            waiting.cancel()
+
+    def _plan_retry(self, key: _Key) -> None:
+        """Where a probe was not answered: each time later."""
+        before = self._retries.pop(key, None)
+        if self._num_unanswered:
+            pause_s = RETRY_S if before is None else min(2 * before.pause_s, MAX_RETRY_S)
+            self._retries[key] = _Retry(self._clock.now_s() + pause_s, pause_s)
 
     def _workers(self) -> list[tuple[ModelRoute, WorkerRecord]]:
         """Those whose router looks at what they hold."""
@@ -140,11 +177,19 @@ class ParityDoctor:
             for worker in self._pools.workers(route.name, role)
         ]
 
-    def _unchecked(self) -> list[tuple[ModelRoute, WorkerRecord]]:
-        return [found for found in self._workers() if found[1].worker_id not in self.reports]
+    def _due(self) -> list[tuple[ModelRoute, WorkerRecord]]:
+        """Those that were never checked first."""
+        now_s = self._clock.now_s()
+        keys = {(route.name, worker.worker_id): (route, worker) for route, worker in self._workers()}
+        new = [found for key, found in keys.items() if key not in self.reports]
+        late = {key for key, retry in self._retries.items() if retry.at_s <= now_s}
+        return new or [found for key, found in keys.items() if key in late]
 
-    def _tell(self, model: str, worker_id: WorkerId, report: ParityReport) -> None:
-        self.reports[worker_id] = report
+    def _tell(self, key: _Key, report: ParityReport) -> None:
+        before, self.reports[key] = self.reports.get(key), report
+        if report == before:
+            return
+        model, worker_id = key
         self._metrics.count_parity_check(model=model, verdict=report.verdict.value)
         level = logging.INFO if report.verdict is Verdict.OK else logging.WARNING
         logger.log(level, "parity of %s: %s; %s", worker_id, report.verdict, report.describe())
@@ -154,6 +199,8 @@ class ParityDoctor:
     async def _check(self, route: ModelRoute, worker: WorkerRecord, pipeline_of: PipelineOf) -> ParityReport:
         served = next(model for model in worker.models if model.name == route.name)
         if served.block_size is None or not await self._is_heard(worker.worker_id):
+            feed = self._events.statistics().get(worker.worker_id)
+            self._num_unanswered += served.block_size is not None and feed is not None and feed.publishes
             text = "the worker publishes no KV events" if served.block_size else "the engine has no KV blocks"
             return ParityReport((ProbeFinding(probe="-", verdict=Verdict.NO_EVENTS, text=text),))
         adapters = [model.name for model in worker.models if model.parent == route.name]
@@ -194,6 +241,7 @@ class ParityDoctor:
             await self._send(probe, rank, route, worker)
             await self._clock.wait(watch.has_all, self._clock.now_s() + EVENT_TIMEOUT_S)
         except DynamoError as error:
+            self._num_unanswered += 1
             return _unknown(probe.name, f"the engine did not answer: {error}")
         finally:
             self._events.listen(worker.worker_id, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
@@ -115,7 +115,11 @@ class Fleet:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def add(self, name: str, role: Role) -> Scripted:
+    @property
+    def view(self) -> FleetView:
+        return self._view
+
+    async def add(self, name: str, role: Role, *, models: Sequence[str] = ("m",)) -> Scripted:
         worker = self.workers[name] = Scripted()
         handler = serve_endpoints(worker, codecs_of(endpoints_of(Scripted), role.value))
         server = Server(self.network, handler, clock=self.clock)
@@ -129,7 +133,7 @@ class Fleet:
                 address=server.address,
                 is_ready=True,
                 role=role,
-                models=(ModelRecord(name="m", path="/", context_length=1000),),
+                models=tuple(ModelRecord(name=model, path="/", context_length=1000) for model in models),
             )
         )
         await self._view.wait_until(lambda workers: WorkerId(name) in workers)

@@ -206,6 +206,25 @@ async def test_an_engine_that_hangs_is_not_waited_for(monkeypatch: pytest.Monkey
         assert await shown.checks() == {"unknown": 1.0}
 
 
+async def test_a_worker_that_was_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROBE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(doctor, "RETRY_S", 0.05)
+    opened, is_busy = MockerEngine.open, True
+
+    def hang(self: MockerEngine, request: GenerateRequest) -> ItemSource[GenerateChunk]:
+        is_probe = request.request_id.startswith("parity-")
+        return Silent() if is_busy and is_probe else opened(self, request)
+
+    monkeypatch.setattr(MockerEngine, "open", hang)
+    async with running(Graph(WholeApi), ["Whole"]) as shown:
+        assert "unknown, probe 'text': the engine did not answer" in await shown.checked()
+        is_busy = False
+        with anyio.fail_after(30):
+            while "block keys as predicted on 1 of 1 workers" not in await shown.health():
+                await checkpoint()
+        assert await shown.checks() == {"unknown": 1.0, "ok": 1.0}
+
+
 class Silent(ItemSource[GenerateChunk]):
     """Nothing ever comes."""
 
