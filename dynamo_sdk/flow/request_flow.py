@@ -37,6 +37,7 @@ from dynamo_sdk.types import (
     FinishReason,
     GenerateChunk,
     GenerateRequest,
+    KVSource,
     KVTransferParams,
     LegTiming,
     PackedTokens,
@@ -113,6 +114,7 @@ class RequestFlow:
     _legs: dict[Role, _Leg] = field(default_factory=dict)
     _workers: dict[Role, WorkerRecord] = field(default_factory=dict)
     _dp_ranks: dict[Role, int | None] = field(default_factory=dict)
+    _kv_sources: dict[Role, KVSource | None] = field(default_factory=dict)
     _predicted_cached: dict[Role, int] = field(default_factory=dict)
     _excluded: set[WorkerId] = field(default_factory=set)
     _ticket: _Ticket | None = None
@@ -134,13 +136,15 @@ class RequestFlow:
         now_s: float,
         dp_rank: int | None = None,
         num_cached_tokens: int = 0,
+        kv_source: KVSource | None = None,
     ) -> list[Action]:
         """A worker was chosen, and one of its data-parallel ranks if it has several. ``num_cached_tokens``:
-        what it should have of the prompt."""
+        what it should have of the prompt. ``kv_source``: where it may find more."""
         if self.state in OVER:
             return []
         self._dp_ranks[pool] = dp_rank
         self._predicted_cached[pool] = num_cached_tokens
+        self._kv_sources[pool] = kv_source
         connector = self.config.connector
         if connector is None or (
             pool is Role.DECODE and self._ticket is None and Role.PREFILL not in self._workers
@@ -254,6 +258,7 @@ class RequestFlow:
             generated=PackedTokens(self.request.generated + pack_tokens(self.output)),
             role=role,
             dp_rank=self._dp_ranks.get(pool),
+            kv_source=None if role is Role.DECODE else self._kv_sources.get(pool),
         )
 
     def _send(self, leg: Role, pool: Role, worker: WorkerRecord, request: GenerateRequest) -> list[Action]:

@@ -18,12 +18,18 @@ from dynamo_sdk.types.workers import WorkerId
 
 
 class Overlap(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Leading blocks of the prompt that a worker holds, each counted in the fastest tier that has it."""
+    """Leading blocks of the prompt that a worker holds, each counted in the fastest tier that has it.
+
+    ``remote_blocks``: not its own, but it can read them from a tier that others fill, or from another
+    worker. ``readable_blocks``: how many leading blocks its own host and disk tiers have, on the device
+    too or not, which is what other workers can read; counted among the others already.
+    """
 
     device_blocks: int = 0
     host_blocks: int = 0
     disk_blocks: int = 0
     remote_blocks: int = 0
+    readable_blocks: int = 0
 
     @property
     def num_blocks(self) -> int:

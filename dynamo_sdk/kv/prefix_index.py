@@ -199,10 +199,15 @@ class PrefixIndex:
     def _tiered_overlap(self, seat: int, path: list[tuple[Run, int]]) -> Overlap | None:
         tiers = self._of_seat[seat]
         counts = [0, 0, 0, 0]
+        depth = num_readable = 0
         for run, count in path:
             bitmaps = [run.held(tiers[tier]) if tier in tiers else 0 for tier in _TIERS]
             anywhere = bitmaps[0] | bitmaps[1] | bitmaps[2] | bitmaps[3]
             num_leading = min((~anywhere & (anywhere + 1)).bit_length() - 1, count)
+            if num_readable == depth:
+                readable = bitmaps[1] | bitmaps[2]
+                num_readable += min((~readable & (readable + 1)).bit_length() - 1, count)
+            depth += count
             rest = (1 << num_leading) - 1
             for index, bitmap in enumerate(bitmaps):
                 counts[index] += (rest & bitmap).bit_count()
@@ -212,7 +217,11 @@ class PrefixIndex:
         if not any(counts):
             return None
         return Overlap(
-            device_blocks=counts[0], host_blocks=counts[1], disk_blocks=counts[2], remote_blocks=counts[3]
+            device_blocks=counts[0],
+            host_blocks=counts[1],
+            disk_blocks=counts[2],
+            remote_blocks=counts[3],
+            readable_blocks=num_readable,
         )
 
     def snapshot(self, seat: int) -> tuple[KVDigest, ...]:

@@ -23,6 +23,7 @@ from dynamo_sdk.interfaces.router import NO_OVERLAP
 from dynamo_sdk.kv import DecisionIndex, PrefixKeys, deepest
 from dynamo_sdk.types import LoadSnapshot, Role, WorkerId
 
+from .kv_sources import KVSources
 from .seats import Finished, Flight, Predictions, Seat, SeatPool, note_step, set_rates, take_report
 
 RECENT_REQUESTS = 64
@@ -63,6 +64,7 @@ class CandidateBook:
         self._seats: dict[int, Seat] = {}
         self._free_numbers: list[int] = []
         self._matched: list[Candidate] = []
+        self._sources = KVSources()
 
     # -- who is there
 
@@ -74,9 +76,11 @@ class CandidateBook:
         dp_size: int = 1,
         block_size: int | None = None,
         num_blocks: int | None = None,
+        reads_others: bool = False,
     ) -> tuple[int, ...]:
         """A worker has come; returns its seats, by rank. Workers of a ``pool`` do the same work, so what is
-        measured of one is a first guess of the next. One that is there already keeps its seats."""
+        measured of one is a first guess of the next. ``reads_others``: those of the pool read each other's
+        tiers. One that is there already keeps its seats."""
         if worker_id not in self._workers:
             shared = self._pools.setdefault(pool, SeatPool())
             candidates = [
@@ -85,6 +89,8 @@ class CandidateBook:
             self._workers[worker_id] = tuple(
                 self._sit_down(candidate, shared, block_size or 1) for candidate in candidates
             )
+            for seat in self._workers[worker_id]:
+                seat.reads_others = reads_others
         return self.seats(worker_id)
 
     def leave(self, worker_id: WorkerId) -> None:
@@ -123,9 +129,11 @@ class CandidateBook:
         for candidate in self._matched:
             candidate.overlap = NO_OVERLAP
         self._matched.clear()
+        self._sources.look_up({}, self._seats)
         if not len(keys):
             return
         found = self._index.match(keys) if self._index is not None else {}
+        self._sources.look_up(found, self._seats)
         for decisions in (self._recent, self._approximate):
             if decisions is not None:
                 found = deepest(dict(found), decisions.match(keys, now_s))
@@ -133,6 +141,12 @@ class CandidateBook:
             if (seat := self._seats.get(number)) is not None:
                 seat.candidate.overlap = overlap
                 self._matched.append(seat.candidate)
+        self._matched.extend(self._sources.credit(self._seats))
+
+    def kv_source(self, candidate: Candidate) -> tuple[WorkerId, int] | None:
+        """Whose tiers ``candidate`` should read for the prompt that was looked up last, and how many of its
+        leading blocks are there; None where nobody has clearly more than it has itself."""
+        return self._sources.source(self._workers[candidate.worker_id][candidate.dp_rank])
 
     def cached_tokens(self, candidate: Candidate, num_tokens: int, block_size: int | None) -> int:
         """What a request of ``num_tokens`` need not compute there; the last token always is computed."""

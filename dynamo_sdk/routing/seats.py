@@ -92,6 +92,7 @@ class Seat:
     slowness: Slowness = field(default_factory=Slowness)
     decode_s_per_token: Average = field(default_factory=lambda: Average(0.0, 32))
     has_events: bool = False
+    reads_others: bool = False  # the worker reads tiers of others, and they its
     others: float | None = None  # requests that are not ours, signed and smoothed
 
 

@@ -19,7 +19,7 @@ from dynamo_sdk.kv import PrefixKeys, prefix_keys
 from dynamo_sdk.routing.decision_log import decided, heard
 from dynamo_sdk.routing.explanation import explain
 from dynamo_sdk.runtime.clock import Clock
-from dynamo_sdk.types import GenerateRequest, WorkerId
+from dynamo_sdk.types import GenerateRequest, KVSource, WorkerId
 
 from .decision_writer import DecisionWriter
 from .openai.backend import NO_HINTS, RoutingHints
@@ -85,11 +85,14 @@ class Chooser:
             self._log.write(decided(request, candidates, decision, now_s=now_s, seed=seed))
         if hints.explanations is not None:
             hints.explanations.append(explain(request, candidates, decision, ask.excluded, now_s))
-        num_cached_tokens = 0
+        num_cached_tokens, kv_source = 0, None
         if keys is not None:
-            num_cached_tokens = self._expect(pool, candidates, decision, request, keys, now_s)
+            candidate = _candidate(candidates, decision)
+            num_cached_tokens = self._pools.book.cached_tokens(candidate, request.num_tokens, pool.block_size)
+            kv_source = self._kv_source(pool, candidate, ask)
+            self._pools.book.sent(candidate, keys, now_s)  # from now on all of it counts as held there
         dp_rank = decision.dp_rank if chosen.dp_size > 1 else None
-        return flow.routed(ask.pool, chosen, now_s, dp_rank, num_cached_tokens)
+        return flow.routed(ask.pool, chosen, now_s, dp_rank, num_cached_tokens, kv_source)
 
     def observe(self, model: str, router: Router, fact: RouterFact) -> None:
         """Let book and router learn a fact."""
@@ -102,22 +105,23 @@ class Chooser:
         except Exception:  # the request does not depend on what it learns
             logger.exception("router of model %s failed to learn", model)
 
-    def _expect(
-        self,
-        pool: Pool,
-        candidates: list[Candidate],
-        decision: RoutingDecision,
-        request: RoutingRequest,
-        keys: PrefixKeys,
-        now_s: float,
-    ) -> int:
-        """How many tokens should be cached where it goes; from now on all of it counts as held there."""
-        book = self._pools.book
-        for candidate in candidates:
-            if candidate.worker_id == decision.worker_id and candidate.dp_rank == decision.dp_rank:
-                book.sent(candidate, keys, now_s)
-                return book.cached_tokens(candidate, request.num_tokens, pool.block_size)
-        return 0
+    def _kv_source(self, pool: Pool, candidate: Candidate, ask: Route) -> KVSource | None:
+        """Another worker that has clearly more of the prompt than the chosen one."""
+        found = self._pools.book.kv_source(candidate)
+        if found is None or found[0] in ask.excluded:
+            return None
+        record = pool.by_id.get(found[0])
+        if record is None or record.kv_address is None:
+            return None
+        return KVSource(worker_id=record.worker_id, address=record.kv_address, num_blocks=found[1])
+
+
+def _candidate(candidates: list[Candidate], decision: RoutingDecision) -> Candidate:
+    return next(
+        candidate
+        for candidate in candidates
+        if candidate.worker_id == decision.worker_id and candidate.dp_rank == decision.dp_rank
+    )
 
 
 def _keys(request: GenerateRequest, pool: Pool) -> PrefixKeys | None:

@@ -161,6 +161,7 @@ class Pools:
             dp_size=record.dp_size,
             block_size=served.block_size if served is not None else None,
             num_blocks=record.num_blocks,
+            reads_others=record.kv_address is not None,
         )
 
     def _follow_feeds(self, fleet: Fleet) -> None:

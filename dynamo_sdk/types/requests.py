@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from .kv_transfer import KVTransferParams
+from .kv_transfer import KVSource, KVTransferParams
 from .tokens import NO_TOKENS, PackedTokens, num_tokens, unpack_tokens
 
 
@@ -50,7 +50,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
     ``prompt`` and ``generated`` are packed ids (see ``types.tokens``). ``generated`` are tokens that an
     earlier leg already produced: they count against ``max_tokens``, for penalties and for the seed's
-    position, and are not emitted again.
+    position, and are not emitted again. ``kv_source``: where blocks of it may be read instead of computed.
     """
 
     request_id: str
@@ -65,6 +65,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     priority: int = 0  # smaller runs first
     dp_rank: int | None = None
     decision_id: str | None = None
+    kv_source: KVSource | None = None
 
     @property
     def served_name(self) -> str:

@@ -18,6 +18,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     ``address``: where its request plane listens, ``unix:/path`` or ``tcp:host:port``.
     ``url``: its HTTP address, if it serves one. ``is_ready``: every edge it depends on has answered.
+    ``kv_address``: where its tiers can be read by others, if it reads those of others as well.
     ``handover_address``: where its engine meets the other leg of a hand-over, as its KV connector reads it.
     """
 
@@ -35,4 +36,5 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     dp_size: int = 1
     num_blocks: int | None = None
     publishes_kv_events: bool = False
+    kv_address: str | None = None
     pid: int | None = None

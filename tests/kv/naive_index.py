@@ -59,8 +59,16 @@ class NaiveIndex:
                     break
                 counts[tier] += 1
             if any(counts.values()):
-                found[seat] = Overlap(**{f"{tier.value}_blocks": count for tier, count in counts.items()})
+                found[seat] = Overlap(
+                    **{f"{tier.value}_blocks": count for tier, count in counts.items()},
+                    readable_blocks=self._num_readable(seat, prompt),
+                )
         return found
+
+    def _num_readable(self, seat: int, prompt: Sequence[int]) -> int:
+        readable = self._held(seat, KVTier.HOST) | self._held(seat, KVTier.DISK)
+        lengths = range(1, len(prompt) + 1)
+        return next((n - 1 for n in lengths if tuple(prompt[:n]) not in readable), len(prompt))
 
     @property
     def num_entries(self) -> int:

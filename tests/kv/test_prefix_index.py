@@ -74,9 +74,26 @@ def test_each_block_counts_in_its_fastest_tier():
     index.apply(0, stored(0, 8, tier=KVTier.HOST))
     index.apply(0, stored(8, 9, tier=KVTier.DISK))
     index.apply(0, BlocksRemoved(block_hashes=(2,)))
-    assert index.match(keys()) == {0: Overlap(device_blocks=5, host_blocks=3, disk_blocks=1)}
+    assert index.match(keys()) == {
+        0: Overlap(device_blocks=5, host_blocks=3, disk_blocks=1, readable_blocks=9)
+    }
     index.apply(0, BlocksRemoved(block_hashes=(2,), tier=KVTier.HOST))
-    assert index.match(keys()) == {0: Overlap(device_blocks=2)}, "nobody can use what follows a hole"
+    assert index.match(keys()) == {0: Overlap(device_blocks=2, readable_blocks=2)}, (
+        "nobody can use what follows a hole"
+    )
+
+
+def test_what_others_can_read_lies_below_the_device():
+    index = PrefixIndex()
+    index.apply(0, stored(0, 8))
+    index.apply(0, stored(0, 4, tier=KVTier.HOST))
+    index.apply(0, stored(4, 6, tier=KVTier.DISK))
+    index.apply(1, stored(0, 3))
+    index.apply(1, stored(3, 9, tier=KVTier.HOST))
+    found = index.match(keys())
+    assert found[0] == Overlap(device_blocks=8, readable_blocks=6)
+    assert found[1] == Overlap(device_blocks=3, host_blocks=6, readable_blocks=0)
+    assert index.match(keys(5))[0].readable_blocks == 5
 
 
 def test_cleared_and_dropped_seats_hold_nothing():

@@ -119,7 +119,15 @@ class Fleet:
     def view(self) -> FleetView:
         return self._view
 
-    async def add(self, name: str, role: Role, *, models: Sequence[str] = ("m",)) -> Scripted:
+    async def add(
+        self,
+        name: str,
+        role: Role,
+        *,
+        models: Sequence[str] = ("m",),
+        block_size: int | None = None,
+        kv_address: str | None = None,
+    ) -> Scripted:
         worker = self.workers[name] = Scripted()
         handler = serve_endpoints(worker, codecs_of(endpoints_of(Scripted), role.value))
         server = Server(self.network, handler, clock=self.clock)
@@ -133,7 +141,11 @@ class Fleet:
                 address=server.address,
                 is_ready=True,
                 role=role,
-                models=tuple(ModelRecord(name=model, path="/", context_length=1000) for model in models),
+                models=tuple(
+                    ModelRecord(name=model, path="/", context_length=1000, block_size=block_size)
+                    for model in models
+                ),
+                kv_address=kv_address,
             )
         )
         await self._view.wait_until(lambda workers: WorkerId(name) in workers)
