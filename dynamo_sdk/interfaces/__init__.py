@@ -1,6 +1,6 @@
 """What a plugin author reads: one interface, one file."""
 
-from .block_memory import BlockMemory, BlockReservation, ExposesBlocks, SharedRegion
+from .block_memory import BlockMemory, BlockReservation, ExposesBlocks, MemorySpan, SharedRegion
 from .discovery import Discovery, Fleet, Lease
 from .engine import (
     AdaptsLora,
@@ -76,6 +76,7 @@ __all__ = [
     "LaunchOptions",
     "Launcher",
     "Lease",
+    "MemorySpan",
     "OpensSources",
     "Overlap",
     "Planner",

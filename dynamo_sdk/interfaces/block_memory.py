@@ -30,6 +30,16 @@ class SharedRegion:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySpan:
+    """Block memory as this process addresses it, for networks that reach into it. Block ``i`` lies at
+    ``address + i * layout.block_bytes``. ``gpu``: the CUDA device that the address belongs to, or None."""
+
+    address: int
+    size_bytes: int
+    gpu: int | None = None
+
+
 class BlockMemory(ABC):
     """The bytes of an engine's blocks. Callable from any thread, at once for different blocks."""
 
@@ -40,6 +50,11 @@ class BlockMemory(ABC):
     @property
     def shared_region(self) -> SharedRegion | None:
         """Set when other processes can map the blocks directly."""
+        return None
+
+    @property
+    def span(self) -> MemorySpan | None:
+        """Set when the blocks lie in one piece that stays where it is for as long as this object lives."""
         return None
 
     @abstractmethod

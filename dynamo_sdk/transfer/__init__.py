@@ -6,15 +6,17 @@
     params = server.issue(id, held_blocks, memory, ...)
       └── KVTransferParams ── request flow, DirectConnector ──> fetcher.fetch(params, pairs, memory, ...)
     BlockServer  <────────────── claim, done ──────────────── BlockFetcher
-    BlockMemory  ──────── mapped memory or a socket ────────> BlockMemory
+    BlockMemory  ──── mapped memory, NIXL or a socket ──────> BlockMemory      reslice: if they differ
 """
 
 from .direct import DirectConnector
-from .exchange import BackEnd, TransferReport
+from .exchange import TransferReport
 from .fetch import BlockFetcher, BlockFetcherStatistics
 from .host import HostIdentity, host_identity
 from .memory import HostBlockMemory
+from .nixl import NixlTicket
 from .server import BlockServer, BlockServerStatistics
+from .settings import BackEnd, TransferSettings
 from .ticket import DIRECT, DirectTicket, RegionTicket
 from .ticket_book import TicketBook, TicketState
 
@@ -29,9 +31,11 @@ __all__ = [
     "DirectTicket",
     "HostBlockMemory",
     "HostIdentity",
+    "NixlTicket",
     "RegionTicket",
     "TicketBook",
     "TicketState",
     "TransferReport",
+    "TransferSettings",
     "host_identity",
 ]

@@ -7,41 +7,32 @@ ends at once and a copy at the end of its present piece.
 from __future__ import annotations
 
 import socket
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
 
-from dynamo_sdk.errors import (
-    ProtocolError,
-    TicketExpired,
-    TicketUnknown,
-    TransferError,
-    WireError,
-    error_from_code,
-)
+from xxhash import xxh3_128_digest
+
+from dynamo_sdk.errors import ConfigError, TransferError
 from dynamo_sdk.interfaces import BlockMemory
 
 from . import wire
-from .address import TcpAddress, UnixAddress, connect, parse_address, shut, socket_for
+from .checksums import block_checksums
 from .copying import copy_blocks
 from .host import HostIdentity, host_identity
+from .link import Link
+from .nixl import AgentOnDemand, NixlAgent, nixl_pays
 from .region import Mappings
-from .stream import receive_blocks, receive_into
+from .reslice import Reslice, UnitCopy
+from .settings import BackEnd, TransferSettings
+from .slicing import Slicer
+from .stream import receive_blocks, receive_pieces
 from .ticket import DirectTicket
-
-CONNECT_S = 5.0
-"""The most time spent on one address before the ticket's next one is tried."""
-
-BackEnd = Literal["shm", "unix", "tcp"]
-
-Answer = TypeVar("Answer", bound=wire.FromServer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferReport:
-    """What one fetch moved. ``back_end``: mapped memory, or a stream through that kind of socket."""
+    """What one fetch moved. ``num_blocks`` and ``num_bytes`` are those of our own blocks that were filled."""
 
     num_blocks: int
     num_bytes: int
@@ -49,173 +40,197 @@ class TransferReport:
     back_end: BackEnd
 
 
-class Exchange:
-    """Fetch what one ticket grants. ``run`` once, on a thread; ``abort`` from any other.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchOrder:
+    """What to fetch. ``pairs``: (index of an own block in the sequence, its id).
 
-    ``connection`` is the idle one to start with; after ``run`` it is the one to keep, or None.
+    ``plan`` is set when the layouts differ; then ``copies`` say which unit goes where. Otherwise the index
+    of an own block is the index of the ticket's.
     """
 
-    def __init__(
-        self,
-        ticket: DirectTicket,
-        pairs: Sequence[tuple[int, int]],
-        into: BlockMemory,
-        *,
-        host: HostIdentity | None,
-        peer_mappings: Mappings,
-        own_mappings: Mappings,
-        connection: socket.socket | None,
-        secret: bytes | None,
-        deadline_s: float,
-        now: Callable[[], float],
-    ) -> None:
-        self._ticket = ticket
-        self._pairs = pairs
-        self._into = into
-        self._given_host = host
-        self._peer_mappings = peer_mappings
-        self._own_mappings = own_mappings
-        self._secret = secret
-        self._deadline_s = deadline_s
-        self._now = now
-        self._is_aborted = False
-        self._lock = threading.Lock()  # nobody shuts a socket whose number is being given back
-        self.connection = connection
+    ticket: DirectTicket
+    pairs: Sequence[tuple[int, int]]
+    into: BlockMemory
+    plan: Reslice | None = None
+    copies: Sequence[UnitCopy] = ()
+
+    def needed_indexes(self) -> list[int]:
+        """Which of the ticket's blocks, each once where they are cut."""
+        if self.plan is None:
+            return [index for index, _ in self.pairs]
+        return sorted({copy.source_index for copy in self.copies})
+
+    def own_ids(self) -> list[int]:
+        return [block_id for _, block_id in self.pairs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchMeans:
+    """What a fetcher has to fetch with. ``host``: who we are, None = find out."""
+
+    settings: TransferSettings
+    host: HostIdentity | None
+    peer_mappings: Mappings
+    own_mappings: Mappings
+    nixl: AgentOnDemand
+    now: Callable[[], float]
+
+
+class Exchange:
+    """Fetch what one ticket grants. ``run`` once, on a thread; ``abort`` from any other."""
+
+    def __init__(self, order: FetchOrder, means: FetchMeans, link: Link) -> None:
+        self._order = order
+        self._means = means
+        self._link = link
+
+    @property
+    def connection(self) -> socket.socket | None:
+        """After ``run``: the one to keep."""
+        return self._link.connection
 
     def abort(self) -> None:
         """Make ``run`` raise soon. Idempotent."""
-        with self._lock:
-            self._is_aborted = True
-            if self.connection is not None:
-                shut(self.connection)
+        self._link.abort()
 
     def run(self) -> TransferReport:
         """Raises ``TransferError``; then the blocks of ``pairs`` hold nothing of worth."""
-        started_s = self._now()
+        started_s = self._means.now()
         try:
             back_end = self._fetch()
         except Exception as error:
             # The frames of a traceback that lives on would keep the memory of a dead peer mapped.
             traceback.clear_frames(error.__traceback__)
-            failure = self._failure(error)
+            failure = self._link.failure(error)
             if failure is error:
                 raise
             raise failure from error
+        num_blocks = len(self._order.pairs)
         return TransferReport(
-            num_blocks=len(self._pairs),
-            num_bytes=len(self._pairs) * self._into.layout.block_bytes,
-            duration_s=self._now() - started_s,
+            num_blocks=num_blocks,
+            num_bytes=num_blocks * self._order.into.layout.block_bytes,
+            duration_s=self._means.now() - started_s,
             back_end=back_end,
         )
 
-    @property
-    def _host(self) -> HostIdentity:
-        return self._given_host or host_identity()  # reads files, hence here on the thread
-
     def _fetch(self) -> BackEnd:
-        if self.connection is None:
-            self._connect()
-        assert self.connection is not None
-        peer_memory = None
-        if self._ticket.region is not None and self._host.can_share_memory(self._ticket.host):
-            peer_memory = self._peer_mappings.map(self._ticket.region)
-        own_memory = self._own_mappings.map_own(self._into)
-        if peer_memory is None:
-            self._send(wire.Claim(self._ticket.ticket_id, [index for index, _ in self._pairs]))
-            self._receive(wire.Claimed)
-            receive_blocks(self.connection, self._into, own_memory, self._own_ids(), self._remaining_s)
+        link, order = self._link, self._order
+        host = self._means.host or host_identity()  # reads files, hence here on the thread
+        connection = link.open(host)
+        ticket_id, indexes = order.ticket.ticket_id, order.needed_indexes()
+        own_memory = self._means.own_mappings.map_own(order.into)
+        peer_memory = self._peer_memory(host)
+        agent = None if peer_memory is not None else self._agent()
+        if peer_memory is None and agent is None:
+            link.send(wire.Claim(ticket_id, indexes))
+            link.receive(wire.Claimed)
+            received = self._stream(connection, own_memory, indexes)
         else:
-            self._send(wire.Claim(self._ticket.ticket_id, []))
-            source_ids = [self._ticket.block_ids[index] for index, _ in self._pairs]
-            copy_blocks(peer_memory, source_ids, self._into, own_memory, self._own_ids(), self._remaining_s)
-            self._receive(wire.Claimed)
-        self._send(wire.Done())
-        self._receive(wire.Released)
+            link.send(wire.Claim(ticket_id, []))
+            if agent is None:
+                assert peer_memory is not None
+                received = self._copy(peer_memory, own_memory, indexes)
+            else:
+                received = self._read(agent, own_memory)
+            link.receive(wire.Claimed)
+        link.send(wire.Done(indexes if self._verifies else []))
+        released = link.receive(wire.Released)
+        if self._verifies and released.checksums != received:
+            raise TransferError("what arrived is not what was sent (checksums differ); prefill again")
         if peer_memory is not None:
             return "shm"
-        return "unix" if self.connection.family == socket.AF_UNIX else "tcp"
+        if agent is not None:
+            return "nixl"
+        return "unix" if connection.family == socket.AF_UNIX else "tcp"
 
-    def _own_ids(self) -> list[int]:
-        return [block_id for _, block_id in self._pairs]
+    # --- which way
 
-    def _connect(self) -> None:
-        """The first address that answers. Raises ``TransferError``."""
-        failures = []
-        for text in self._ticket.addresses:
-            address = parse_address(text)
-            if isinstance(address, UnixAddress) and not self._host.is_same_kernel(self._ticket.host):
-                continue  # a path of another machine may name something else here
-            try:
-                self.connection, place = socket_for(address)
-                # After an abort that came before there was anything to shut, this raises.
-                self.connection.settimeout(min(self._remaining_s(), CONNECT_S))
-                connect(self.connection, place)
-                self._shake_hands(self._secret if isinstance(address, TcpAddress) else None)
-                return
-            except OSError as error:
-                self._hang_up()
-                failures.append(f"{text}: {error}")
-        self._remaining_s()
-        raise TransferError(
-            f"no block server answers ({'; '.join(failures) or 'the ticket names no address usable here'}); "
-            "prefill again"
-        )
+    @property
+    def _verifies(self) -> bool:
+        return self._means.settings.verifies
 
-    def _shake_hands(self, secret: bytes | None) -> None:
-        greeting = self._receive(wire.Greeting)
-        introduction = wire.introduce(greeting, secret)
-        self._send(introduction)
-        wire.check_welcome(greeting, introduction, self._receive(wire.Welcome), secret)
+    def _peer_memory(self, host: HostIdentity) -> memoryview | None:
+        wanted, ticket = self._means.settings.back_end, self._order.ticket
+        if wanted not in ("auto", "shm"):
+            return None
+        memory = None
+        if ticket.region is not None and host.can_share_memory(ticket.host):
+            memory = self._means.peer_mappings.map(ticket.region)
+        if memory is None and wanted == "shm":
+            raise TransferError("the prefill worker's memory cannot be mapped here, and back_end is shm")
+        return memory
 
-    def _send(self, message: wire.FromFetcher) -> None:
-        assert self.connection is not None
-        self.connection.settimeout(self._remaining_s())
-        self.connection.sendall(wire.frame(message))
+    def _agent(self) -> NixlAgent | None:
+        wanted, order = self._means.settings.back_end, self._order
+        offer, is_forced = order.ticket.nixl, wanted == "nixl"
+        if wanted == "stream" or (wanted == "auto" and (offer is None or not nixl_pays())):
+            return None
+        if offer is None or order.plan is not None or order.into.span is None:
+            if is_forced:
+                raise TransferError(
+                    "the prefill worker offers no NIXL, or its blocks must be cut differently, or our own do "
+                    "not lie in one piece; back_end is nixl"
+                )
+            return None
+        try:
+            agent = self._means.nixl.agent()
+        except ConfigError as error:
+            if is_forced:
+                raise TransferError(str(error)) from error
+            return None
+        agent.register(order.into)
+        return agent
 
-    def _receive(self, expected: type[Answer]) -> Answer:
-        """The next message. A refusal is raised as what it says."""
-        assert self.connection is not None
-        head = bytearray(wire.HEAD_BYTES)
-        receive_into(self.connection, memoryview(head), self._remaining_s)
-        body = bytearray(wire.body_bytes(head))
-        receive_into(self.connection, memoryview(body), self._remaining_s)
-        message = wire.decode_from_server(body)
-        if isinstance(message, wire.Refused):
-            error = error_from_code(message.code, message.message)
-            raise error if isinstance(error, TransferError | WireError) else TransferError(str(error))
-        if not isinstance(message, expected):
-            raise ProtocolError(f"expected {expected.__name__}, got {type(message).__name__}")
-        return message
+    # --- the ways; each returns the checksums of what arrived, if they are wanted
 
-    def _remaining_s(self) -> float:
-        """Seconds left, positive. Raises ``TransferError`` once aborted or out of time."""
-        if (interruption := self._interruption()) is not None:
-            raise interruption
-        return max(self._deadline_s - self._now(), 0.001)  # zero would mean not to wait at all
+    def _stream(
+        self, connection: socket.socket, own_memory: memoryview | None, indexes: list[int]
+    ) -> list[bytes]:
+        order, remaining_s = self._order, self._link.remaining_s
+        if order.plan is None:
+            receive_blocks(connection, order.into, own_memory, order.own_ids(), remaining_s)
+            return self._own_checksums(own_memory)
+        slicer = Slicer(order.plan, order.into, own_memory)
+        size, checksums, done = order.ticket.layout.block_bytes, [], 0
+        for first, piece in receive_pieces(connection, size, len(indexes), remaining_s):
+            blocks = indexes[first : first + len(piece) // size]
+            offsets = {index: position * size for position, index in enumerate(blocks)}
+            end = next(
+                (at for at in range(done, len(order.copies)) if order.copies[at].source_index not in offsets),
+                len(order.copies),
+            )
+            slicer.copy(piece, offsets, order.copies[done:end], remaining_s)
+            done = end
+            if self._verifies:
+                checksums += [xxh3_128_digest(piece[start : start + size]) for start in offsets.values()]
+        return checksums
 
-    def _interruption(self) -> TransferError | None:
-        if self._is_aborted:
-            return TransferError(f"fetching from {self._place()} was cancelled")
-        if self._deadline_s <= self._now():
-            return TransferError(f"fetching from {self._place()} did not end in time; prefill again")
-        return None
+    def _copy(
+        self, peer_memory: memoryview, own_memory: memoryview | None, indexes: list[int]
+    ) -> list[bytes]:
+        order, remaining_s = self._order, self._link.remaining_s
+        held = order.ticket.block_ids
+        if order.plan is None:
+            source_ids = [held[index] for index in indexes]
+            copy_blocks(peer_memory, source_ids, order.into, own_memory, order.own_ids(), remaining_s)
+            return self._own_checksums(own_memory)
+        size = order.ticket.layout.block_bytes
+        offsets = [block_id * size for block_id in held]
+        Slicer(order.plan, order.into, own_memory).copy(peer_memory, offsets, order.copies, remaining_s)
+        if not self._verifies:
+            return []
+        return [xxh3_128_digest(peer_memory[offsets[index] : offsets[index] + size]) for index in indexes]
 
-    def _failure(self, error: Exception) -> TransferError:
-        """What to tell the caller, after closing the connection unless it is as good as before."""
-        if isinstance(error, TicketExpired | TicketUnknown):
-            return error
-        self._hang_up()
-        if isinstance(error, TransferError):
-            return error
-        if isinstance(error, OSError | WireError):
-            return self._interruption() or TransferError(f"fetching from {self._place()} failed: {error}")
-        return TransferError(f"fetching from {self._place()} failed: {error!r}")
+    def _read(self, agent: NixlAgent, own_memory: memoryview | None) -> list[bytes]:
+        order = self._order
+        assert order.ticket.nixl is not None
+        source_ids = [order.ticket.block_ids[index] for index, _ in order.pairs]
+        agent.read(order.ticket.nixl, source_ids, order.into, order.own_ids(), self._link.remaining_s)
+        return self._own_checksums(own_memory)
 
-    def _hang_up(self) -> None:
-        with self._lock:
-            if self.connection is not None:
-                self.connection.close()
-            self.connection = None
-
-    def _place(self) -> str:
-        return self._ticket.addresses[0] if self._ticket.addresses else "nowhere"
+    def _own_checksums(self, own_memory: memoryview | None) -> list[bytes]:
+        """Of what lies in our own blocks now."""
+        if not self._verifies:
+            return []
+        order = self._order
+        return block_checksums(order.into, own_memory, order.own_ids(), self._link.remaining_s)

@@ -6,6 +6,7 @@ The loop schedules, cancels and keeps idle connections; each fetch itself is an 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +17,17 @@ from dynamo_sdk.errors import TicketExpired, TransferError
 from dynamo_sdk.interfaces import BlockMemory
 from dynamo_sdk.types import KVTransferParams
 
-from .exchange import Exchange, TransferReport
+from .exchange import Exchange, FetchMeans, FetchOrder, TransferReport
 from .host import HostIdentity
+from .link import Link
+from .nixl import AgentOnDemand
 from .region import Mappings
+from .reslice import plan_reslice
+from .settings import TransferSettings
 from .threads import run_to_end
 from .ticket import DirectTicket, decode_ticket
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,7 @@ class _Peer:
     one goes our claim on the RAM of a process that may be dead."""
 
     mappings: Mappings = field(default_factory=Mappings)
+    agents: set[str] = field(default_factory=set)
     idle: list[socket.socket] = field(default_factory=list)
     num_active: int = 0
 
@@ -56,13 +64,17 @@ class BlockFetcher:
         secret: bytes | None = None,
         max_concurrent: int = 8,
         max_idle_per_peer: int = 4,
+        settings: TransferSettings | None = None,
         host: HostIdentity | None = None,
         now: Callable[[], float] = time.monotonic,
+        nixl: AgentOnDemand | None = None,
     ) -> None:
         self._secret = secret
         self._max_idle_per_peer = max_idle_per_peer
+        self._settings = settings or TransferSettings()
         self._host = host
         self._now = now
+        self._nixl = nixl or AgentOnDemand()
         self._peers: dict[tuple[str, ...], _Peer] = {}
         self._own_mappings = Mappings(is_writable=True)
         self._slots = asyncio.Semaphore(max_concurrent)
@@ -78,8 +90,13 @@ class BlockFetcher:
         into: BlockMemory,
         *,
         timeout_s: float,
+        allows_missing_heads: bool = False,
     ) -> TransferReport:
-        """Copy blocks and end the ticket. ``pairs``: (index among the ticket's blocks, own block id).
+        """Copy blocks and end the ticket. ``pairs``: (index of an own block in the sequence, its id).
+
+        The ticket's blocks may be built otherwise than ours (``reslice``). Heads that the prefill worker does
+        not hold are refused, or left as they are with ``allows_missing_heads``: then fetch from its other
+        ranks, too, one after the other.
 
         Returning means that every byte was read while the prefill worker vouched for it. No pairs is
         fine: the prefill side is told that nothing is needed. Raises ``TransferError`` (``TicketExpired``,
@@ -87,7 +104,8 @@ class BlockFetcher:
         However this ends, also by cancellation, nobody writes into ``into`` afterwards.
         """
         ticket = decode_ticket(params)
-        self._check(ticket, params, pairs, into)
+        self._check(params, pairs)
+        order = order_of(ticket, pairs, into, allows_missing_heads=allows_missing_heads)
         deadline_s = self._now() + timeout_s
         task = asyncio.current_task()
         assert task is not None
@@ -99,7 +117,7 @@ class BlockFetcher:
             except TimeoutError as error:
                 raise TransferError(f"no turn to fetch within {timeout_s:g} s; prefill again") from error
             try:
-                return await self._exchange(ticket, pairs, into, deadline_s)
+                return await self._exchange(order, deadline_s)
             finally:
                 self._slots.release()
         finally:
@@ -124,50 +142,33 @@ class BlockFetcher:
         for addresses in list(self._peers):
             while addresses in self._peers and self._peers[addresses].idle:
                 self._drop_idle(addresses, self._peers[addresses].idle[-1])
+        await asyncio.to_thread(self._nixl.close)
         self._threads.shutdown(wait=False)  # its threads are idle: every task has ended
 
-    def _check(
-        self,
-        ticket: DirectTicket,
-        params: KVTransferParams,
-        pairs: Sequence[tuple[int, int]],
-        into: BlockMemory,
-    ) -> None:
+    def _check(self, params: KVTransferParams, pairs: Sequence[tuple[int, int]]) -> None:
         if self._is_closed:
             raise TransferError("the block fetcher is closed")
-        if ticket.layout != into.layout:
-            raise TransferError(
-                f"the prefill worker's blocks have layout {ticket.layout}, ours {into.layout}; "
-                "prefill and decode need the same model, dtype and block size"
-            )
         if params.ttl_s is not None and params.ttl_s <= 0:
             raise TicketExpired("the ticket's time was over before the fetch began; prefill again")
-        for index, block_id in pairs:
-            if not 0 <= index < len(ticket.block_ids) or block_id < 0:
-                raise TransferError(
-                    f"block {index} into {block_id}: the ticket holds {len(ticket.block_ids)} blocks"
-                )
+        if any(block_id < 0 for _, block_id in pairs):
+            raise TransferError("block ids begin at 0")
 
-    async def _exchange(
-        self,
-        ticket: DirectTicket,
-        pairs: Sequence[tuple[int, int]],
-        into: BlockMemory,
-        deadline_s: float,
-    ) -> TransferReport:
+    async def _exchange(self, order: FetchOrder, deadline_s: float) -> TransferReport:
+        ticket = order.ticket
         peer = self._peers.setdefault(ticket.addresses, _Peer())
-        exchange = Exchange(
-            ticket,
-            pairs,
-            into,
+        if ticket.nixl is not None:
+            peer.agents.add(ticket.nixl.agent)
+        means = FetchMeans(
+            settings=self._settings,
             host=self._host,
             peer_mappings=peer.mappings,
             own_mappings=self._own_mappings,
-            connection=self._take_idle(peer),
-            secret=self._secret,
-            deadline_s=deadline_s,
+            nixl=self._nixl,
             now=self._now,
         )
+        idle = self._take_idle(peer)
+        link = Link(ticket, idle, secret=self._secret, deadline_s=deadline_s, now=self._now)
+        exchange = Exchange(order, means, link)
         peer.num_active += 1
         self._num_fetching += 1
         try:
@@ -207,3 +208,37 @@ class BlockFetcher:
         if not peer.idle and not peer.num_active and self._peers.get(addresses) is peer:
             del self._peers[addresses]
             peer.mappings.clear()
+            if peer.agents and not self._is_closed:
+                self._threads.submit(self._forget_agents, peer.agents)
+
+    def _forget_agents(self, names: set[str]) -> None:
+        """On a thread: to disconnect may take a while."""
+        for name in names:
+            try:
+                self._nixl.forget(name)
+            except TransferError as error:
+                logger.warning("a NIXL peer that is gone stays connected: %s", error)
+
+
+def order_of(
+    ticket: DirectTicket,
+    pairs: Sequence[tuple[int, int]],
+    into: BlockMemory,
+    *,
+    allows_missing_heads: bool = False,
+) -> FetchOrder:
+    """What there is to copy. Raises ``TransferError`` when it cannot be, with the reason."""
+    num_held = len(ticket.block_ids)
+    if ticket.layout == into.layout:
+        for index, block_id in pairs:
+            if not 0 <= index < num_held:
+                raise TransferError(f"block {index} into {block_id}: the ticket holds {num_held} blocks")
+        return FetchOrder(ticket=ticket, pairs=pairs, into=into)
+    try:
+        plan = plan_reslice(ticket.layout, into.layout)
+        copies = plan.units(pairs, num_held)
+    except ValueError as error:
+        raise TransferError(f"prefill and decode cannot hand over blocks: {error}") from error
+    if not plan.fills_target and not allows_missing_heads:
+        raise TransferError("the prefill worker holds only some of our heads; fetch from all of its ranks")
+    return FetchOrder(ticket=ticket, pairs=pairs, into=into, plan=plan, copies=copies)

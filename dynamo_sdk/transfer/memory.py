@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dynamo_sdk.interfaces import BlockMemory, SharedRegion
+from dynamo_sdk.interfaces import BlockMemory, MemorySpan, SharedRegion
 from dynamo_sdk.types import KVLayout
 
 from .spans import neighbour_runs
@@ -43,6 +43,10 @@ class HostBlockMemory(BlockMemory):
         if self._fd < 0:
             return None
         return SharedRegion(pid=os.getpid(), fd=self._fd, size_bytes=self._size_bytes)
+
+    @property
+    def span(self) -> MemorySpan | None:
+        return MemorySpan(address=self._blocks.ctypes.data, size_bytes=self._size_bytes)
 
     @property
     def blocks(self) -> npt.NDArray[np.uint8]:

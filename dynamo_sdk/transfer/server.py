@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +24,15 @@ from dynamo_sdk.types import KVTransferParams
 from . import wire
 from .acceptor import Acceptor, receive_frame, send_frame
 from .address import shut
+from .checksums import block_checksums
 from .host import HostIdentity, host_identity
-from .region import Mappings, describe_region
+from .nixl import AgentOnDemand
+from .offers import MemoryOffers
+from .region import Mappings
+from .settings import TransferSettings
 from .stream import send_blocks
 from .threads import run_to_end
-from .ticket import DirectTicket, RegionTicket, encode_ticket
+from .ticket import DirectTicket, encode_ticket
 from .ticket_book import TicketBook
 
 logger = logging.getLogger(__name__)
@@ -44,6 +49,12 @@ class _Grant:
     memory: BlockMemory
     release: Callable[[], None]
     sending: socket.socket | None = None
+
+    def at(self, indexes: Sequence[int]) -> list[int]:
+        """Block ids. Raises ``ProtocolError`` for an index that there is not."""
+        if indexes and not 0 <= min(indexes) <= max(indexes) < len(self.block_ids):
+            raise ProtocolError(f"a block outside of the ticket's {len(self.block_ids)} was asked for")
+        return [self.block_ids[index] for index in indexes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +84,10 @@ class BlockServer:
         handshake_s: float = 5.0,
         max_connections: int = 256,
         max_concurrent_sends: int = 16,
+        settings: TransferSettings | None = None,
         host: HostIdentity | None = None,
         now: Callable[[], float] = time.monotonic,
+        nixl: AgentOnDemand | None = None,
     ) -> None:
         self._acceptor = Acceptor(
             self._serve,
@@ -83,6 +96,7 @@ class BlockServer:
             handshake_s=handshake_s,
             max_connections=max_connections,
         )
+        self._offers = MemoryOffers(settings or TransferSettings(), nixl or AgentOnDemand())
         self._lease_s = lease_s
         self._host = host
         self._now = now
@@ -104,6 +118,11 @@ class BlockServer:
         self._host = self._host or await asyncio.to_thread(host_identity)
         self._addresses = await self._acceptor.start(addresses, advertise_host=advertise_host)
 
+    async def register(self, memory: BlockMemory) -> None:
+        """Offer ``memory`` through NIXL from now on, where the settings want that or it pays. Takes seconds.
+        Raises ``ConfigError`` when NIXL is a must and cannot work."""
+        await asyncio.to_thread(self._offers.register, memory)
+
     def issue(
         self,
         request_id: str,
@@ -123,7 +142,6 @@ class BlockServer:
             raise TransferError("the block server is not running: no ticket can be issued")
         assert self._host is not None, "set by start"
         self.sweep()
-        region = self._region(memory)
         ticket_id = secrets.token_bytes(24)
         grant = _Grant(request_id, tuple(block_ids), memory, release)
         self._book.issue(ticket_id, request_id, grant, deadline_s=self._now() + ttl_s)
@@ -134,7 +152,8 @@ class BlockServer:
             layout=memory.layout,
             block_ids=list(block_ids),
             host=self._host,
-            region=region,
+            region=self._offers.region(memory),
+            nixl=self._offers.nixl(memory),
         )
         return encode_ticket(ticket, ttl_s=ttl_s)
 
@@ -166,6 +185,7 @@ class BlockServer:
         self._release("revoked", self._book.revoke_all())
         self._arm()
         await self._acceptor.close()
+        await asyncio.to_thread(self._offers.close)
         self._threads.shutdown(wait=False)  # its threads are idle: every task has ended
 
     # --- tickets
@@ -189,16 +209,6 @@ class BlockServer:
             delay_s = max(deadline_s - self._now(), _MIN_TIMER_S)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.sweep)
 
-    def _region(self, memory: BlockMemory) -> RegionTicket | None:
-        region = memory.shared_region
-        if region is None:
-            return None
-        try:
-            return describe_region(region)
-        except OSError as error:
-            logger.warning("the shared KV blocks cannot be found, they will be streamed: %s", error)
-            return None
-
     # --- connections
 
     async def _serve(self, connected: socket.socket) -> None:
@@ -217,22 +227,21 @@ class BlockServer:
             return
         try:
             self._arm()
-            if claim.indexes and not 0 <= min(claim.indexes) <= max(claim.indexes) < len(grant.block_ids):
-                raise ProtocolError(f"a block outside of the ticket's {len(grant.block_ids)} was asked for")
+            block_ids = grant.at(claim.indexes)
             await self._send(connected, wire.Claimed())
-            if claim.indexes:
-                block_ids = [grant.block_ids[index] for index in claim.indexes]
+            if block_ids:
                 await self._stream(connected, grant, block_ids)
             done = await self._receive(connected)
             if not isinstance(done, wire.Done):
                 raise ProtocolError(f"expected Done, got {type(done).__name__}")
+            checksums = await self._checksums(grant, done.verified) if done.verified else []
             self.sweep()
             try:
                 self._release("fetched", [self._book.finish(claim.ticket_id, now_s=self._now())])
             except TransferError as error:
                 await self._send(connected, wire.Refused(error.code, error.message))
             else:
-                await self._send(connected, wire.Released())
+                await self._send(connected, wire.Released(checksums))
         finally:
             abandoned = self._book.abandon(claim.ticket_id)
             if abandoned is not None:
@@ -241,6 +250,28 @@ class BlockServer:
 
     async def _stream(self, connected: socket.socket, grant: _Grant, block_ids: list[int]) -> None:
         grant.sending = connected
+        mapped = self._mappings.map_own(grant.memory)
+        work = partial(send_blocks, connected, grant.memory, mapped, block_ids, self._lease())
+        try:
+            await run_to_end(self._threads, work, partial(shut, connected))
+        finally:
+            grant.sending = None
+            connected.setblocking(False)
+
+    async def _checksums(self, grant: _Grant, indexes: list[int]) -> list[bytes]:
+        block_ids, remaining_s, is_over = grant.at(indexes), self._lease(), threading.Event()
+
+        def go_on_s() -> float:
+            if is_over.is_set():
+                raise ConnectionLost("nobody waits for the checksums any more")
+            return remaining_s()
+
+        mapped = self._mappings.map_own(grant.memory)
+        work = partial(block_checksums, grant.memory, mapped, block_ids, go_on_s)
+        return await run_to_end(self._threads, work, is_over.set)
+
+    def _lease(self) -> Callable[[], float]:
+        """Counts a new lease down; raises ``TimeoutError`` at its end."""
         deadline_s = self._now() + self._lease_s
 
         def remaining_s() -> float:
@@ -249,16 +280,7 @@ class BlockServer:
                 raise TimeoutError("the lease is over")
             return left_s
 
-        mapped = self._mappings.map_own(grant.memory)
-        try:
-            await run_to_end(
-                self._threads,
-                partial(send_blocks, connected, grant.memory, mapped, block_ids, remaining_s),
-                partial(shut, connected),
-            )
-        finally:
-            grant.sending = None
-            connected.setblocking(False)
+        return remaining_s
 
     async def _send(self, connected: socket.socket, message: wire.FromServer) -> None:
         await send_frame(connected, wire.frame(message))

@@ -35,7 +35,7 @@ def send_blocks(
 ) -> None:
     """Send the blocks in this order. Raises ``OSError`` when the peer is gone or stuck. Leaves the
     socket blocking."""
-    for ids, buffers in _pieces(memory, mapped, block_ids):
+    for ids, buffers in blocks_in_pieces(memory, mapped, block_ids):
         if mapped is None:
             memory.read(ids, buffers[0])
         _send_all(connected, buffers, remaining_s)
@@ -49,10 +49,22 @@ def receive_blocks(
     remaining_s: Callable[[], float],
 ) -> None:
     """Fill the blocks in this order. Raises ``OSError``, ``ConnectionLost``. Leaves the socket blocking."""
-    for ids, buffers in _pieces(memory, mapped, block_ids):
+    for ids, buffers in blocks_in_pieces(memory, mapped, block_ids):
         _receive_all(connected, buffers, remaining_s)
         if mapped is None:
             memory.write(ids, buffers[0])
+
+
+def receive_pieces(
+    connected: socket.socket, block_bytes: int, num_blocks: int, remaining_s: Callable[[], float]
+) -> Iterator[tuple[int, memoryview]]:
+    """Whole blocks as they come, in a buffer that the next piece overwrites: (number of the first, bytes)."""
+    step = blocks_per_piece(block_bytes)
+    buffer = memoryview(bytearray(min(step, num_blocks) * block_bytes))
+    for first in range(0, num_blocks, step):
+        piece = buffer[: min(step, num_blocks - first) * block_bytes]
+        _receive_all(connected, [piece], remaining_s)
+        yield first, piece
 
 
 def receive_into(connected: socket.socket, target: memoryview, remaining_s: Callable[[], float]) -> None:
@@ -62,7 +74,7 @@ def receive_into(connected: socket.socket, target: memoryview, remaining_s: Call
         target = target[_or_lost(connected.recv_into(target)) :]
 
 
-def _pieces(
+def blocks_in_pieces(
     memory: BlockMemory, mapped: memoryview | None, block_ids: Sequence[int]
 ) -> Iterator[tuple[Sequence[int], list[memoryview]]]:
     """Blocks that move together: runs of neighbours in place, or one buffer for all of them."""

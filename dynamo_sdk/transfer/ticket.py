@@ -8,6 +8,7 @@ from dynamo_sdk.errors import TransferError
 from dynamo_sdk.types import KVLayout, KVTransferParams
 
 from .host import HostIdentity
+from .nixl import NixlTicket
 
 DIRECT = "direct"
 """The connector's name, in the registry and in ``KVTransferParams.connector``."""
@@ -37,6 +38,7 @@ class DirectTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     block_ids: list[int]
     host: HostIdentity
     region: RegionTicket | None = None
+    nixl: NixlTicket | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -9,11 +9,12 @@
     Claim ──>                                a ticket, and which of its blocks to send
                           <── Claimed        the ticket is being fetched
                           <── (raw bytes)    the blocks, in the order asked for
-    Done ──>                                 all is copied
+    Done ──>                                 all is copied; which checksums to tell
                           <── Released       it was valid until now; any number of claims may follow
 
-A fetcher that has mapped the blocks claims without asking for any, and copies while its claim travels: what
-it reads from a live ticket is right, and ``Claimed`` and ``Released`` say that the ticket was live all along.
+A fetcher that reads the blocks itself (mapped, or through NIXL) claims without asking for any, and copies
+while its claim travels: what it reads from a live ticket is right, and ``Claimed`` and ``Released`` say that
+the ticket was live all along.
 
 ``Refused`` may stand in for each of the server's answers. A frame is a length (four bytes, little endian)
 and a MessagePack array. Closing the connection gives up whatever is being fetched.
@@ -30,7 +31,7 @@ import msgspec
 
 from dynamo_sdk.errors import FrameTooLarge, HandshakeError, ProtocolError
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 HEAD_BYTES = 4
 MAX_FRAME_BYTES = 1 << 20
 """Enough for a claim of 200 000 blocks; block bytes do not travel in frames."""
@@ -67,11 +68,15 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True, tag="claimed"):
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
-    pass
+    """``verified``: indexes of blocks whose checksums the fetcher wants to see before it believes them."""
+
+    verified: list[int] = []
 
 
 class Released(msgspec.Struct, frozen=True, array_like=True, tag="released"):
-    pass
+    """``checksums``: 16 bytes for each index of ``Done.verified``, taken while the ticket was live."""
+
+    checksums: list[bytes] = []
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):

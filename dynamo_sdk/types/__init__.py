@@ -14,7 +14,7 @@ from .kv_events import (
     RemovedDigest,
     StoredDigest,
 )
-from .kv_transfer import KVLayout, KVSource, KVTransferParams
+from .kv_transfer import KVAxis, KVLayout, KVShape, KVSource, KVTransferParams
 from .loads import ForwardPassMetrics, LoadSnapshot
 from .models import LoraSpec, ModelRecord, ModelSpec
 from .outputs import FinishReason, GenerateChunk, LegTiming, TokenLogprobs, Usage
@@ -34,11 +34,13 @@ __all__ = [
     "ForwardPassMetrics",
     "GenerateChunk",
     "GenerateRequest",
+    "KVAxis",
     "KVDigest",
     "KVDigestBatch",
     "KVEvent",
     "KVEventBatch",
     "KVLayout",
+    "KVShape",
     "KVSource",
     "KVTier",
     "KVTransferParams",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+KVAxis = Literal["layer", "kv", "head", "token"]
+"""``kv``: keys, then values."""
 
 
 class KVTransferParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -28,13 +33,55 @@ class KVSource(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
 
 
-class KVLayout(msgspec.Struct, frozen=True, kw_only=True):
+class KVShape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a block is built, so that engines which cut the same KV differently can hand over.
+
+    ``order``: the axes outermost first, each once; innermost lies one vector of ``head_bytes``, the keys or
+    the values of one head for one token. Of the model's ``num_heads`` KV heads this memory holds
+    ``num_own_heads`` from ``first_head`` on: tensor parallelism splits them.
+    """
+
+    model: str
+    dtype: str
+    num_layers: int
+    num_heads: int
+    head_bytes: int
+    num_own_heads: int
+    first_head: int = 0
+    order: tuple[KVAxis, ...] = ("layer", "kv", "head", "token")
+
+    @property
+    def end_head(self) -> int:
+        return self.first_head + self.num_own_heads
+
+    def block_bytes(self, block_size: int) -> int:
+        return self.num_layers * 2 * self.num_own_heads * block_size * self.head_bytes
+
+    def strides(self, block_size: int) -> dict[KVAxis, int]:
+        """By axis, the bytes from one index to the next, in blocks of ``block_size`` tokens."""
+        lengths: dict[KVAxis, int] = {
+            "layer": self.num_layers,
+            "kv": 2,
+            "head": self.num_own_heads,
+            "token": block_size,
+        }
+        strides: dict[KVAxis, int] = {}
+        stride = self.head_bytes
+        for axis in reversed(self.order):
+            strides[axis] = stride
+            stride *= lengths[axis]
+        return strides
+
+
+class KVLayout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What both sides must agree on before a byte is copied.
 
     ``fingerprint`` names model, dtype, heads, head size and layer count; ``block_bytes`` is one block of
-    ``block_size`` tokens over all layers, keys and values together, contiguous.
+    ``block_size`` tokens over all layers, keys and values together, contiguous. Layouts that are not equal
+    can still meet where both have a ``shape``.
     """
 
     fingerprint: str
     block_size: int
     block_bytes: int
+    shape: KVShape | None = None

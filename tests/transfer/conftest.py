@@ -55,6 +55,11 @@ class Releases:
         return release
 
 
+@pytest.fixture
+def releases() -> Releases:
+    return Releases()
+
+
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": request.param}

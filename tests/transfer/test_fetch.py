@@ -15,7 +15,7 @@ from dynamo_sdk.interfaces import BlockMemory, SharedRegion
 from dynamo_sdk.transfer import BlockFetcher, BlockServer, HostBlockMemory, HostIdentity, host_identity
 from dynamo_sdk.types import KVLayout, KVTransferParams
 
-from .conftest import ManualClock, Releases, content, fill, host_memory, pattern
+from .conftest import ManualClock, content, fill, host_memory, pattern
 
 pytestmark = pytest.mark.anyio
 
@@ -84,11 +84,6 @@ async def fetching(**options):
         yield fetcher
     finally:
         await fetcher.close()
-
-
-@pytest.fixture
-def releases() -> Releases:
-    return Releases()
 
 
 @pytest.mark.parametrize(

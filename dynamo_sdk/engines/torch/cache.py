@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dynamo_sdk.interfaces import BlockMemory, SharedRegion
-from dynamo_sdk.types import KVLayout
+from dynamo_sdk.interfaces import BlockMemory, MemorySpan, SharedRegion
+from dynamo_sdk.types import KVLayout, KVShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +62,21 @@ class PagedKVCache(BlockMemory):
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.device = device
+        dtype = str(geometry.dtype).removeprefix("torch.")
         self._layout = KVLayout(
-            fingerprint=f"{model_digest}/{str(geometry.dtype).removeprefix('torch.')}/layers{geometry.num_layers}"
+            fingerprint=f"{model_digest}/{dtype}/layers{geometry.num_layers}"
             f"/heads{geometry.num_kv_heads}x{geometry.head_dim}/block-layer-kv-head-token",
             block_size=block_size,
             block_bytes=geometry.block_bytes(block_size),
+            shape=KVShape(
+                model=model_digest,
+                dtype=dtype,
+                num_layers=geometry.num_layers,
+                num_heads=geometry.num_kv_heads,
+                num_own_heads=geometry.num_kv_heads,
+                head_bytes=geometry.head_dim * geometry.dtype.itemsize,
+                order=("layer", "kv", "head", "token"),
+            ),
         )
         size_bytes = num_blocks * self._layout.block_bytes
         self._region: SharedRegion | None = None
@@ -112,6 +122,14 @@ class PagedKVCache(BlockMemory):
     @property
     def shared_region(self) -> SharedRegion | None:
         return self._region
+
+    @property
+    def span(self) -> MemorySpan | None:
+        return MemorySpan(
+            address=self._bytes.data_ptr(),
+            size_bytes=self._bytes.numel(),
+            gpu=self.device.index or 0 if self.device.type == "cuda" else None,
+        )
 
     def read(self, block_ids: Sequence[int], into: memoryview) -> None:
         target = self._as_blocks(block_ids, into)

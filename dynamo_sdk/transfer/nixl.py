@@ -1,0 +1,283 @@
+"""Reading KV blocks through NIXL: RDMA and GPU memory where a machine has them, whatever UCX finds elsewhere.
+
+::
+
+    prefill side   register(memory) -> NixlTicket      what others need to reach it
+    decode side    read(ticket, ids, memory, ids)      one-sided: the prefill process does not take part
+
+NIXL (the extra ``nixl``) is imported by the first ``NixlAgent``, which takes seconds; make it on a thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dynamo_sdk.errors import ConfigError, TransferError
+from dynamo_sdk.interfaces import BlockMemory, MemorySpan
+
+from .spans import joint_runs
+
+logger = logging.getLogger(__name__)
+
+PIECE_BYTES = 16 << 20
+"""The most bytes of one request (one block, if that is more). On a CPU a request may block until it is done,
+and nothing can stop it."""
+
+MAX_IN_FLIGHT = 4
+"""Requests that are under way at once in one fetch."""
+
+_NETWORKS = Path("/sys/class/infiniband")
+
+
+class NixlTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How other agents reach a registered memory. ``metadata`` is NIXL's own and names ``agent``; ``address``
+    and ``gpu`` are as the agent's process sees them."""
+
+    agent: str
+    metadata: bytes
+    address: int
+    size_bytes: int
+    gpu: int | None = None
+
+
+class NixlAgent:
+    """One per block server or fetcher. Thread-safe. Memory stays registered, and alive, until ``close``.
+
+    ``module`` is NIXL's Python API; by default it is imported. Raises ``ConfigError`` when there is none.
+    """
+
+    def __init__(self, *, module: Any = None) -> None:  # the API of a package that need not be there
+        nixl = _import_nixl() if module is None else module
+        self.name = f"dynamo-sdk-{os.getpid()}-{secrets.token_hex(8)}"
+        config = nixl.nixl_agent_config(
+            backends=["UCX"], sync_mode=nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
+        )
+        try:
+            self._agent = nixl.nixl_agent(self.name, config)
+        except Exception as error:
+            raise ConfigError(f"NIXL does not start here: {error}") from error
+        if "UCX" not in self._agent.backends:  # a missing plugin is only logged
+            raise ConfigError("the installed NIXL has no UCX back end")
+        self._lock = threading.Lock()
+        self._registered: dict[tuple[int, int], tuple[BlockMemory, Any]] = {}
+        self._peers: dict[str, bytes] = {}  # name -> the metadata that was loaded
+        self._is_closed = False
+
+    def register(self, memory: BlockMemory) -> NixlTicket | None:
+        """Make ``memory`` known to the network; cheap when it is already. None: it does not lie in one piece.
+        Raises ``TransferError``."""
+        span = memory.span
+        if span is None:
+            return None
+        with self._lock:
+            if self._is_closed:
+                raise TransferError("the NIXL agent is closed")
+            key = (span.address, span.size_bytes)
+            try:
+                if key not in self._registered:
+                    place = [(span.address, span.size_bytes, span.gpu or 0, "")]
+                    registration = self._agent.register_memory(place, _kind_of(span.gpu))
+                    self._registered[key] = (memory, registration)
+                metadata = self._agent.get_agent_metadata()
+            except Exception as error:
+                raise TransferError(f"NIXL cannot register {span.size_bytes} bytes: {error}") from error
+        return NixlTicket(
+            agent=self.name,
+            metadata=metadata,
+            address=span.address,
+            size_bytes=span.size_bytes,
+            gpu=span.gpu,
+        )
+
+    def read(
+        self,
+        peer: NixlTicket,
+        source_ids: Sequence[int],
+        into: BlockMemory,
+        own_ids: Sequence[int],
+        remaining_s: Callable[[], float],
+    ) -> None:
+        """Copy block ``source_ids[i]`` of the peer into block ``own_ids[i]``, in registered memory.
+
+        ``remaining_s()`` gives the seconds left and raises when there are none. However this ends, nobody
+        writes into ``into`` afterwards. Raises ``TransferError``.
+        """
+        span, size = into.span, into.layout.block_bytes
+        assert span is not None
+        _require_inside("the prefill worker's", source_ids, peer.size_bytes // size)
+        _require_inside("our own", own_ids, span.size_bytes // size)
+        under_way: deque[Any] = deque()
+        try:
+            remaining_s()
+            self._connect(peer)
+            for piece in _pieces(source_ids, own_ids, size):
+                remaining_s()
+                while len(under_way) >= MAX_IN_FLIGHT:
+                    self._finish(under_way, remaining_s)
+                self._post(peer, span, piece, under_way)
+            while under_way:
+                self._finish(under_way, remaining_s)
+        except TransferError:
+            raise
+        except Exception as error:
+            raise TransferError(f"NIXL: {error}") from error
+        finally:
+            self._settle(under_way)
+
+    def forget(self, name: str) -> None:
+        """Disconnect from a peer. Idempotent."""
+        with self._lock:
+            if self._peers.pop(name, None) is not None and not self._is_closed:
+                try:
+                    self._agent.remove_remote_agent(name)
+                except Exception as error:
+                    raise TransferError(f"NIXL: {error}") from error
+
+    def close(self) -> None:
+        """Let go of all memory. No read is under way. Idempotent."""
+        with self._lock:
+            self._is_closed = True
+            for _, registration in self._registered.values():
+                self._agent.deregister_memory(registration)
+            self._registered.clear()
+            self._peers.clear()
+            self._agent = None
+
+    def _connect(self, peer: NixlTicket) -> None:
+        with self._lock:
+            if self._is_closed:
+                raise TransferError("the NIXL agent is closed")
+            if self._peers.get(peer.agent) != peer.metadata:
+                self._agent.add_remote_agent(peer.metadata)
+                self._peers[peer.agent] = peer.metadata
+
+    def _post(
+        self, peer: NixlTicket, span: MemorySpan, runs: Sequence[tuple[int, int, int]], under_way: deque[Any]
+    ) -> None:
+        """``runs``: offsets there and here, number of bytes."""
+        agent = self._agent
+        theirs = [(peer.address + there, num_bytes, peer.gpu or 0) for there, _, num_bytes in runs]
+        ours = [(span.address + here, num_bytes, span.gpu or 0) for _, here, num_bytes in runs]
+        handle = agent.initialize_xfer(
+            "READ",
+            agent.get_xfer_descs(ours, _kind_of(span.gpu)),
+            agent.get_xfer_descs(theirs, _kind_of(peer.gpu)),
+            peer.agent,
+        )
+        under_way.append(handle)
+        if agent.transfer(handle) == "ERR":
+            raise TransferError("NIXL could not start to read")
+
+    def _finish(self, under_way: deque[Any], remaining_s: Callable[[], float]) -> None:
+        for _ in _growing_pauses():
+            state = self._agent.check_xfer_state(under_way[0])
+            if state != "PROC":
+                self._agent.release_xfer_handle(under_way.popleft())
+                if state != "DONE":
+                    raise TransferError("NIXL could not read")
+                return
+            remaining_s()
+
+    def _settle(self, under_way: deque[Any]) -> None:
+        """Wait for what cannot be called back: a request that is only cancelled may still be written by the
+        network. UCX ends requests to a peer that is gone by itself."""
+        while under_way:
+            handle = under_way.popleft()
+            try:
+                for _ in _growing_pauses():
+                    if self._agent.check_xfer_state(handle) != "PROC":
+                        break
+                self._agent.release_xfer_handle(handle)
+            except Exception:
+                continue
+
+
+class AgentOnDemand:
+    """One agent, made by whoever needs it first; a failure to make it is kept, too. Thread-safe."""
+
+    def __init__(self, make: Callable[[], NixlAgent] = NixlAgent) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._agent: NixlAgent | None = None
+        self._failure: ConfigError | None = None
+
+    def agent(self) -> NixlAgent:
+        """Takes seconds the first time. Raises ``ConfigError``."""
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if self._agent is None:
+                try:
+                    self._agent = self._make()
+                except ConfigError as error:
+                    logger.warning("KV blocks will not go through NIXL: %s", error)
+                    self._failure = error
+                    raise
+            return self._agent
+
+    def forget(self, name: str) -> None:
+        """Disconnect from a peer. Idempotent."""
+        with self._lock:
+            if self._agent is not None:
+                self._agent.forget(name)
+
+    def close(self) -> None:
+        """Idempotent; no read is under way."""
+        with self._lock:
+            if self._agent is not None:
+                self._agent.close()
+            self._agent, self._failure = None, ConfigError("the NIXL agent is closed")
+
+
+def nixl_pays() -> bool:
+    """Whether NIXL can be expected to beat a socket: there is an RDMA device. Over TCP it reached a
+    third of what our own connections do."""
+    return _NETWORKS.is_dir() and any(_NETWORKS.iterdir())
+
+
+def _import_nixl() -> Any:
+    try:
+        return importlib.import_module("nixl._api")
+    except ImportError as error:
+        raise ConfigError(f"NIXL is not usable here ({error}); try: pip install 'dynamo-sdk[nixl]'") from None
+
+
+def _kind_of(gpu: int | None) -> str:
+    return "DRAM" if gpu is None else "VRAM"
+
+
+def _pieces(
+    source_ids: Sequence[int], own_ids: Sequence[int], block_bytes: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Runs of neighbours as (offset there, offset here, bytes), bounded batches of them."""
+    step = max(1, PIECE_BYTES // block_bytes)
+    for start in range(0, len(own_ids), step):
+        theirs, ours = source_ids[start : start + step], own_ids[start : start + step]
+        yield [
+            (theirs[first] * block_bytes, ours[first] * block_bytes, count * block_bytes)
+            for first, count in joint_runs(theirs, ours, step)
+        ]
+
+
+def _growing_pauses() -> Iterator[None]:
+    """Look often at first, then a thousand times a second."""
+    for number in range(1 << 62):
+        yield
+        if number >= 50:
+            time.sleep(min(1e-3, 2e-5 * (number - 49)))
+
+
+def _require_inside(whose: str, block_ids: Sequence[int], num_blocks: int) -> None:
+    if block_ids and not 0 <= min(block_ids) <= max(block_ids) < num_blocks:
+        raise TransferError(f"a block outside of {whose} memory of {num_blocks} blocks was named")

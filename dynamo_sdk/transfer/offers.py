@@ -1,0 +1,60 @@
+"""How a ticket describes a memory to those who read it by themselves."""
+
+from __future__ import annotations
+
+import logging
+
+from dynamo_sdk.errors import ConfigError, TransferError
+from dynamo_sdk.interfaces import BlockMemory
+
+from .nixl import AgentOnDemand, NixlTicket, nixl_pays
+from .region import describe_region
+from .settings import TransferSettings
+from .ticket import RegionTicket
+
+logger = logging.getLogger(__name__)
+
+
+class MemoryOffers:
+    def __init__(self, settings: TransferSettings, agent: AgentOnDemand) -> None:
+        self._settings = settings
+        self._agent = agent
+        self._nixl: dict[int, NixlTicket] = {}  # by the address of a memory
+
+    def register(self, memory: BlockMemory) -> None:
+        """Offer ``memory`` through NIXL from now on, where the settings want that or it pays. Takes seconds.
+        Raises ``ConfigError`` when NIXL is a must and cannot work."""
+        is_must = self._settings.back_end == "nixl"
+        if not is_must and (self._settings.back_end != "auto" or not nixl_pays()):
+            return
+        try:
+            ticket = self._agent.agent().register(memory)
+        except (ConfigError, TransferError) as error:
+            if is_must:
+                raise ConfigError(f"back_end is nixl: {error}") from error
+            return
+        if ticket is not None:
+            self._nixl[ticket.address] = ticket
+        elif is_must:
+            raise ConfigError("back_end is nixl, but this engine's blocks do not lie in one piece of memory")
+
+    def nixl(self, memory: BlockMemory) -> NixlTicket | None:
+        """None: not registered."""
+        span = memory.span if self._nixl else None
+        return None if span is None else self._nixl.get(span.address)
+
+    def region(self, memory: BlockMemory) -> RegionTicket | None:
+        """None: others cannot map it."""
+        region = memory.shared_region
+        if region is None:
+            return None
+        try:
+            return describe_region(region)
+        except OSError as error:
+            logger.warning("the shared KV blocks cannot be found, they will be streamed: %s", error)
+            return None
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._nixl.clear()
+        self._agent.close()
