@@ -41,6 +41,7 @@ engines: $(ENGINES)/light/bin/python  ## build an environment for each real engi
 test-engines: engines  ## run the plugins against the real engines, and graphs with them
 	LIGHT_PYTHON=$(abspath $(ENGINES))/light/bin/python $(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml \
 		plugins/vllm/tests/real $(ARGS)
+	$(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml tests/transfer/test_nixl.py
 
 lint: $(VENV)/.dev-installed  ## style and formatting
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo_sdk.transfer import BlockServer, HostBlockMemory
+from dynamo_sdk.transfer import BlockServer, HostBlockMemory, TransferSettings
 from dynamo_sdk.types import KVLayout, KVTransferParams
 
 from .conftest import Releases, fill
@@ -46,14 +46,18 @@ class PrefillProcess:
 
 
 @contextmanager
-def prefill_process(addresses: list[str], layout: KVLayout, num_blocks: int) -> Iterator[PrefillProcess]:
+def prefill_process(
+    addresses: list[str], layout: KVLayout, num_blocks: int, settings: TransferSettings | None = None
+) -> Iterator[PrefillProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_main, args=(theirs, addresses, layout, num_blocks), daemon=True)
+    process = context.Process(
+        target=_main, args=(theirs, addresses, layout, num_blocks, settings), daemon=True
+    )
     process.start()
     theirs.close()
     try:
-        assert ours.poll(30), "the prefill process does not start"
+        assert ours.poll(60), "the prefill process does not start"
         assert ours.recv() == "ready"
         yield PrefillProcess(ours, process)
     finally:
@@ -65,16 +69,23 @@ def prefill_process(addresses: list[str], layout: KVLayout, num_blocks: int) -> 
         process.close()
 
 
-def _main(orders: Connection, addresses: list[str], layout: KVLayout, num_blocks: int) -> None:
-    asyncio.run(_serve(orders, addresses, layout, num_blocks))
+def _main(orders: Connection, *arguments: Any) -> None:
+    asyncio.run(_serve(orders, *arguments))
 
 
-async def _serve(orders: Connection, addresses: list[str], layout: KVLayout, num_blocks: int) -> None:
+async def _serve(
+    orders: Connection,
+    addresses: list[str],
+    layout: KVLayout,
+    num_blocks: int,
+    settings: TransferSettings | None,
+) -> None:
     memory = HostBlockMemory(layout, num_blocks)
     fill(memory, num_blocks)
     releases = Releases()
-    server = BlockServer()
+    server = BlockServer(settings=settings)
     await server.start(addresses)
+    await server.register(memory)
     orders.send("ready")
     while True:
         try:

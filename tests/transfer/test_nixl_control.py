@@ -1,0 +1,186 @@
+"""What we do with NIXL, with a stand-in for it: tickets, polling, the end of reads, what is given back.
+``test_nixl.py`` runs the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+
+import pytest
+
+from dynamo_sdk.errors import ConfigError, TransferError
+from dynamo_sdk.transfer import TransferSettings
+from dynamo_sdk.transfer import nixl as nixl_room
+from dynamo_sdk.transfer.nixl import AgentOnDemand, NixlAgent
+from dynamo_sdk.types import KVLayout
+
+from .conftest import ManualClock, content, fill, host_memory, pattern
+from .fake_nixl import FakeNixl
+from .test_fetch import ELSEWHERE, CopiedMemory, fetching, serving
+
+pytestmark = pytest.mark.anyio
+
+FORCED = TransferSettings(back_end="nixl")
+TCP = "tcp:127.0.0.1:0"
+
+
+@pytest.fixture
+def nixl() -> FakeNixl:
+    return FakeNixl()
+
+
+def on_demand(nixl: FakeNixl) -> AgentOnDemand:
+    return AgentOnDemand(partial(NixlAgent, module=nixl.module()))
+
+
+async def test_blocks_move_and_all_is_given_back(nixl, memories, releases) -> None:
+    source, own = host_memory(memories, 32), host_memory(memories, 32)
+    fill(source, 32)
+    held, pairs = [3, 4, 5, 9, 31], [(1, 7), (2, 8), (4, 0), (0, 30)]
+    async with (
+        serving(TCP, settings=FORCED, nixl=on_demand(nixl)) as server,
+        fetching(host=ELSEWHERE, settings=FORCED, nixl=on_demand(nixl)) as fetcher,
+    ):
+        await server.register(source)
+        for request_id in ("a", "b"):
+            params = server.issue(request_id, held, source, ttl_s=30, release=releases.of(request_id))
+            report = await fetcher.fetch(params, pairs, own, timeout_s=10)
+            assert (report.back_end, report.num_bytes) == ("nixl", 4 * 4096)
+            for index, own_id in pairs:
+                assert content(own, own_id) == pattern(held[index], 4096)
+            own.blocks[:] = 0
+        assert len(nixl.registered) == 2
+        assert [len(handle.local) for handle in nixl.handles] == [3, 3], "neighbours move together"
+    assert releases.counts == {"a": 1, "b": 1}
+    assert not nixl.registered
+    assert all(handle.is_released for handle in nixl.handles)
+
+
+async def test_a_peer_that_is_gone_is_disconnected(nixl, memories) -> None:
+    source, own = host_memory(memories, 2), host_memory(memories, 2)
+    async with fetching(settings=FORCED, nixl=on_demand(nixl)) as fetcher:
+        async with serving(TCP, settings=FORCED, nixl=on_demand(nixl)) as server:
+            await server.register(source)
+            params = server.issue("r", [0], source, ttl_s=30, release=lambda: None)
+            await fetcher.fetch(params, [(0, 0)], own, timeout_s=10)
+        assert await asyncio.to_thread(nixl.disconnected.wait, 10)
+        assert fetcher.statistics().num_peers == 0
+
+
+@pytest.mark.parametrize("outcome", ["ERR", "raise"])
+async def test_a_read_that_fails_is_a_transfer_error(nixl, memories, releases, outcome) -> None:
+    source, own = host_memory(memories, 2), host_memory(memories, 2)
+    released = asyncio.Event()
+    async with (
+        serving(TCP, settings=FORCED, nixl=on_demand(nixl)) as server,
+        fetching(settings=FORCED, nixl=on_demand(nixl)) as fetcher,
+    ):
+        await server.register(source)
+        nixl.outcome = outcome
+        params = server.issue("r", [0], source, ttl_s=30, release=released.set)
+        with pytest.raises(TransferError, match="NIXL"):
+            await fetcher.fetch(params, [(0, 0)], own, timeout_s=10)
+        await asyncio.wait_for(released.wait(), 10)
+        assert server.statistics().num_abandoned == 1
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_no_read_outlives_its_fetch(nixl, memories, how) -> None:
+    """Neither a cancelled nor a late fetch returns before the network is through with its blocks."""
+    nixl.num_polls = 1 << 62
+    polled, clock = threading.Event(), ManualClock()
+    nixl.on_poll = polled.set
+    layout = KVLayout(fingerprint="x", block_size=1, block_bytes=4 << 20)
+    source, own = host_memory(memories, 32, layout), host_memory(memories, 32, layout)
+    async with (
+        serving(TCP, settings=FORCED, nixl=on_demand(nixl)) as server,
+        fetching(settings=FORCED, nixl=on_demand(nixl), now=clock) as fetcher,
+    ):
+        await server.register(source)
+        params = server.issue("r", range(32), source, ttl_s=30, release=lambda: None)
+        pairs = [(index, index) for index in range(32)]
+        task = asyncio.create_task(fetcher.fetch(params, pairs, own, timeout_s=20))
+        await asyncio.to_thread(polled.wait, 10)
+        if how == "cancel":
+            task.cancel()
+        else:
+            clock.advance(21)
+        for _ in range(20):
+            polled.clear()
+            await asyncio.to_thread(polled.wait, 10)
+        assert not task.done(), "requests are under way"
+        assert len(nixl.handles) == nixl_room.MAX_IN_FLIGHT
+        nixl.num_polls = 0
+        with pytest.raises(asyncio.CancelledError if how == "cancel" else TransferError):
+            await task
+        assert len(nixl.handles) == nixl_room.MAX_IN_FLIGHT, "nothing new was begun"
+
+
+@pytest.mark.parametrize("pays", [True, False])
+async def test_auto_takes_nixl_where_it_pays_and_memory_cannot_be_mapped(
+    nixl, memories, monkeypatch, pays
+) -> None:
+    for room in ("offers", "exchange"):
+        monkeypatch.setattr(f"dynamo_sdk.transfer.{room}.nixl_pays", lambda: pays)
+    source, own = host_memory(memories, 2), host_memory(memories, 2)
+    for host, expected in ((None, "shm"), (ELSEWHERE, "nixl" if pays else "tcp")):
+        async with (
+            serving(TCP, nixl=on_demand(nixl)) as server,
+            fetching(host=host, nixl=on_demand(nixl)) as fetcher,
+        ):
+            await server.register(source)
+            params = server.issue("r", [0], source, ttl_s=30, release=lambda: None)
+            assert (await fetcher.fetch(params, [(0, 0)], own, timeout_s=10)).back_end == expected
+
+
+@pytest.mark.parametrize(
+    ("back_end", "host", "found"),
+    [
+        ("stream", None, "tcp"),
+        ("shm", None, "shm"),
+        ("shm", ELSEWHERE, "cannot be mapped"),
+        ("nixl", None, "offers no NIXL"),
+    ],
+)
+async def test_a_setting_forces_one_way(memories, back_end, host, found) -> None:
+    source, own = host_memory(memories, 2), host_memory(memories, 2)
+    settings = TransferSettings(back_end=back_end)
+    async with serving(TCP) as server, fetching(host=host, settings=settings) as fetcher:
+        params = server.issue("r", [0], source, ttl_s=30, release=lambda: None)
+        if " " in found:
+            with pytest.raises(TransferError, match=found):
+                await fetcher.fetch(params, [(0, 0)], own, timeout_s=10)
+        else:
+            assert (await fetcher.fetch(params, [(0, 0)], own, timeout_s=10)).back_end == found
+
+
+async def test_a_nixl_that_must_be_there_and_is_not_is_a_config_error(nixl, memories) -> None:
+    def absent() -> NixlAgent:
+        raise ConfigError("NIXL is not usable here")
+
+    source = host_memory(memories, 2)
+    async with serving(TCP, settings=FORCED, nixl=AgentOnDemand(absent)) as server:
+        with pytest.raises(ConfigError, match="back_end is nixl: NIXL is not usable here"):
+            await server.register(source)
+    async with serving(TCP, settings=FORCED, nixl=on_demand(nixl)) as server:
+        with pytest.raises(ConfigError, match="do not lie in one piece"):
+            await server.register(CopiedMemory(source))
+    nixl.is_installed = False
+    async with serving(TCP, settings=FORCED, nixl=on_demand(nixl)) as server:
+        with pytest.raises(ConfigError, match="has no UCX back end"):
+            await server.register(source)
+
+
+async def test_blocks_outside_are_refused(nixl, memories) -> None:
+    source, own = host_memory(memories, 2), host_memory(memories, 2)
+    async with (
+        serving(TCP, settings=FORCED, nixl=on_demand(nixl)) as server,
+        fetching(settings=FORCED, nixl=on_demand(nixl)) as fetcher,
+    ):
+        await server.register(source)
+        for held, own_id in (([2], 0), ([0], 2)):
+            params = server.issue(f"r{own_id}", held, source, ttl_s=30, release=lambda: None)
+            with pytest.raises(TransferError, match="outside"):
+                await fetcher.fetch(params, [(0, own_id)], own, timeout_s=10)
+        assert not nixl.handles
