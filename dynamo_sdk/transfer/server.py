@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from dynamo_sdk.errors import ProtocolError, TransferError
+from dynamo_sdk.errors import ConnectionLost, ProtocolError, TransferError
 from dynamo_sdk.interfaces import BlockMemory
 from dynamo_sdk.types import KVTransferParams
 

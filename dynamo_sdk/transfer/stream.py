@@ -50,7 +50,7 @@ def receive_blocks(
 ) -> None:
     """Fill the blocks in this order. Raises ``OSError``, ``ConnectionLost``. Leaves the socket blocking."""
     for ids, buffers in blocks_in_pieces(memory, mapped, block_ids):
-        _receive_all(connected, buffers, remaining_s)
+        receive_scattered(connected, buffers, remaining_s)
         if mapped is None:
             memory.write(ids, buffers[0])
 
@@ -63,8 +63,23 @@ def receive_pieces(
     buffer = memoryview(bytearray(min(step, num_blocks) * block_bytes))
     for first in range(0, num_blocks, step):
         piece = buffer[: min(step, num_blocks - first) * block_bytes]
-        _receive_all(connected, [piece], remaining_s)
+        receive_scattered(connected, [piece], remaining_s)
         yield first, piece
+
+
+def receive_scattered(
+    connected: socket.socket, targets: Sequence[memoryview], remaining_s: Callable[[], float]
+) -> None:
+    """Fill ``targets`` (flat bytes), one after the other. Raises ``OSError``, ``ConnectionLost``. Leaves the
+    socket blocking."""
+    pending = list(targets)
+    while pending:
+        _block_for(connected, socket.SO_RCVTIMEO, remaining_s())
+        try:
+            num_bytes = connected.recvmsg_into(pending[:MAX_BUFFERS], 0, socket.MSG_WAITALL)[0]
+        except BlockingIOError:
+            raise TimeoutError("the peer sent no more bytes in time") from None
+        pending = buffers_after(pending, _or_lost(num_bytes))
 
 
 def receive_into(connected: socket.socket, target: memoryview, remaining_s: Callable[[], float]) -> None:
@@ -105,47 +120,13 @@ def _send_all(connected: socket.socket, buffers: list[memoryview], remaining_s: 
             num_bytes = connected.sendmsg(buffers)
         except BlockingIOError:
             raise TimeoutError("the peer took no more bytes in time") from None
-        buffers = _after(buffers, num_bytes)
-
-
-def _receive_all(
-    connected: socket.socket, buffers: list[memoryview], remaining_s: Callable[[], float]
-) -> None:
-    while buffers:
-        _block_for(connected, socket.SO_RCVTIMEO, remaining_s())
-        try:
-            num_bytes, _, _, _ = connected.recvmsg_into(buffers, 0, socket.MSG_WAITALL)
-        except BlockingIOError:
-            raise TimeoutError("the peer sent no more bytes in time") from None
-        buffers = _after(buffers, _or_lost(num_bytes))
+        buffers = buffers_after(buffers, num_bytes)
 
 
 def _or_lost(num_bytes: int) -> int:
     if num_bytes == 0:
         raise ConnectionLost("the block server closed the connection")
     return num_bytes
-
-
-def _after(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
-    """What is left of ``buffers`` after their first ``num_bytes``."""
-    for position, buffer in enumerate(buffers):
-        if num_bytes < len(buffer):
-            return [buffer[num_bytes:], *buffers[position + 1 :]]
-        num_bytes -= len(buffer)
-    return []
-
-
-def receive_scattered(
-    connected: socket.socket, targets: Sequence[memoryview], remaining_s: Callable[[], float]
-) -> None:
-    """Fill ``targets`` (flat bytes), one after the other. Raises ``OSError``, ``ConnectionLost``."""
-    pending = list(targets)
-    while pending:
-        connected.settimeout(remaining_s())
-        received = connected.recvmsg_into(pending[:MAX_BUFFERS])[0]
-        if received == 0:
-            raise ConnectionLost("the block server closed the connection")
-        pending = buffers_after(pending, received)
 
 
 def _slice(mapped: memoryview, first: int, count: int, block_bytes: int) -> memoryview:
