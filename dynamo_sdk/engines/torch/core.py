@@ -21,7 +21,7 @@ import anyio
 import msgspec
 
 from dynamo_sdk.engines.feeds import Feed
-from dynamo_sdk.errors import EngineFailed, InvalidRequest, Overloaded
+from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded
 from dynamo_sdk.interfaces import BlockReservation, CacheKey
 from dynamo_sdk.scheduling import ScheduledSequence, Scheduler, SequenceState, Step
 from dynamo_sdk.stores import KVTiers
@@ -80,6 +80,9 @@ class EngineCore:
             tiers = make_tiers(self.publish_kv_events)
             self.tiers = TierLink(self.scheduler, tiers, self._wake.set)
             await tiers.start()
+            if self.failure is not None:  # stopped meanwhile
+                await tiers.close()
+                raise EngineStartError(self.failure)
         self._loop = asyncio.create_task(self._run(), name="torch-engine")
 
     async def stop(self, reason: str) -> None:

@@ -84,9 +84,6 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
             raise EngineStartError("the engine was closed while it started")
         self._started = started
         await started.core.start(partial(self._make_tiers, started) if self._setup.kv_tiers else None)
-        if self._is_closed:
-            await started.core.stop(_CLOSED)
-            raise EngineStartError("the engine was closed while it started")
         return EngineFacts(
             context_length=started.core.scheduler.config.max_length,
             block_size=self._config.block_size,
