@@ -15,10 +15,11 @@ from pydantic import JsonValue
 from dynamo_sdk.errors import ConfigError, GraphError
 from dynamo_sdk.plugins import Catalogue, Descriptor, Kind, Registry
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role
-from dynamo_sdk.types.plan import Json, Origin, PluginChoice
+from dynamo_sdk.types.plan import Json, KVTierPlan, Origin, PluginChoice
 
 from .deploy import Deploy, KVSection, ModelEntry, ModelSection, PolicySection, Problems, ServiceSection
 from .graph import Graph, ServiceNode
+from .kv_tiers import choose_tiers
 from .markers import EngineService
 from .nearest import suggest
 from .pairing import AUTO, Leg
@@ -36,13 +37,15 @@ DEFAULT_ROUTER = "round-robin"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenModel:
     """A model and the policies of its requests. ``connector`` is as wanted, perhaps ``auto``, and was
-    written at ``connector_path``."""
+    written at ``connector_path``; ``tiers`` at ``tiers_path``."""
 
     spec: ModelSpec
     path: Path
     router: PluginChoice
     connector: str
     connector_path: Path
+    tiers: tuple[KVTierPlan, ...]
+    tiers_path: Path
     loras: tuple[LoraSpec, ...] = ()
 
 
@@ -89,6 +92,7 @@ class Chooser:
             named.append((name, ("model",), entry))
         router = self._choose_policy(Kind.ROUTER, (), file.router, self._graph.router, DEFAULT_ROUTER)
         connector = self._choose_connector((), file.kv, self._graph.connector)
+        tiers = self._choose_tiers((), file.kv)
         taken = {name: f"model {name!r}" for name, _, _ in named}
         return [
             ChosenModel(
@@ -99,6 +103,8 @@ class Chooser:
                 else router,
                 connector=self._choose_connector(path, entry.kv, None) if entry.kv.connector else connector,
                 connector_path=(*(path if entry.kv.connector else ()), "kv", "connector"),
+                tiers=tiers if entry.kv.tiers is None else self._choose_tiers(path, entry.kv),
+                tiers_path=(*(() if entry.kv.tiers is None else path), "kv", "tiers"),
                 loras=self._choose_loras(path, entry, taken),
             )
             for name, path, entry in named
@@ -202,6 +208,9 @@ class Chooser:
     def _choose_connector(self, above: Path, section: KVSection, in_graph: str | None) -> str:
         path: Path = (*above, "kv", "connector")
         return self._log.pick(path, written=section.connector, graph=in_graph, default=AUTO)
+
+    def _choose_tiers(self, above: Path, section: KVSection) -> tuple[KVTierPlan, ...]:
+        return choose_tiers(section, above, self._registry, self._log, self._problems)
 
     def _check_args(
         self,

@@ -33,6 +33,7 @@ from .choices import Chooser, ChosenModel, ChosenService
 from .deploy import Deploy, Problems
 from .endpoints import endpoints_of
 from .graph import Graph, ServiceNode
+from .kv_tiers import check_engines
 from .markers import EngineService, FrontendService
 from .nearest import suggest
 from .pairing import Leg, check_block_sizes, check_frontend, choose_connector
@@ -114,8 +115,15 @@ def _plan_model(
             model.path, f"no service serves model {name!r}; set `model: {name}` for one, or remove it"
         )
     check_block_sizes(name, legs, problems)
+    check_engines(model.tiers, legs, model.tiers_path, problems)
     connector = choose_connector(model.connector, legs, registry, model.connector_path, problems)
-    return ModelPlan(spec=model.spec, router=model.router, connector=connector, loras=model.loras)
+    return ModelPlan(
+        spec=model.spec,
+        router=model.router,
+        connector=connector,
+        kv_tiers=model.tiers,
+        loras=model.loras,
+    )
 
 
 def _demand(service: ChosenService) -> Demand:

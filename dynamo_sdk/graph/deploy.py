@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
 from dynamo_sdk.errors import ConfigError, UserError
@@ -19,6 +19,7 @@ from dynamo_sdk.types.plan import Json, Origin
 
 from .nearest import suggest
 from .paths import Path, format_path, leaves, parse_path
+from .sizes import parse_size
 from .yaml_text import read_yaml
 
 Name = Annotated[str, Field(min_length=1)]
@@ -35,10 +36,25 @@ class PolicySection(Section):
     args: dict[str, JsonValue] = {}
 
 
+class TierSection(BaseModel):
+    """One cache tier below the device. ``kind``: a KV store; other keys than these are its own arguments.
+    ``min_uses``, ``min_priority``: what is written to it, see ``KVTierPlan``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    __pydantic_extra__: dict[str, JsonValue]
+
+    kind: Name
+    capacity: Annotated[int, BeforeValidator(parse_size)] | None = None
+    min_uses: Annotated[int, Field(ge=0, le=255)] | None = None
+    min_priority: int | None = None
+
+
 class KVSection(Section):
-    """``connector``: a plugin's name, or ``auto`` for the first that both engines speak."""
+    """``connector``: a plugin's name, or ``auto`` for the first that both engines speak. ``tiers``: where
+    each worker keeps blocks beyond its device, the fastest first."""
 
     connector: Name | None = None
+    tiers: list[TierSection] | None = None
 
 
 class ModelEntry(Section):

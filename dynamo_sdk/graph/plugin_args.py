@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast, get_type_hints
 
 import msgspec
@@ -19,7 +19,11 @@ from .paths import Path
 
 
 def check_plugin_args(
-    registry: Registry, descriptor: Descriptor, args: Mapping[str, JsonValue], path: Path, problems: Problems
+    registry: Registry,
+    descriptor: Descriptor,
+    args: Mapping[str, JsonValue],
+    path: Sequence[str | int],
+    problems: Problems,
 ) -> dict[str, Json]:
     """Validate ``args`` and return the plugin's defaults, by name, as JSON.
 

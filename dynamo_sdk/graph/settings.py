@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
 from dynamo_sdk.types.plan import Json, Origin, Setting
@@ -20,7 +20,7 @@ class SettingsLog:
         self._deploy = deploy
         self._settings: list[Setting] = []
 
-    def record(self, path: Path, value: Json, origin: Origin) -> None:
+    def record(self, path: Sequence[str | int], value: Json, origin: Origin) -> None:
         self._settings.append(Setting(path=format_path(path), value=value, origin=origin))
 
     def pick(self, path: Path, *, written: T | None, graph: T | None = None, default: T) -> T:
@@ -49,6 +49,21 @@ class SettingsLog:
         for name, value in defaults.items():
             if name not in args:
                 self.record((*path, name), value, origin)
+
+    def record_item(
+        self,
+        path: Path,
+        number: int,
+        written: Mapping[str, Json],
+        defaults: Mapping[str, Json],
+    ) -> None:
+        """One mapping of the list at ``path``: as written, and the plugin's defaults for the rest."""
+        origin = self._written_origin(path)
+        for name, value in written.items():
+            self.record((*path, number, name), value, origin)
+        for name, value in defaults.items():
+            if name not in written:
+                self.record((*path, number, name), value, Origin.PLUGIN)
 
     def settings(self) -> tuple[Setting, ...]:
         return tuple(self._settings)

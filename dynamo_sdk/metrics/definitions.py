@@ -194,6 +194,72 @@ COMPONENT_WAITING = _gauge(
     "dynamo_component_waiting_requests", "Requests waiting to enter the engine's batch now.", _WORKER
 )
 
+_TIER = (*_WORKER, "tier")
+KVBM_MATCHED_TOKENS = _gauge(
+    "kvbm_matched_tokens",
+    "Prompt tokens that the device lacked and some tier had, since the start; loaded or not.",
+    _WORKER,
+)
+KVBM_OFFLOAD_D2H = _gauge(
+    "kvbm_offload_blocks_d2h", "Blocks copied from the device to host memory since the start.", _WORKER
+)
+KVBM_OFFLOAD_H2D = _gauge(
+    "kvbm_offload_blocks_h2d", "Blocks copied from host memory to a disk since the start.", _WORKER
+)
+KVBM_OFFLOAD_D2D = _gauge(
+    "kvbm_offload_blocks_d2d", "Blocks copied from the device to a disk since the start.", _WORKER
+)
+KVBM_ONBOARD_H2D = _gauge(
+    "kvbm_onboard_blocks_h2d", "Blocks loaded from host memory to the device since the start.", _WORKER
+)
+KVBM_ONBOARD_D2D = _gauge(
+    "kvbm_onboard_blocks_d2d", "Blocks loaded from a disk to the device since the start.", _WORKER
+)
+KVBM_LOOKUP_BLOCKS = _counter(
+    "kvbm_lookup_blocks_total",
+    "Blocks that arriving requests asked of a tier, the device and faster tiers lacking them.",
+    _TIER,
+)
+KVBM_HIT_BLOCKS = _counter(
+    "kvbm_hit_blocks_total", "Of these, what the tier had; lookup_blocks is the denominator.", _TIER
+)
+KVBM_ONBOARDED_BLOCKS = _counter(
+    "kvbm_onboarded_blocks_total", "Blocks loaded from a tier to the device.", _TIER
+)
+KVBM_ONBOARDED_BYTES = _counter("kvbm_onboarded_bytes_total", "Bytes of these.", _TIER)
+KVBM_ONBOARD_SECONDS = _counter(
+    "kvbm_onboard_seconds_total", "Time that requests waited for these, failed loads included.", _TIER
+)
+KVBM_OFFLOADED_BLOCKS = _counter("kvbm_offloaded_blocks_total", "Blocks written to a tier.", _TIER)
+KVBM_OFFLOADED_BYTES = _counter("kvbm_offloaded_bytes_total", "Bytes of these.", _TIER)
+KVBM_OFFLOAD_SECONDS = _counter(
+    "kvbm_offload_seconds_total", "Time that copying these took, beside the engine's steps.", _TIER
+)
+KVBM_SKIPPED_BLOCKS = _counter(
+    "kvbm_skipped_blocks_total",
+    "Blocks not written: present, rare or priority (filters), dropped (queue full), gone (evicted before).",
+    (*_TIER, "reason"),
+)
+KVBM_EVICTED_BLOCKS = _counter(
+    "kvbm_evicted_blocks_total", "Blocks that made room for others in a tier.", _TIER
+)
+KVBM_FAILED_BLOCKS = _counter(
+    "kvbm_failed_blocks_total",
+    "Blocks that a tier did not keep or find although it should have: full, broken, corrupt or busy.",
+    _TIER,
+)
+KVBM_QUEUED_BLOCKS = _gauge("kvbm_queued_blocks", "Blocks that wait to be written to a tier now.", _TIER)
+KVBM_BLOCKS = _gauge("kvbm_blocks", "Blocks that a tier holds now.", _TIER)
+KVBM_USED_BYTES = _gauge("kvbm_used_bytes", "Bytes that a tier holds now.", _TIER)
+KVBM_CAPACITY_BYTES = _gauge(
+    "kvbm_capacity_bytes", "Bytes that a tier can hold; none where unbounded.", _TIER
+)
+KVBM_DECISIONS = _counter(
+    "kvbm_onboard_decisions_total",
+    "Requests of which some tier had more: load, recompute (which was cheaper), unmeasured (computed, too).",
+    (*_WORKER, "decision"),
+)
+
 FRONTEND_METRICS = (
     FRONTEND_REQUESTS,
     FRONTEND_INFLIGHT,
@@ -230,4 +296,28 @@ COMPONENT_METRICS = (
     COMPONENT_RUNNING,
     COMPONENT_WAITING,
 )
-ALL_METRICS = FRONTEND_METRICS + COMPONENT_METRICS
+KVBM_METRICS = (
+    KVBM_MATCHED_TOKENS,
+    KVBM_OFFLOAD_D2H,
+    KVBM_OFFLOAD_H2D,
+    KVBM_OFFLOAD_D2D,
+    KVBM_ONBOARD_H2D,
+    KVBM_ONBOARD_D2D,
+    KVBM_LOOKUP_BLOCKS,
+    KVBM_HIT_BLOCKS,
+    KVBM_ONBOARDED_BLOCKS,
+    KVBM_ONBOARDED_BYTES,
+    KVBM_ONBOARD_SECONDS,
+    KVBM_DECISIONS,
+    KVBM_OFFLOADED_BLOCKS,
+    KVBM_OFFLOADED_BYTES,
+    KVBM_OFFLOAD_SECONDS,
+    KVBM_SKIPPED_BLOCKS,
+    KVBM_QUEUED_BLOCKS,
+    KVBM_EVICTED_BLOCKS,
+    KVBM_FAILED_BLOCKS,
+    KVBM_BLOCKS,
+    KVBM_USED_BYTES,
+    KVBM_CAPACITY_BYTES,
+)
+ALL_METRICS = FRONTEND_METRICS + COMPONENT_METRICS + KVBM_METRICS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .definitions import COMPONENT_METRICS, FRONTEND_METRICS, Metric
+from .definitions import COMPONENT_METRICS, FRONTEND_METRICS, KVBM_METRICS, Metric
 
 _INTRODUCTION = """\
 # Metrics
@@ -25,6 +25,7 @@ def metrics_page() -> str:
         _INTRODUCTION,
         _section("Frontend", FRONTEND_METRICS),
         _section("Workers", COMPONENT_METRICS),
+        _section("Cache tiers of workers", KVBM_METRICS),
     ]
     return "\n".join(sections)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import definitions as d
+from .kv_tiers import TierMetrics
 from .registry import MetricRegistry
 
 
@@ -10,8 +11,9 @@ class WorkerMetrics:
     """One per worker process. Counters only grow, gauges are set to what is now."""
 
     def __init__(self, *, service: str, worker_id: str, role: str) -> None:
-        registry = self._registry = MetricRegistry(d.COMPONENT_METRICS)
+        registry = self._registry = MetricRegistry(d.COMPONENT_METRICS + d.KVBM_METRICS)
         worker = (service, worker_id, role)
+        self.tiers = TierMetrics(registry, worker)
         self.succeeded = registry.counter(d.COMPONENT_REQUESTS, *worker, "success")
         self.failed = registry.counter(d.COMPONENT_REQUESTS, *worker, "error")
         self.cancelled = registry.counter(d.COMPONENT_REQUESTS, *worker, "cancelled")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dynamo_sdk.types import Role
+from dynamo_sdk.types import KVTier, Role
 
 from .descriptors import (
     DiscoveryDescriptor,
     EngineDescriptor,
     KVConnectorDescriptor,
+    KVStoreDescriptor,
     LauncherDescriptor,
     RouterDescriptor,
 )
@@ -49,6 +50,7 @@ def dynamo_sdk_engines() -> list[EngineDescriptor]:
             connectors=("direct",),
             block_size_arg="block_size",
             default_block_size=16,
+            takes_kv_tiers=True,
             requirement="dynamo-sdk[torch]",
             summary="runs Hugging Face style models in PyTorch, on CPU and CUDA",
         ),
@@ -122,6 +124,28 @@ def dynamo_sdk_kv_connectors() -> list[KVConnectorDescriptor]:
             name="stateless",
             factory="dynamo_sdk.engines.stateless:StatelessConnector",
             summary="nothing to move: for engines that keep no KV between the legs",
+        ),
+    ]
+
+
+@hookimpl
+def dynamo_sdk_kv_stores() -> list[KVStoreDescriptor]:
+    return [
+        KVStoreDescriptor(
+            name="ram",
+            factory="dynamo_sdk.stores.ram:RamStore",
+            config="dynamo_sdk.stores.config:RamStoreConfig",
+            tier=KVTier.HOST,
+            default_min_uses=0,
+            summary="host memory of the worker, pinned where CUDA is",
+        ),
+        KVStoreDescriptor(
+            name="disk",
+            factory="dynamo_sdk.stores.disk:DiskStore",
+            config="dynamo_sdk.stores.config:DiskStoreConfig",
+            tier=KVTier.DISK,
+            folder_arg="path",
+            summary="a folder on a local disk; found again after a restart",
         ),
     ]
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from dynamo_sdk.errors import PluginError
-from dynamo_sdk.types import Role
+from dynamo_sdk.types import KVTier, Role
 
 _NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
 _IMPORT_STRING = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -70,6 +70,7 @@ class EngineDescriptor(Descriptor):
     ``roles``: the legs it can run. ``connectors``: the KV connectors it speaks, the preferred one first.
     ``block_size_arg``: the field of its config that sets tokens per KV block, and
     ``default_block_size`` that field's default; both None for engines without paged KV.
+    ``takes_kv_tiers``: it keeps blocks in ``EngineSetup.kv_tiers``.
     """
 
     kind: ClassVar[Kind] = Kind.ENGINE
@@ -78,6 +79,7 @@ class EngineDescriptor(Descriptor):
     connectors: tuple[str, ...] = ()
     block_size_arg: str | None = None
     default_block_size: int | None = None
+    takes_kv_tiers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +105,19 @@ class KVConnectorDescriptor(Descriptor):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVStoreDescriptor(Descriptor):
-    """``factory(config)``, or ``factory()`` without a config model, makes a ``KVStore``."""
+    """``factory(config)``, or ``factory()`` without a config model, makes a ``KVStore``. Its config model has
+    ``block_bytes``, which the engine says, and ``capacity_bytes``, unless it has no capacity.
+
+    ``tier``: what KV events call it. ``folder_arg``: the field that names a folder; each worker gets one of
+    its own in there. ``default_min_uses``: it is given only what so many requests asked for, unless the
+    deploy file says otherwise; for media that wear out or cost by the write.
+    """
 
     kind: ClassVar[Kind] = Kind.KV_STORE
+
+    tier: KVTier = KVTier.REMOTE
+    folder_arg: str | None = None
+    default_min_uses: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from dynamo_sdk.interfaces import (
     EngineFacts,
     EngineSetup,
     ExposesBlocks,
+    HasKVTiers,
     ItemSource,
     OpensSources,
     ProbesItself,
@@ -53,6 +54,7 @@ from .adapters import Adapters
 from .agreement import check_agreement
 from .handover import BlockHandover
 from .kv_publisher import KVPublisher
+from .kv_tiers import observe_tiers, tier_setups
 from .leg_meter import metered_leg, observe_load, open_metered
 
 LOAD_INTERVAL_S = 0.1
@@ -141,6 +143,8 @@ class Worker(EngineService, ManagedService):
     async def metrics(self) -> bytes:
         """This worker's series, as Prometheus text."""
         observe_load(self._metrics, self._engine.load())
+        if isinstance(self._engine, HasKVTiers):
+            observe_tiers(self._metrics.tiers, self._engine.kv_tier_statistics())
         return self._metrics.render()
 
     @endpoint
@@ -169,6 +173,7 @@ class Worker(EngineService, ManagedService):
             connector=service.connector,
             connector_args=connector_args,
             loras=loras,
+            kv_tiers=tier_setups(model.kv_tiers, context.plugins, f"{service.name}-{context.record.replica}"),
         )
         self._metrics = WorkerMetrics(
             service=service.name, worker_id=context.record.worker_id, role=self.role

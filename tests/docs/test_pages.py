@@ -125,6 +125,11 @@ def test_every_key_of_a_deploy_file_is_described() -> None:
     assert described == real - {"kv", "services"}
 
 
+def test_every_key_of_a_tier_is_described() -> None:
+    rows = table_rows(page("kv.md"))
+    assert {word for row in rows for word in code_words(row[0])} == keys_of(deploy.TierSection, "")
+
+
 def test_every_origin_is_described() -> None:
     rows = table_rows(section(page("graph.md"), "The deploy file"))
     assert [row[0].strip("`") for row in rows[: len(Origin)]] == [

@@ -121,7 +121,7 @@ def test_each_value_has_its_origin() -> None:
             "models: {a: {path: x, router: {nme: y}}}",
             "models.a.router.nme: unknown key; did you mean 'name'?",
         ),
-        ("kv: {tiers: []}", "kv.tiers: unknown key (known: connector)"),
+        ("kv: {tires: []}", "kv.tires: unknown key; did you mean 'tiers'?"),
         ("model: {name: x}", "model.path: is missing"),
         ("models: {a: {}}", "models.a.path: is missing"),
         ("model: ''", "model.path: should not be empty, is ''"),

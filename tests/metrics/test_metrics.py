@@ -27,7 +27,7 @@ def test_names_are_unique_and_say_their_unit() -> None:
     names = [metric.name for metric in ALL_METRICS]
     assert len(set(names)) == len(names)
     for metric in ALL_METRICS:
-        assert metric.name.startswith(("dynamo_frontend_", "dynamo_component_", "dynamo_router_"))
+        assert metric.name.startswith(("dynamo_frontend_", "dynamo_component_", "dynamo_router_", "kvbm_"))
         assert metric.name.endswith("_total") is (metric.kind is MetricKind.COUNTER)
         assert bool(metric.buckets) is (metric.kind is MetricKind.HISTOGRAM)
         assert list(metric.buckets) == sorted(set(metric.buckets))

@@ -1,0 +1,82 @@
+"""A worker's tiers: from the plan to what an engine is started with, and from what it says to metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from dynamo_sdk.interfaces import KVStore, KVTierSetup, KVTiersStatistics, KVTierStatistics
+from dynamo_sdk.metrics import definitions as d
+from dynamo_sdk.metrics.kv_tiers import DROPPED, GONE, TierMetrics, TierTotals
+from dynamo_sdk.plugins import Registry
+from dynamo_sdk.types import KVTier
+from dynamo_sdk.types.plan import Json, KVTierPlan
+
+
+def tier_setups(tiers: Sequence[KVTierPlan], registry: Registry, own_folder: str) -> tuple[KVTierSetup, ...]:
+    """``own_folder``: what this worker calls its part of a folder that several share, such as
+    ``Decode-0``. Raises ``ConfigError`` and ``PluginError``."""
+    return tuple(_setup(tier, registry, own_folder) for tier in tiers)
+
+
+def _setup(tier: KVTierPlan, registry: Registry, own_folder: str) -> KVTierSetup:
+    descriptor = registry.kv_stores.require(tier.kind)
+    args = dict(tier.args)
+    folder_arg = descriptor.folder_arg
+    if folder_arg is not None and isinstance(folder := args.get(folder_arg), str):
+        args[folder_arg] = str(Path(folder) / own_folder)
+    return KVTierSetup(
+        name=tier.name,
+        tier=descriptor.tier,
+        plan=msgspec.structs.replace(tier, args=args),
+        build=partial(_build, registry, tier.kind, args),
+    )
+
+
+def _build(registry: Registry, kind: str, args: dict[str, Json], block_bytes: int) -> KVStore:
+    return registry.build_kv_store(kind, {**args, "block_bytes": block_bytes})
+
+
+def observe_tiers(metrics: TierMetrics, statistics: KVTiersStatistics) -> None:
+    """Set the series to what the engine says now."""
+    if not statistics.tiers:
+        return
+    for tier in statistics.tiers:
+        metrics.set_tier(tier.name, _totals(tier))
+    for decision, total in statistics.num_decisions.items():
+        metrics.set_total(d.KVBM_DECISIONS, total, decision)
+    host = [tier for tier in statistics.tiers if tier.tier is KVTier.HOST]
+    disk = [tier for tier in statistics.tiers if tier.tier is KVTier.DISK]
+    metrics.set_total(d.KVBM_MATCHED_TOKENS, statistics.num_matched_tokens)
+    metrics.set_total(d.KVBM_OFFLOAD_D2H, sum(tier.num_offloaded_blocks_from_device for tier in host))
+    metrics.set_total(d.KVBM_OFFLOAD_H2D, sum(tier.num_offloaded_blocks_from_tiers for tier in disk))
+    metrics.set_total(d.KVBM_OFFLOAD_D2D, sum(tier.num_offloaded_blocks_from_device for tier in disk))
+    metrics.set_total(d.KVBM_ONBOARD_H2D, sum(tier.num_onboarded_blocks for tier in host))
+    metrics.set_total(d.KVBM_ONBOARD_D2D, sum(tier.num_onboarded_blocks for tier in disk))
+
+
+def _totals(tier: KVTierStatistics) -> TierTotals:
+    return TierTotals(
+        num_lookup_blocks=tier.num_lookup_blocks,
+        num_hit_blocks=tier.num_hit_blocks,
+        num_onboarded_blocks=tier.num_onboarded_blocks,
+        onboarded_bytes=tier.onboarded_bytes,
+        onboard_s=tier.onboard_s,
+        num_offloaded_blocks=tier.num_offloaded_blocks_from_device + tier.num_offloaded_blocks_from_tiers,
+        offloaded_bytes=tier.offloaded_bytes,
+        offload_s=tier.offload_s,
+        num_evicted_blocks=tier.store.num_evicted,
+        num_failed_blocks=max(tier.num_failures, tier.store.num_failures),
+        num_queued_blocks=tier.num_queued_blocks,
+        num_blocks=tier.store.num_blocks,
+        used_bytes=tier.store.used_bytes,
+        capacity_bytes=tier.store.capacity_bytes,
+        num_skipped_blocks={
+            **tier.num_refused_blocks,
+            DROPPED: tier.num_dropped_blocks,
+            GONE: tier.num_missed_blocks,
+        },
+    )
