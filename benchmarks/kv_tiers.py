@@ -1,9 +1,9 @@
 """What tiers below the device do to the time to the first token, with the real engine on this machine.
 
-Users chat: each turn is all that was said before, and something new. Their prefixes together are several times
-what the device holds, so that without tiers most of each prompt is computed again. Sides run in turn within
-one process, each on a fresh engine, in every round; figures are medians over the rounds, a ratio is the median
-of the rounds' ratios.
+Users chat: each turn is all that was said before, and something new. Their prefixes together are several
+times what the device holds, so that without tiers most of each prompt is computed again. Sides run in turn
+within one process, each on a fresh engine, in every round; figures are medians over the rounds, a ratio is
+the median of the rounds' ratios. TTFTs are those after the first turn, whose prompt nobody can have.
 
 * ``off``: no tiers;
 * ``ram``: a RAM tier that holds everything;
@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dynamo_sdk.engines.torch.config import TorchConfig
 from dynamo_sdk.engines.torch.engine import TorchEngine
-from dynamo_sdk.interfaces import EngineSetup, KVStore, KVTiersStatistics, KVTierSetup
+from dynamo_sdk.interfaces import EngineSetup, KVStore, KVTierSetup, KVTiersStatistics
 from dynamo_sdk.kv import OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
 from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
 from dynamo_sdk.stores.block_file import OsBlockFile
