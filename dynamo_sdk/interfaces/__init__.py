@@ -26,7 +26,7 @@ from .kv_store import (
     KVStoreListener,
     KVStoreStatistics,
 )
-from .kv_tiers import HasKVTiers, KVTierSetup, KVTiersStatistics, KVTierStatistics
+from .kv_tiers import HasKVTiers, KVTierSetup, KVTiersStatistics, KVTierStatistics, ReadableTiers
 from .launcher import Launcher, LaunchOptions
 from .planner import Planner, PlannerEffects, PlannerInput, ServiceLoad
 from .router import (
@@ -87,6 +87,7 @@ __all__ = [
     "Promise",
     "PublishesKVEvents",
     "PublishesMetrics",
+    "ReadableTiers",
     "ReadsPeers",
     "Routed",
     "Router",

@@ -64,8 +64,22 @@ class KVTiersStatistics(msgspec.Struct, frozen=True, kw_only=True):
     num_decisions: dict[str, int] = {}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadableTiers:
+    """``stores``: those of a worker that others may read, the fastest first; open until the engine closes.
+    Blocks have ``block_bytes``."""
+
+    stores: tuple[KVStore, ...]
+    block_bytes: int
+
+
 class HasKVTiers(ABC):
     """An engine that keeps blocks in the tiers that it was started with."""
+
+    def readable_tiers(self) -> ReadableTiers | None:
+        """What others may read, where one of the tiers reads from others; asked once it has started. Default:
+        nothing."""
+        return None
 
     @abstractmethod
     def kv_tier_statistics(self) -> KVTiersStatistics:

@@ -25,6 +25,8 @@ from dynamo_sdk.interfaces import (
     CacheKey,
     KVTierSetup,
     KVTiersStatistics,
+    ReadableTiers,
+    ReadsPeers,
 )
 from dynamo_sdk.kv import (
     BlockPool,
@@ -41,7 +43,7 @@ from dynamo_sdk.kv import (
     TierSize,
     check_tier_sizes,
 )
-from dynamo_sdk.types import GenerateRequest, KVEvent
+from dynamo_sdk.types import GenerateRequest, KVEvent, KVTier
 
 from .offloading import Offloader
 from .onboarding import FoundRun, LoadReport, Onboarder
@@ -80,12 +82,13 @@ class KVTiers:
         _check_sizes(setups, device_bytes, block_bytes)
         self._sketch = FrequencySketch(max(1024, *(_num_blocks(setup, block_bytes) for setup in setups)))
         self.tiers = tuple(self._tier(number, setup, on_change) for number, setup in enumerate(setups))
-        self._offloaders = tuple(
-            Offloader(
+        self._offloaders = {
+            tier.number: Offloader(
                 tier, self.tiers[: tier.number], pool, memory, self._contents, self._staging, self._threads
             )
             for tier in self.tiers
-        )
+            if not isinstance(tier.store, ReadsPeers)  # what lies there is others' to put there
+        }
         if policy is None:
             policy = OnboardingPolicy(block_size=block_size, block_bytes=block_bytes)
         self.policy = policy
@@ -96,7 +99,7 @@ class KVTiers:
             self._sketch,
             pool,
             self._contents,
-            {number: self._offloaders[number] for number, setup in enumerate(setups) if setup.plan.min_uses},
+            {number: down for number, down in self._offloaders.items() if setups[number].plan.min_uses},
             block_size,
             on_change,
         )
@@ -126,7 +129,9 @@ class KVTiers:
                 raise ConfigError(f"no memory to move KV blocks through: {error}") from error
             raise
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(offloader.run(), name="kv-offload") for offloader in self._offloaders]
+        self._tasks = [
+            loop.create_task(offloader.run(), name="kv-offload") for offloader in self._offloaders.values()
+        ]
         self._tasks.append(loop.create_task(self._uses.run(), name="kv-uses"))
 
     async def close(self) -> None:
@@ -146,7 +151,7 @@ class KVTiers:
     async def wait_idle(self) -> None:
         """Nothing waits to be brought down, and nothing is being measured. For tests and benchmarks."""
         await self._uses.wait_idle()
-        for offloader in self._offloaders:
+        for offloader in self._offloaders.values():
             await offloader.wait_idle()
         await self._onboarder.wait_probes()
 
@@ -154,11 +159,15 @@ class KVTiers:
 
     def offload(self, blocks: Sequence[CachedBlock]) -> None:
         """These are new on the device."""
-        for offloader in self._offloaders:
+        for offloader in self._offloaders.values():
             offloader.offer(blocks)
 
     def saw(self, request: GenerateRequest, keys: Sequence[CacheKey]) -> None:
         """A request for the blocks ``keys`` arrived."""
+        source = request.kv_source
+        for tier in self.tiers if source is not None else ():
+            if source is not None and isinstance(tier.store, ReadsPeers):
+                tier.store.expect(keys[: source.num_blocks], source)
         self._uses.saw(request, keys)
 
     # -- up
@@ -213,6 +222,13 @@ class KVTiers:
         )
 
     # -- facts
+
+    def readable(self) -> ReadableTiers | None:
+        """What other workers may read; nothing where we do not read theirs."""
+        if not any(isinstance(tier.store, ReadsPeers) for tier in self.tiers):
+            return None
+        own = tuple(tier.store for tier in self.tiers if tier.kind in (KVTier.HOST, KVTier.DISK))
+        return ReadableTiers(stores=own, block_bytes=self._block_bytes)
 
     def take_events(self) -> tuple[KVEvent, ...]:
         return self._contents.take_events()

@@ -25,6 +25,7 @@ from dynamo_sdk.interfaces import (
     KVTiersStatistics,
     PublishesKVEvents,
     PublishesMetrics,
+    ReadableTiers,
 )
 from dynamo_sdk.scheduling import Scheduler, SchedulerConfig
 from dynamo_sdk.stores import KVTiers
@@ -233,6 +234,10 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
     def kv_tier_statistics(self) -> KVTiersStatistics:
         tiers = None if self._started is None else self._started.core.tiers
         return KVTiersStatistics(tiers=()) if tiers is None else tiers.tiers.statistics()
+
+    def readable_tiers(self) -> ReadableTiers | None:
+        tiers = None if self._started is None else self._started.core.tiers
+        return None if tiers is None else tiers.tiers.readable()
 
     def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
         self._metrics.subscribe(listener)

@@ -1,0 +1,62 @@
+"""What a worker opens of its tiers to others, and what its own store learns of them."""
+
+import pytest
+
+from dynamo_sdk.engines.echo import EchoEngine
+from dynamo_sdk.interfaces import EngineSetup, HasKVTiers, KVTiersStatistics, ReadableTiers
+from dynamo_sdk.services.kv_sharing import serve_tiers, trusting
+from dynamo_sdk.stores import PeerStore, PeerStoreConfig, RamStore, RamStoreConfig
+from dynamo_sdk.types import KVSource, ModelSpec, Role
+
+pytestmark = pytest.mark.anyio
+
+SIZE = 4096
+KEY, BLOCK = b"k" * 16, b"b" * SIZE
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+class Tiered(EchoEngine, HasKVTiers):
+    readable: ReadableTiers | None = None
+
+    def kv_tier_statistics(self):
+        return KVTiersStatistics(tiers=())
+
+    def readable_tiers(self):
+        return self.readable
+
+
+def engine(cls=EchoEngine):
+    return cls(EngineSetup(model=ModelSpec(name="m", path="/"), role=Role.AGGREGATED))
+
+
+def ram(block_bytes):
+    return RamStore(RamStoreConfig(block_bytes=block_bytes, capacity_bytes=4 * block_bytes))
+
+
+@pytest.mark.parametrize("secret", [None, "s"])
+async def test_one_worker_reads_what_another_one_opens(secret):
+    owner = engine(Tiered)
+    store = trusting(ram, secret)(SIZE)
+    owner.readable = ReadableTiers(stores=(store,), block_bytes=SIZE)
+    reader = trusting(lambda size: PeerStore(PeerStoreConfig(block_bytes=size)), secret)(SIZE)
+    await store.start()
+    await reader.start()
+    await store.put(KEY, BLOCK)
+    server, address = await serve_tiers(owner, "tcp:127.0.0.1:0", secret)
+    reader.expect([KEY], KVSource(worker_id="w", address=address, num_blocks=1))
+    assert await reader.get(KEY) == BLOCK
+    await reader.close()
+    await server.close()
+    await store.close()
+
+
+async def test_nothing_is_opened_where_there_is_nothing_to_read():
+    assert await serve_tiers(engine(), "tcp:127.0.0.1:0", None) is None
+    tiered = engine(Tiered)
+    assert await serve_tiers(tiered, "tcp:127.0.0.1:0", None) is None
+    tiered.readable = ReadableTiers(stores=(), block_bytes=SIZE)
+    assert await serve_tiers(tiered, "tcp:127.0.0.1:0", None) is None
