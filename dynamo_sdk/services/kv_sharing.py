@@ -1,5 +1,5 @@
-"""A worker's tiers, open to the other workers of its pool: a server for them to read from, and the secret with
-which its own store reads theirs."""
+"""A worker's tiers, open to the other workers of its pool: a server for them to read from, and the secret
+with which its own store reads theirs."""
 
 from __future__ import annotations
 
