@@ -226,6 +226,7 @@ class Frontend:
         elif record.admitted_s is None:
             record.admitted_s = at_s
             record.num_cached_tokens = admission.num_cached_tokens
+            record.num_loaded_tokens, record.load_s = admission.num_loaded_tokens, admission.load_s
         record.num_reused_tokens = max(record.num_reused_tokens, admission.num_cached_tokens)
 
     def answered(self, update: SequenceUpdate, *, is_first: bool) -> None:

@@ -8,13 +8,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from dynamo_sdk.interfaces import KVTiersStatistics
+
 
 class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Filled in as it happens. Times in seconds of virtual time; tokens are counts.
 
     ``num_cached_tokens``: of the prompt, found where it was first prefilled; ``num_reused_tokens``: the most
     of any of its prefills, of which there are more after a preemption. ``num_predicted_tokens``: what the
-    router counted on, None where it did not look.
+    router counted on, None where it did not look. ``num_loaded_tokens``: of the cached ones, those that came
+    from tiers below the device, in ``load_s``.
     """
 
     index: int
@@ -33,6 +36,8 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     num_predicted_tokens: int | None = None
     transfer_s: float = 0.0
     transfer_bytes: int = 0
+    num_loaded_tokens: int = 0
+    load_s: float = 0.0
     num_preemptions: int = 0
     error: str | None = None
 
@@ -80,7 +85,7 @@ class Scaling(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """One run of a workload. ``gap_s``, ``gap_counts``: times between tokens of one request, and how often
-    each occurred. ``scalings``: what a planner changed."""
+    each occurred. ``scalings``: what a planner changed. ``tiers``: those of all workers together."""
 
     router: str
     requests: list[RequestRecord]
@@ -89,3 +94,4 @@ class Outcome:
     gap_counts: npt.NDArray[np.int64] = field(repr=False)
     ended_s: float
     scalings: list[Scaling] = field(default_factory=list)
+    tiers: KVTiersStatistics = field(default_factory=lambda: KVTiersStatistics(tiers=()))

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from dynamo_sdk.bench.report import Summary, Targets
+from dynamo_sdk.interfaces import KVTiersStatistics
 
 from .arrivals import Workload
 from .record import Outcome, RequestRecord, Scaling, WorkerRecord
@@ -27,12 +28,14 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
 
 class Reuse(msgspec.Struct, frozen=True, kw_only=True):
     """Shares of all prompt tokens. ``predicted``: that the router counted on (None = it looked at none);
-    ``cached``: found when a request was first prefilled; ``with_restarts``: the same, where a request that
+    ``cached``: found when a request was first prefilled; ``loaded``: of these, from tiers below the device
+    (None = there are none); ``with_restarts``: the same, where a request that
     lost its blocks counts with the most that any of its prefills found, which may be its own; ``reusable``:
     what one cache without end would find."""
 
     predicted: float | None
     cached: float
+    loaded: float | None
     with_restarts: float
     reusable: float
 
@@ -41,6 +44,14 @@ class Transfers(msgspec.Struct, frozen=True, kw_only=True):
     """KV from prefill to decode workers. ``ms``: per request, the time on the wire."""
 
     num_bytes: int
+    ms: Summary | None
+
+
+class Tiers(msgspec.Struct, frozen=True, kw_only=True):
+    """Tiers below the devices, each of all workers together. ``ms``: how long a request that loaded something
+    waited for it."""
+
+    statistics: KVTiersStatistics
     ms: Summary | None
 
 
@@ -73,6 +84,7 @@ class PolicyReport(msgspec.Struct, frozen=True, kw_only=True):
     goodput: Goodput | None
     reuse: Reuse
     transfers: Transfers | None
+    tiers: Tiers | None
     balance: Balance
     worker_hours: float
     gpu_hours: float
@@ -161,8 +173,9 @@ def _policy(outcome: Outcome, targets: Targets, reusable: float) -> PolicyReport
             if targets
             else None
         ),
-        reuse=_reuse(records, reusable),
+        reuse=_reuse(records, reusable, has_tiers=bool(outcome.tiers.tiers)),
         transfers=_transfers(records),
+        tiers=_tiers(outcome),
         balance=_balance(outcome.workers),
         worker_hours=sum(seconds for _, seconds in worker_s) / 3600,
         gpu_hours=sum(worker.num_gpus * seconds for worker, seconds in worker_s) / 3600,
@@ -198,12 +211,13 @@ def _weighted_in_ms(outcome: Outcome) -> Summary | None:
     return Summary(count=total, mean=mean, p50=p50, p90=p90, p95=p95, p99=p99, max=float(ms[-1]))
 
 
-def _reuse(records: Sequence[RequestRecord], reusable: float) -> Reuse:
+def _reuse(records: Sequence[RequestRecord], reusable: float, *, has_tiers: bool) -> Reuse:
     num_tokens = sum(record.num_input_tokens for record in records) or 1
     predicted = [r.num_predicted_tokens for r in records if r.num_predicted_tokens is not None]
     return Reuse(
         predicted=sum(predicted) / num_tokens if predicted else None,
         cached=sum(record.num_cached_tokens for record in records) / num_tokens,
+        loaded=sum(record.num_loaded_tokens for record in records) / num_tokens if has_tiers else None,
         with_restarts=sum(record.num_reused_tokens for record in records) / num_tokens,
         reusable=reusable,
     )
@@ -217,6 +231,13 @@ def _transfers(records: Sequence[RequestRecord]) -> Transfers | None:
         num_bytes=sum(record.transfer_bytes for record in moved),
         ms=_in_ms([record.transfer_s for record in moved]),
     )
+
+
+def _tiers(outcome: Outcome) -> Tiers | None:
+    if not outcome.tiers.tiers:
+        return None
+    waits = [record.load_s for record in outcome.requests if record.num_loaded_tokens]
+    return Tiers(statistics=outcome.tiers, ms=_in_ms(waits))
 
 
 def _balance(workers: Sequence[WorkerRecord]) -> Balance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dynamo_sdk.engines.mocker.tier_statistics import together
 from dynamo_sdk.errors import ConfigError
 
 from .arrivals import Workload
@@ -40,6 +41,7 @@ def _outcome(spec: FleetSpec, frontend: Frontend, scalings: list[Scaling]) -> Ou
     fleet = frontend.fleet
     ended_s = max([found.last_token_s or found.arrival_s for found in frontend.records], default=0.0)
     workers = [*fleet.gone, *fleet.workers.values()]
+    tiers = [rank.core.tier_statistics() for worker in workers for rank in worker.ranks]
     gaps = [frontend.gaps, *(rank.gaps for worker in workers for rank in worker.ranks)]
     return Outcome(
         router=spec.router_name,
@@ -49,6 +51,7 @@ def _outcome(spec: FleetSpec, frontend: Frontend, scalings: list[Scaling]) -> Ou
         gap_counts=np.concatenate([np.frombuffer(found.counts, np.int64) for found in gaps]),
         ended_s=ended_s,
         scalings=scalings,
+        tiers=together([found for found in tiers if found is not None]),
     )
 
 

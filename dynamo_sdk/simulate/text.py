@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dynamo_sdk.bench.report import Summary
+from dynamo_sdk.interfaces import KVTierStatistics
 
 from .report import PolicyReport, SimReport
 
@@ -38,6 +39,8 @@ def rows(report: SimReport) -> Iterator[Row]:
             "  predicted",
             lambda policy: "-" if policy.reuse.predicted is None else f"{policy.reuse.predicted:.2%}",
         )
+    if any(policy.tiers for policy in policies):
+        yield "  from tiers", lambda policy: f"{policy.reuse.loaded or 0:.2%}"
     yield "  possible", lambda policy: f"{policy.reuse.reusable:.2%}"
     if any(policy.num_preemptions for policy in policies):
         yield "preemptions", lambda policy: f"{policy.num_preemptions:,}"
@@ -47,9 +50,45 @@ def rows(report: SimReport) -> Iterator[Row]:
             lambda policy: f"{policy.transfers.num_bytes / 1e9:,.2f}" if policy.transfers else "-",
         )
         yield "  ms per request, mean", _transfer_ms
+    if any(policy.tiers for policy in policies):
+        yield from _tier_rows(policies)
     yield "busiest worker / mean", lambda policy: f"{policy.balance.busy:.2f}"
     yield "seconds", lambda policy: f"{policy.seconds:,.1f}"
     yield "GPU hours", lambda policy: f"{policy.gpu_hours:,.3f}"
+
+
+def _tier_rows(policies: Sequence[PolicyReport]) -> Iterator[Row]:
+    names = [tier.name for policy in policies if policy.tiers for tier in policy.tiers.statistics.tiers]
+    for name in dict.fromkeys(names):
+        yield f"{name}: blocks asked for", _of_tier(name, lambda tier: f"{tier.num_lookup_blocks:,}")
+        yield "  found", _of_tier(name, _share_found)
+        yield "  loaded, GB", _of_tier(name, lambda tier: f"{tier.onboarded_bytes / 1e9:,.2f}")
+        yield "  written, GB", _of_tier(name, lambda tier: f"{tier.offloaded_bytes / 1e9:,.2f}")
+    yield "prefixes loaded", _decisions("load")
+    yield "  ms to load, mean", _load_ms
+    yield "  cheaper to compute", _decisions("recompute")
+
+
+def _of_tier(name: str, show: Callable[[KVTierStatistics], str]) -> Callable[[PolicyReport], str]:
+    def find(policy: PolicyReport) -> str:
+        tiers = policy.tiers.statistics.tiers if policy.tiers else ()
+        return next((show(tier) for tier in tiers if tier.name == name), "-")
+
+    return find
+
+
+def _share_found(tier: KVTierStatistics) -> str:
+    return f"{tier.num_hit_blocks / tier.num_lookup_blocks:.1%}" if tier.num_lookup_blocks else "-"
+
+
+def _load_ms(policy: PolicyReport) -> str:
+    return f"{policy.tiers.ms.mean:,.2f}" if policy.tiers and policy.tiers.ms else "-"
+
+
+def _decisions(outcome: str) -> Callable[[PolicyReport], str]:
+    return lambda policy: (
+        f"{policy.tiers.statistics.num_decisions.get(outcome, 0):,}" if policy.tiers else "-"
+    )
 
 
 def print_report(report: SimReport, console: Console) -> None:

@@ -24,7 +24,7 @@ from math import inf
 import msgspec
 
 from dynamo_sdk.errors import InvalidRequest
-from dynamo_sdk.interfaces import CacheKey
+from dynamo_sdk.interfaces import CacheKey, KVTiersStatistics
 from dynamo_sdk.scheduling import (
     ScheduledSequence,
     Scheduler,
@@ -43,6 +43,7 @@ from dynamo_sdk.types import (
 )
 
 from .tier import TierModel
+from .tier_statistics import tiers_statistics
 from .tiers import SimTiers
 from .timing import StepWork, TimingModel
 from .tokens import TokenSource
@@ -52,8 +53,8 @@ from .transfers import TransferCost, Transfers
 class Admission(msgspec.Struct, frozen=True, kw_only=True):
     """A request's first step, or the first after a preemption. ``num_cached_tokens``: of its prompt, found in
     the cache, 0 where KV was fetched. ``transfer_s``, ``transfer_bytes``: what its KV took to get here.
-    ``num_loaded_tokens``: of those that were found, the ones that came from lower tiers, and how long that
-    took from its admission on."""
+    ``num_loaded_tokens``: of those that were found, the ones that came from lower tiers; ``load_s``: how long
+    it waited for them."""
 
     request_id: str
     num_cached_tokens: int = 0
@@ -61,6 +62,7 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     transfer_bytes: int = 0
     num_loaded_tokens: int = 0
     load_s: float = 0.0
+    load_bytes: int = 0
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,6 +212,7 @@ class MockerCore:
                     admission,
                     num_loaded_tokens=load.num_blocks * self._scheduler.config.block_size,
                     load_s=load.ends_s - load.asked_s,
+                    load_bytes=load.num_bytes,
                 )
         return self._scheduler.schedule(lambda onboarding: tiers.begin(onboarding, now_s))
 
@@ -286,6 +289,10 @@ class MockerCore:
         if not self._transfers:
             return load
         return msgspec.structs.replace(load, num_waiting=load.num_waiting + len(self._transfers))
+
+    def tier_statistics(self) -> KVTiersStatistics | None:
+        """What the tiers hold and did; None without any."""
+        return None if self.tiers is None else tiers_statistics(self.tiers)
 
     @property
     def max_length(self) -> int:

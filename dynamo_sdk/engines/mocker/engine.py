@@ -21,6 +21,8 @@ from dynamo_sdk.interfaces import (
     Engine,
     EngineFacts,
     EngineSetup,
+    HasKVTiers,
+    KVTiersStatistics,
     OpensSources,
     PublishesKVEvents,
     PublishesMetrics,
@@ -38,9 +40,10 @@ from .build import build_cores
 from .config import MockerConfig
 from .precise_clock import PreciseClock
 from .rank import Rank, RankSource
+from .tier_statistics import together
 
 
-class MockerEngine(Engine, OpensSources, PublishesKVEvents, PublishesMetrics):
+class MockerEngine(Engine, OpensSources, PublishesKVEvents, PublishesMetrics, HasKVTiers):
     """Serves without a model. ``config`` None = all defaults; ``clock`` None = live time."""
 
     def __init__(
@@ -167,6 +170,11 @@ class MockerEngine(Engine, OpensSources, PublishesKVEvents, PublishesMetrics):
 
     def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
         return tuple(rank.kv_snapshot() for rank in self._ranks)
+
+    def kv_tier_statistics(self) -> KVTiersStatistics:
+        """Of all ranks together."""
+        found = [rank.core.tier_statistics() for rank in self._ranks]
+        return together([statistics for statistics in found if statistics is not None])
 
     def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
         self._metrics.subscribe(listener)

@@ -187,7 +187,9 @@ class Rank:
         mailboxes = self._mailboxes
         for admission in result.admitted:
             mailboxes[admission.request_id].mark_scheduled(
-                result.started_s, transfer_s=admission.transfer_s, transfer_bytes=admission.transfer_bytes
+                result.started_s,
+                transfer_s=admission.transfer_s + admission.load_s,
+                transfer_bytes=admission.transfer_bytes + admission.load_bytes,
             )
         self._letters = [(mailboxes[update.request_id], update) for update in result.updates]
         if result.events is not None:

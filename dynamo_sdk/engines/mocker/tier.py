@@ -34,6 +34,10 @@ MAX_BATCH_BLOCKS = 16
 """So many blocks are written in one transfer, as NVIDIA Dynamo's block manager does."""
 
 
+ENDLESS_BLOCKS = 1 << 40
+"""The capacity of a tier that has none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierModel:
     """A tier of one rank: how much it holds, which block goes first, how fast it is. Reads and writes have
@@ -55,19 +59,19 @@ class TierModel:
 
 @dataclass(slots=True)
 class TierCounts:
-    """Since the start. ``num_hits`` of ``num_lookups`` blocks asked for were here; ``num_kept`` of
-    ``num_offers`` were written. ``*_s``: how long transfers took, waiting not included."""
+    """Since the start, as in ``KVTierStatistics``. ``*_s``: how long transfers took, waiting not included."""
 
-    num_lookups: int = 0
-    num_hits: int = 0
-    num_loaded: int = 0
+    num_lookup_blocks: int = 0
+    num_hit_blocks: int = 0
+    num_onboarded_blocks: int = 0
+    onboard_s: float = 0.0
+    num_read_blocks: int = 0
     num_offers: int = 0
-    num_kept: int = 0
+    num_from_device: int = 0
+    num_from_tiers: int = 0
+    num_missed_blocks: int = 0
     num_evicted: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-    read_s: float = 0.0
-    written_s: float = 0.0
+    offload_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,15 @@ class TierChange:
     stored: tuple[CachedBlock, ...] = ()
 
 
-EndCopy = Callable[[], bool]
-"""The copy is made. Whether it is of what it should be."""
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """``end``: it is made; whether it is of what it should be."""
 
-BeginCopy = Callable[[CacheKey], EndCopy | None]
+    end: Callable[[], bool]
+    is_from_device: bool
+
+
+BeginCopy = Callable[[CacheKey], Copy | None]
 """Copy this block from where it is now; None = from nowhere."""
 
 
@@ -98,7 +107,7 @@ BeginCopy = Callable[[CacheKey], EndCopy | None]
 class _Write:
     block: CachedBlock
     reservation: SlotReservation
-    end_copy: EndCopy
+    copy: Copy
 
 
 class SimTier:
@@ -113,7 +122,7 @@ class SimTier:
     ) -> None:
         self.model = model
         self.counts = TierCounts()
-        self._block_bytes = block_bytes
+        self.block_bytes = block_bytes
         self._begin_copy = begin_copy
         self._index = StoreIndex(model.num_blocks, eviction_policy(model.eviction, model.num_blocks))
         self._queue = OffloadQueue([NotPresent(self), *filters], model.max_pending_blocks)
@@ -136,13 +145,13 @@ class SimTier:
         return self._index.num_blocks
 
     @property
-    def num_refused(self) -> dict[str, int]:
-        """Offers that were not taken, by the reason; ``full``: dropped from the queue."""
-        return {**self._queue.num_refused, "full": self._queue.num_dropped}
+    def num_writing(self) -> int:
+        return sum(len(writes) for _, _, writes in self._writing)
 
-    def use(self, key: CacheKey) -> None:
-        """Count as used what is held."""
-        self._index.use(key)
+    @property
+    def queue(self) -> OffloadQueue:
+        """What waits to be written, to look at."""
+        return self._queue
 
     # -- in
 
@@ -176,37 +185,43 @@ class SimTier:
         writes: list[_Write] = []
         removed: list[CacheKey] = []
         for block in self._queue.take(MAX_BATCH_BLOCKS):
-            end_copy = self._begin_copy(block.key)
-            if end_copy is None:
-                self._queue.done((block,))
+            copy = self._begin_copy(block.key)
+            if copy is None:
+                self._miss(block)
                 continue
             reservation = self._index.reserve(block.key, parent=block.parent, priority=block.priority)
             if reservation is None:  # every slot is being read or written
-                end_copy()
-                self._queue.done((block,))
+                copy.end()
+                self._miss(block)
                 continue
             if reservation.evicted is not None:
                 removed.append(reservation.evicted)
-            writes.append(_Write(block, reservation, end_copy))
+            writes.append(_Write(block, reservation, copy))
         self.counts.num_evicted += len(removed)
         if writes:
-            num_bytes = len(writes) * self._block_bytes
-            ends_s = self._writes.send(num_bytes, now_s)
-            self.counts.written_bytes += num_bytes
-            self.counts.written_s += ends_s - now_s
+            ends_s = self._writes.send(len(writes) * self.block_bytes, now_s)
+            self.counts.offload_s += ends_s - now_s
             heappush(self._writing, (ends_s, next(self._order), writes))
         return removed
+
+    def _miss(self, block: CachedBlock) -> None:
+        self.counts.num_missed_blocks += 1
+        self._queue.done((block,))
 
     def _end_write(self, writes: Sequence[_Write]) -> list[CachedBlock]:
         stored: list[CachedBlock] = []
         for write in writes:
-            if write.end_copy():
-                self._index.commit(write.reservation)
-                stored.append(write.block)
-            else:
+            if not write.copy.end():
                 self._index.abandon(write.reservation)
-        self._queue.done([write.block for write in writes])
-        self.counts.num_kept += len(stored)
+                self._miss(write.block)
+                continue
+            self._index.commit(write.reservation)
+            self._queue.done((write.block,))
+            stored.append(write.block)
+            if write.copy.is_from_device:
+                self.counts.num_from_device += 1
+            else:
+                self.counts.num_from_tiers += 1
         return stored
 
     # -- out
@@ -220,19 +235,15 @@ class SimTier:
         begins_s = self._reads.start_s(now_s)
         # A prefix is of no use without its beginning: that is used last, and so stays longest.
         pins = tuple([(key, self._pin(key)) for key in reversed(keys)])
-        num_bytes = len(keys) * self._block_bytes
-        ends_s = self._reads.send(num_bytes, now_s)
-        self.counts.num_loaded += len(keys)
-        self.counts.read_bytes += num_bytes
-        self.counts.read_s += ends_s - begins_s
-        return TierLoad(pins, begins_s, ends_s)
+        self.counts.num_read_blocks += len(keys)
+        return TierLoad(pins, begins_s, self._reads.send(len(keys) * self.block_bytes, now_s))
 
     def loaded(self, load: TierLoad) -> None:
         """The bytes have arrived, wanted or not."""
         for key, slot in load.pins:
             self._index.unpin(key, slot)
 
-    def begin_copy(self, key: CacheKey) -> EndCopy | None:
+    def begin_copy(self, key: CacheKey) -> Copy | None:
         """For a tier below. The block stays until the copy is made."""
         slot = self._index.pin(key)
         if slot is None:
@@ -242,7 +253,7 @@ class SimTier:
             self._index.unpin(key, slot)
             return True
 
-        return end
+        return Copy(end, is_from_device=False)
 
     def _pin(self, key: CacheKey) -> int:
         slot = self._index.pin(key)

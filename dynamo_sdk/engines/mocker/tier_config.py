@@ -12,7 +12,7 @@ from dynamo_sdk.kv import TierSize, check_tier_sizes
 from dynamo_sdk.plugins.config import PluginConfig
 from dynamo_sdk.types.kv_events import KVTier
 
-from .tier import TierModel
+from .tier import ENDLESS_BLOCKS, TierModel
 
 _BYTES_PER_GB = 1e9
 
@@ -89,7 +89,9 @@ def tier_models(
             TierModel(
                 name=tier.label,
                 kind=EVENT_TIERS.get(tier.kind, KVTier.REMOTE),
-                num_blocks=_ENDLESS if tier.capacity is None else tier.capacity // dp_size // block_bytes,
+                num_blocks=ENDLESS_BLOCKS
+                if tier.capacity is None
+                else tier.capacity // dp_size // block_bytes,
                 eviction=tier.eviction,
                 latency_s=speed.latency_ms / 1e3 / speedup_ratio,
                 read_bytes_per_s=speed.read_gb_per_s * rate,
@@ -100,9 +102,6 @@ def tier_models(
             )
         )
     return models
-
-
-_ENDLESS = 1 << 40
 
 
 def _speed(tier: SimTierConfig, speeds: Mapping[str, TierSpeed]) -> TierSpeed:

@@ -36,7 +36,7 @@ from dynamo_sdk.types.kv_events import BlocksRemoved, BlocksStored, KVEvent
 from dynamo_sdk.types.requests import GenerateRequest
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN
 
-from .tier import BeginCopy, EndCopy, SimTier, TierLoad, TierModel
+from .tier import BeginCopy, Copy, SimTier, TierLoad, TierModel
 
 MIN_MEASURED_TOKENS = 8
 """A prompt's last few tokens say nothing about what computing a prompt takes."""
@@ -60,6 +60,10 @@ class Load:
     def num_blocks(self) -> int:
         return sum(len(part.pins) for _, part in self.parts)
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(part.pins) * tier.block_bytes for tier, part in self.parts)
+
 
 class SimTiers:
     """``models``: fastest first."""
@@ -68,7 +72,8 @@ class SimTiers:
         config = scheduler.config
         self.policy = OnboardingPolicy(block_size=config.block_size, block_bytes=block_bytes)
         self.decisions: Counter[OnboardingReason] = Counter()
-        self.num_told = 0
+        self.num_told = self.num_matched_blocks = 0
+        self.block_size = config.block_size
         self._scheduler = scheduler
         self._pool = pool = scheduler.pool
         self._contents = TierContents(
@@ -99,15 +104,17 @@ class SimTiers:
         return filters
 
     def _copier(self) -> BeginCopy:
-        """Copies for the next tier come from the nearest of those that are above it, or from the device."""
-        above, pool = tuple(reversed(self.tiers)), self._pool
+        """Copies for the next tier come from the device, or from those above it that are there already."""
+        above, pool = tuple(self.tiers), self._pool
 
-        def begin_copy(key: CacheKey) -> EndCopy | None:
-            for tier in above:
-                if (end_copy := tier.begin_copy(key)) is not None:
-                    return end_copy
+        def begin_copy(key: CacheKey) -> Copy | None:
             place = pool.place_of(key)
-            return None if place is None else lambda: pool.is_unchanged(place)
+            if place is not None:
+                return Copy(lambda: pool.is_unchanged(place), is_from_device=True)
+            for tier in above:
+                if (copy := tier.begin_copy(key)) is not None:
+                    return copy
+            return None
 
         return begin_copy
 
@@ -129,7 +136,7 @@ class SimTiers:
         return self._pool.place_of(key) is not None or any(key in tier for tier in tiers)
 
     def _block(self, request: GenerateRequest, keys: Sequence[CacheKey], place: int) -> CachedBlock:
-        block_size = self._scheduler.config.block_size
+        block_size = self.block_size
         tokens = request.prompt + request.generated if request.generated else request.prompt
         tokens = tokens[place * block_size * BYTES_PER_TOKEN : (place + 1) * block_size * BYTES_PER_TOKEN]
         parent = keys[place - 1] if place else None
@@ -189,10 +196,11 @@ class SimTiers:
                 runs.append((tier, []))
             runs[-1][1].append(key)
         num_asked = len(keys)
+        self.num_matched_blocks += sum(len(found) for _, found in runs)
         for tier in self.tiers:
             num_hits = sum(len(found) for holder, found in runs if holder is tier)
-            tier.counts.num_lookups += num_asked
-            tier.counts.num_hits += num_hits
+            tier.counts.num_lookup_blocks += num_asked
+            tier.counts.num_hit_blocks += num_hits
             num_asked -= num_hits
         return runs
 
@@ -204,6 +212,9 @@ class SimTiers:
         load = Load(request_id=request_id, parts=parts, asked_s=now_s, ends_s=ends_s)
         if request_id is not None:
             self._loading[request_id] = load
+            for tier, part in parts:
+                tier.counts.num_onboarded_blocks += len(part.pins)
+                tier.counts.onboard_s += part.ends_s - part.begins_s
         heappush(self._loads, (ends_s, next(self._order), load))
 
     def cancel(self, request_id: str) -> None:

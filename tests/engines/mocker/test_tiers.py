@@ -81,7 +81,7 @@ def test_a_tier_that_is_slower_than_computing_is_left_alone() -> None:
     lives, as_without = run(slow, arrivals(*again)), run(plain, arrivals(*again))
     assert [life.ttft_ms for life in lives.values()] == [life.ttft_ms for life in as_without.values()]
     assert tiers_of(slow).decisions[OnboardingReason.RECOMPUTE] == 6
-    assert tiers_of(slow).tiers[0].counts.num_loaded == 1 + 15, "the probes"
+    assert tiers_of(slow).tiers[0].counts.num_read_blocks == 1 + 15, "the probes"
 
 
 def test_others_go_on_while_one_loads() -> None:
@@ -125,7 +125,7 @@ def test_rare_blocks_are_not_written_to_what_wears_out() -> None:
     settle(core)
     ram, disk = tiers_of(core).tiers
     assert (ram.num_blocks, disk.num_blocks) == (30, 0)
-    assert disk.num_refused["rare"] == 30
+    assert disk.queue.num_refused["rare"] == 30
     run(core, arrivals((20.0, "a again", 1)))
     settle(core)
     assert disk.num_blocks == 15
@@ -147,8 +147,8 @@ def test_a_lower_tier_has_what_the_one_above_gave_up() -> None:
     assert (ram.num_blocks, disk.num_blocks) == (32, 90)
     lives = run(core, arrivals((100.0, "measured", 0), (110.0, "again", 1)))
     assert lives["again"].num_cached_tokens == 960
-    assert disk.counts.num_loaded >= 15
-    assert disk.counts.num_hits == 30
+    assert disk.counts.num_onboarded_blocks == 15
+    assert disk.counts.num_hit_blocks == 30
 
 
 class Slow(TimingModel):
