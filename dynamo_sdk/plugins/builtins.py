@@ -34,6 +34,7 @@ def dynamo_sdk_engines() -> list[EngineDescriptor]:
             connectors=("stateless",),
             block_size_arg="block_size",
             default_block_size=64,
+            takes_kv_tiers=True,
             summary="simulates a GPU's timing, blocks and batches; for benchmarks and simulation",
         ),
         EngineDescriptor(

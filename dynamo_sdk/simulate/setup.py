@@ -9,6 +9,7 @@ from inspect import isclass
 from pydantic import ValidationError
 
 from dynamo_sdk.engines.mocker import MockerConfig
+from dynamo_sdk.engines.mocker.tier_config import planned_tiers
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.graph.paths import format_path
 from dynamo_sdk.graph.plugin_args import wrong_args
@@ -18,7 +19,15 @@ from dynamo_sdk.routing import router_from_function
 from dynamo_sdk.routing.importing import imported
 from dynamo_sdk.runtime.model_path import DEMO, resolve_model_path
 from dynamo_sdk.types import Role
-from dynamo_sdk.types.plan import DeploymentPlan, GpuDevice, HostInventory, Inventory, Json, ServicePlan
+from dynamo_sdk.types.plan import (
+    DeploymentPlan,
+    GpuDevice,
+    HostInventory,
+    Inventory,
+    Json,
+    ModelPlan,
+    ServicePlan,
+)
 
 from .spec import FleetSpec, PoolSpec
 
@@ -55,7 +64,7 @@ def fleet_specs(
     roles = {service.role for service in services}
     if Role.PREFILL in roles and Role.DECODE not in roles:
         raise ConfigError(f"model {name!r} has prefill workers and no decode workers to hand over to")
-    pools = tuple(_pool(service, model_plan.spec.path, mocker_args or {}) for service in services)
+    pools = tuple(_pool(service, model_plan, mocker_args or {}) for service in services)
     planner = plan.planner
     new_planner = (
         None if planner is None else partial(registry.build_planner, planner.name, dict(planner.args))
@@ -84,7 +93,7 @@ def _choose_model(plan: DeploymentPlan, model: str | None) -> str:
     return model
 
 
-def _pool(service: ServicePlan, model_path: str, mocker_args: Mapping[str, Json]) -> PoolSpec:
+def _pool(service: ServicePlan, model: ModelPlan, mocker_args: Mapping[str, Json]) -> PoolSpec:
     assert service.engine is not None, "it was chosen for its engine"
     assert service.role is not None, "engines have roles"
     args = dict(service.engine.args)
@@ -99,6 +108,9 @@ def _pool(service: ServicePlan, model_path: str, mocker_args: Mapping[str, Json]
             for loc, message in wrong_args(error, MockerConfig, "engine 'mocker'")
         )
         raise ConfigError(details) from error
+    if not config.tiers:
+        config = config.model_copy(update={"tiers": planned_tiers(model.kv_tiers)})
+    model_path = model.spec.path
     return PoolSpec(
         service=service.name,
         role=service.role,

@@ -40,6 +40,7 @@ from .build import build_cores
 from .config import MockerConfig
 from .precise_clock import PreciseClock
 from .rank import Rank, RankSource
+from .tier_config import planned_tiers
 from .tier_statistics import together
 
 
@@ -67,7 +68,11 @@ class MockerEngine(Engine, OpensSources, PublishesKVEvents, PublishesMetrics, Ha
         if self._is_started or self._is_closed:
             raise EngineStartError("a mocker engine starts once; make a new one")
         self._is_started = True
-        cores = build_cores(self._setup.model.path, self._config)
+        config = self._config
+        if not config.tiers:
+            tiers = planned_tiers([tier.plan for tier in self._setup.kv_tiers])
+            config = config.model_copy(update={"tiers": tiers})
+        cores = build_cores(self._setup.model.path, config)
         await self._clock.sleep(self._config.startup_time_s)
         if self._is_closed:
             raise EngineStartError("the engine was closed while it started")

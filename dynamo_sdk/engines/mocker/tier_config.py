@@ -11,6 +11,7 @@ from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.kv import TierSize, check_tier_sizes
 from dynamo_sdk.plugins.config import PluginConfig
 from dynamo_sdk.types.kv_events import KVTier
+from dynamo_sdk.types.plan import KVTierPlan
 
 from .tier import ENDLESS_BLOCKS, TierModel
 
@@ -29,18 +30,36 @@ class TierSpeed(PluginConfig):
 
 class SimTierConfig(PluginConfig):
     """``kind``, ``name``, ``capacity``, ``min_uses``, ``min_priority`` as in the deploy file's ``kv.tiers``.
-    The capacity is of one worker, all its data-parallel ranks together; None = it never ends."""
+    The capacity is of one worker, all its data-parallel ranks together; None = it never ends. ``min_uses``
+    None: 0 for RAM, 2 for all others."""
 
     kind: str
     name: str = ""
     capacity: ByteSize | None = Field(default=None, gt=0)
     eviction: Literal["lru", "lfu", "priority", "leaf-first"] = "lru"
-    min_uses: int = Field(default=0, ge=0)
+    min_uses: int | None = Field(default=None, ge=0)
     min_priority: int | None = None
 
     @property
     def label(self) -> str:
         return self.name or self.kind
+
+
+def planned_tiers(plans: Sequence[KVTierPlan]) -> tuple[SimTierConfig, ...]:
+    """A model's tiers as the plan has them."""
+    return tuple(
+        SimTierConfig.model_validate(
+            {
+                "kind": plan.kind,
+                "name": plan.name,
+                "capacity": plan.capacity_bytes,
+                "eviction": plan.args.get("eviction", "lru"),
+                "min_uses": plan.min_uses,
+                "min_priority": plan.min_priority,
+            }
+        )
+        for plan in plans
+    )
 
 
 EVENT_TIERS = {"ram": KVTier.HOST, "disk": KVTier.DISK}
@@ -97,11 +116,15 @@ def tier_models(
                 read_bytes_per_s=speed.read_gb_per_s * rate,
                 write_bytes_per_s=speed.write_gb_per_s * rate,
                 num_channels=speed.num_channels or 1,
-                min_uses=tier.min_uses,
+                min_uses=_default_min_uses(tier) if tier.min_uses is None else tier.min_uses,
                 min_priority=tier.min_priority,
             )
         )
     return models
+
+
+def _default_min_uses(tier: SimTierConfig) -> int:
+    return 0 if EVENT_TIERS.get(tier.kind) is KVTier.HOST else 2
 
 
 def _speed(tier: SimTierConfig, speeds: Mapping[str, TierSpeed]) -> TierSpeed:
