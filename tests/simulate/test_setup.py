@@ -99,3 +99,23 @@ services: {Model: {engine: mocker, model: a}, Other: {engine: mocker, model: b, 
     (spec,) = specs(services.two, deploy, model="b")
     assert [pool.service for pool in spec.pools] == ["Other"]
     assert spec.router_name == "random"
+
+
+TIERS = (
+    "kv: {tiers: [{kind: ram, capacity: 2GiB, eviction: lfu}, {kind: disk, capacity: 4GiB, path: /none}]}\n"
+)
+
+
+@pytest.mark.parametrize("engine", ["mocker", "torch"])
+def test_tiers_are_those_of_the_graph(engine: str) -> None:
+    deploy = TIERS + f"services: {{Model: {{engine: {engine}, args: {{block_size: 64}}}}}}"
+    (spec,) = specs(deploy=deploy, mocker_args={"num_blocks": 77})
+    ram, disk = spec.pools[0].config.tiers
+    assert (ram.kind, ram.capacity, ram.eviction, ram.min_uses) == ("ram", 2 << 30, "lfu", 0)
+    assert (disk.kind, disk.capacity, disk.eviction, disk.min_uses) == ("disk", 4 << 30, "lru", 2)
+
+
+def test_tiers_of_one_service_come_before_those_of_the_graph() -> None:
+    own = {"tiers": [{"kind": "ram", "capacity": "3GiB"}]}
+    (spec,) = specs(deploy=TIERS + MOCKED, mocker_args=own)
+    assert [(tier.kind, tier.capacity) for tier in spec.pools[0].config.tiers] == [("ram", 3 << 30)]
