@@ -12,20 +12,23 @@ from dynamo_sdk.engines.mocker.engine import MockerEngine
 from dynamo_sdk.engines.mocker.rank import MAX_LAG_S
 from dynamo_sdk.engines.stateless import TICKET
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded, TicketUnknown
-from dynamo_sdk.interfaces import EngineSetup
+from dynamo_sdk.interfaces import EngineSetup, KVStore, KVTierSetup
 from dynamo_sdk.runtime.clock import ManualClock, TimerHandle
 from dynamo_sdk.types import (
+    BlocksStored,
     FinishReason,
     ForwardPassMetrics,
     GenerateChunk,
     GenerateRequest,
     KVEventBatch,
+    KVTier,
     KVTransferParams,
     ModelSpec,
     PackedTokens,
     Role,
     SamplingParams,
 )
+from dynamo_sdk.types.plan import KVTierPlan
 
 from .virtual import ask, decode_leg, decode_ms, new_core, prefill_ms, prompt, run
 
@@ -416,3 +419,39 @@ async def test_a_source_whose_reader_leaves_at_its_last_token_disturbs_no_step()
         times.append(times[-1] + decode_ms(sum(lengths)))
     assert other.token_ms == pytest.approx(times, abs=1e-6)
     engine.check_integrity()
+
+
+async def test_tiers_of_the_graph_are_kept_and_shown() -> None:
+    """Of two prompts that do not fit together the first comes back from host memory."""
+    clock = ManualClock()
+    plan = KVTierPlan(name="ram", kind="ram", capacity_bytes=64 * 64 * 131_072)
+
+    def build(block_bytes: int) -> KVStore:
+        raise AssertionError("no bytes, no store")
+
+    setup = EngineSetup(
+        model=ModelSpec(name="m", path="."),
+        role=Role.AGGREGATED,
+        kv_tiers=(KVTierSetup(name="ram", tier=KVTier.HOST, plan=plan, build=build),),
+    )
+    engine = MockerEngine(setup, MockerConfig(num_blocks=30), clock=clock)
+    await engine.start()
+    batches: list[KVEventBatch] = []
+    engine.subscribe_kv_events(batches.append)
+    readers = []
+    for number, first in enumerate((1, 2, 3, 1, 2)):
+        readers.append(Reader(engine, clock, ask(f"r{number}", prompt(1000, first=first))))
+        await clock.advance(10.0)
+    (ram,) = engine.kv_tier_statistics().tiers
+    assert (ram.num_onboarded_blocks, ram.store.num_blocks) == (15, 45)
+    assert engine.kv_tier_statistics().num_decisions == {"load": 1, "recompute": 0, "unmeasured": 1}
+    last = readers[-1].chunks[-1][1]
+    assert last.usage is not None
+    assert last.usage.num_cached_tokens == 960
+    assert last.timing is not None
+    assert last.timing.transfer_bytes == 15 * 64 * 131_072
+    assert last.timing.transfer_s == pytest.approx(15 * 64 * 131_072 / 25e9 + 2e-5)
+    events = [event for batch in batches for event in batch.events]
+    in_ram = [event for event in events if isinstance(event, BlocksStored) and event.tier is KVTier.HOST]
+    assert sum(len(event.block_hashes) for event in in_ram) == 45
+    await engine.close()
