@@ -25,7 +25,7 @@ from .virtual import Life, ask, new_core, prefill_ms, prompt, run
 BLOCK_BYTES = 64 * 131_072
 RAM = {"kind": "ram", "capacity": 64 * BLOCK_BYTES}
 """Twice the blocks of the device; a block takes 0.34 ms to load, and 0.97 ms to compute."""
-DISK = {"kind": "disk", "capacity": 128 * BLOCK_BYTES}
+DISK = {"kind": "disk", "capacity": 128 * BLOCK_BYTES, "min_uses": 0}
 
 
 def tiered(*tiers: dict[str, object], ram: dict[str, float] | None = None, **settings: object) -> MockerCore:
