@@ -10,14 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+import msgspec
 from pydantic import JsonValue
 
 from dynamo_sdk.errors import ConfigError, GraphError
 from dynamo_sdk.plugins import Catalogue, Descriptor, Kind, Registry
-from dynamo_sdk.types import LoraSpec, ModelSpec, Role
+from dynamo_sdk.types import LoraSpec, ModelSpec, Role, TransferSettings
 from dynamo_sdk.types.plan import Json, KVTierPlan, Origin, PluginChoice
 
-from .deploy import Deploy, KVSection, ModelEntry, ModelSection, PolicySection, Problems, ServiceSection
+from .deploy import (
+    Deploy,
+    KVSection,
+    ModelEntry,
+    ModelSection,
+    PolicySection,
+    Problems,
+    ServiceSection,
+)
 from .graph import Graph, ServiceNode
 from .kv_tiers import choose_tiers
 from .markers import EngineService
@@ -46,6 +55,7 @@ class ChosenModel:
     connector_path: Path
     tiers: tuple[KVTierPlan, ...]
     tiers_path: Path
+    transfer: TransferSettings | None
     loras: tuple[LoraSpec, ...] = ()
 
 
@@ -93,6 +103,7 @@ class Chooser:
         router = self._choose_policy(Kind.ROUTER, (), file.router, self._graph.router, DEFAULT_ROUTER)
         connector = self._choose_connector((), file.kv, self._graph.connector)
         tiers = self._choose_tiers((), file.kv)
+        transfer = self._choose_transfer((), file.kv, None)
         taken = {name: f"model {name!r}" for name, _, _ in named}
         return [
             ChosenModel(
@@ -105,10 +116,25 @@ class Chooser:
                 connector_path=(*(path if entry.kv.connector else ()), "kv", "connector"),
                 tiers=tiers if entry.kv.tiers is None else self._choose_tiers(path, entry.kv),
                 tiers_path=(*(() if entry.kv.tiers is None else path), "kv", "tiers"),
+                transfer=self._choose_transfer(path, entry.kv, transfer),
                 loras=self._choose_loras(path, entry, taken),
             )
             for name, path, entry in named
         ]
+
+    def _choose_transfer(
+        self, above: Path, section: KVSection, default: TransferSettings | None
+    ) -> TransferSettings | None:
+        """What it does not say is ``default``."""
+        written = section.transfer
+        values = {
+            name: value
+            for name in type(written).model_fields
+            if (value := getattr(written, name)) is not None
+        }
+        for name, value in values.items():
+            self._log.record_written((*above, "kv", "transfer", name), value)
+        return msgspec.structs.replace(default or TransferSettings(), **values) if values else default
 
     def _choose_loras(self, above: Path, entry: ModelEntry, taken: dict[str, str]) -> tuple[LoraSpec, ...]:
         """The adapters of one model. ``taken``: what clients already mean by a name."""

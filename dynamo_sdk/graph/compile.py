@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.plugins import Registry
-from dynamo_sdk.types import Role
+from dynamo_sdk.types import Role, TransferSettings
 from dynamo_sdk.types.plan import (
     DeploymentPlan,
     EdgePlan,
@@ -75,10 +75,11 @@ def compile_plan(
 
     replicas = assign_replicas([_demand(service) for service in services], inventory)
     connectors = {plan.spec.name: plan.connector for plan in model_plans}
+    transfers = {model.spec.name: model.transfer for model in models}
     plan = DeploymentPlan(
         target=target,
         services=tuple(
-            _plan_service(service, replicas[service.node.name], connectors) for service in services
+            _plan_service(service, replicas[service.node.name], connectors, transfers) for service in services
         ),
         models=model_plans,
         planner=planner,
@@ -114,9 +115,10 @@ def _plan_model(
         problems.add(
             model.path, f"no service serves model {name!r}; set `model: {name}` for one, or remove it"
         )
-    check_block_sizes(name, legs, problems)
     check_engines(model.tiers, legs, model.tiers_path, problems)
     connector = choose_connector(model.connector, legs, registry, model.connector_path, problems)
+    recuts_blocks = connector is not None and registry.kv_connectors[connector].recuts_blocks
+    check_block_sizes(name, legs, problems, recuts_blocks=recuts_blocks)
     return ModelPlan(
         spec=model.spec,
         router=model.router,
@@ -135,7 +137,10 @@ def _demand(service: ChosenService) -> Demand:
 
 
 def _plan_service(
-    service: ChosenService, replicas: tuple[ReplicaPlan, ...], connectors: Mapping[str, str | None]
+    service: ChosenService,
+    replicas: tuple[ReplicaPlan, ...],
+    connectors: Mapping[str, str | None],
+    transfers: Mapping[str, TransferSettings | None],
 ) -> ServicePlan:
     node, leg = service.node, service.leg
     hands_over = leg is not None and leg.role is not Role.AGGREGATED
@@ -152,6 +157,7 @@ def _plan_service(
         engine=PluginChoice(name=leg.engine.name, args=service.args) if leg else None,
         model=leg.model if leg else None,
         connector=connectors[leg.model] if leg and hands_over else None,
+        transfer=transfers[leg.model] if leg and hands_over else None,
         python=service.section.python,
         is_frontend=issubclass(node.cls, FrontendService),
         args={} if leg else service.args,

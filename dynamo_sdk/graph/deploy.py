@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from pydantic_core import ErrorDetails
 
 from dynamo_sdk.errors import ConfigError, UserError
+from dynamo_sdk.types import BackEndChoice
 from dynamo_sdk.types.plan import Json, Origin
 
 from .nearest import suggest
@@ -49,12 +50,20 @@ class TierSection(BaseModel):
     min_priority: int | None = None
 
 
+class TransferSection(Section):
+    """How blocks travel where engines expose them, see ``TransferSettings``."""
+
+    back_end: BackEndChoice | None = None
+    verify: bool | None = None
+
+
 class KVSection(Section):
     """``connector``: a plugin's name, or ``auto`` for the first that both engines speak. ``tiers``: where
     each worker keeps blocks beyond its device, the fastest first."""
 
     connector: Name | None = None
     tiers: list[TierSection] | None = None
+    transfer: TransferSection = TransferSection()
 
 
 class ModelEntry(Section):

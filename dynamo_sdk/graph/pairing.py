@@ -90,16 +90,24 @@ def choose_connector(
     return None
 
 
-def check_block_sizes(model: str, legs: Sequence[Leg], problems: Problems) -> None:
-    """All that hand over blocks of one model cut the prompt into blocks of one size."""
+def check_block_sizes(model: str, legs: Sequence[Leg], problems: Problems, *, recuts_blocks: bool) -> None:
+    """All that hand over blocks of one model cut the prompt alike. ``recuts_blocks``: between prefill and
+    decode the connector makes do with multiples."""
     known = [(leg, size) for leg in legs if leg.role is not Role.AGGREGATED and (size := leg.block_size)]
-    if len({size for _, size in known}) <= 1:
+    sizes = {size for _, size in known}
+    if len(sizes) <= 1:
         return
+    advice = f"give all of them one, e.g. {known[0][1]}"
+    if recuts_blocks:
+        has_one_per_role = len({(leg.role, size) for leg, size in known}) == len(
+            {leg.role for leg, _ in known}
+        )
+        if has_one_per_role and max(sizes) % min(sizes) == 0:
+            return
+        advice = "give each role one, of which the larger is a multiple of the smaller"
     shown = ", ".join(f"{leg.service} {size}" for leg, size in known)
-    leg, size = known[-1]
+    leg, _ = known[-1]
     path: Path = ("services", leg.service, "args", leg.engine.block_size_arg or "block_size")
     problems.add(
-        path,
-        f"model {model!r} is handed over between different block sizes ({shown} tokens); "
-        f"give all of them one, e.g. {known[0][1]}",
+        path, f"model {model!r} is handed over between different block sizes ({shown} tokens); {advice}"
     )

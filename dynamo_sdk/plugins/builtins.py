@@ -119,7 +119,8 @@ def dynamo_sdk_kv_connectors() -> list[KVConnectorDescriptor]:
         KVConnectorDescriptor(
             name="direct",
             factory="dynamo_sdk.transfer.direct:DirectConnector",
-            summary="shared memory on one host, TCP across hosts",
+            summary="shared memory on one host, NIXL or TCP across hosts",
+            recuts_blocks=True,
         ),
         KVConnectorDescriptor(
             name="stateless",

@@ -98,9 +98,13 @@ class PlannerDescriptor(Descriptor):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVConnectorDescriptor(Descriptor):
-    """``factory(config)``, or ``factory()`` without a config model, makes a ``KVConnector``."""
+    """``factory(config)``, or ``factory()`` without a config model, makes a ``KVConnector``.
+
+    ``recuts_blocks``: it hands over between block sizes of which the larger is a multiple of the smaller."""
 
     kind: ClassVar[Kind] = Kind.KV_CONNECTOR
+
+    recuts_blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

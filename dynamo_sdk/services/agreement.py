@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import Fleet
+from dynamo_sdk.transfer import DIRECT
 from dynamo_sdk.types import ModelRecord, WorkerRecord
 
 
@@ -30,9 +31,17 @@ def _compare_models(
 ) -> None:
     _compare(record, other, f"base model of {ours.name!r}", ours.parent, theirs.parent)
     _compare(record, other, "connector", record.connector, other.connector)
-    _compare(record, other, "block size", ours.block_size, theirs.block_size)
+    if not _can_recut(record, other, ours.block_size, theirs.block_size):
+        _compare(record, other, "block size", ours.block_size, theirs.block_size)
     if ours.digest is not None and theirs.digest is not None:
         _compare(record, other, f"weights of model {ours.name!r}", ours.digest, theirs.digest)
+
+
+def _can_recut(record: WorkerRecord, other: WorkerRecord, ours: int | None, theirs: int | None) -> bool:
+    """Between prefill and decode, ``direct`` makes do with multiples."""
+    if record.connector != DIRECT or record.role == other.role or not ours or not theirs:
+        return False
+    return max(ours, theirs) % min(ours, theirs) == 0
 
 
 def _compare(record: WorkerRecord, other: WorkerRecord, what: str, ours: object, theirs: object) -> None:

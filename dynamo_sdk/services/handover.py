@@ -19,7 +19,7 @@ from dynamo_sdk.errors import Overloaded, TicketExpired
 from dynamo_sdk.interfaces import Engine, ExposesBlocks
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.transfer import BlockFetcher, BlockServer, TransferReport
-from dynamo_sdk.types import FinishReason, GenerateChunk, GenerateRequest, LegTiming, Role
+from dynamo_sdk.types import FinishReason, GenerateChunk, GenerateRequest, LegTiming, Role, TransferSettings
 
 TICKET_TTL_S = 120.0
 """How long a prefill worker holds blocks for a decode worker that is busy; a decode worker that dies gives
@@ -39,6 +39,7 @@ class BlockHandover:
         clock: Clock,
         *,
         secret: str | None,
+        settings: TransferSettings | None = None,
         ttl_s: float = TICKET_TTL_S,
     ) -> None:
         key = None if secret is None else secret.encode()
@@ -48,12 +49,13 @@ class BlockHandover:
         self._ttl_s = ttl_s
         self._num_held = 0
         self._freed = asyncio.Event()
-        self.server = BlockServer(secret=key)
-        self.fetcher = BlockFetcher(secret=key)
+        self.server = BlockServer(secret=key, settings=settings)
+        self.fetcher = BlockFetcher(secret=key, settings=settings)
 
     async def start(self, address: str) -> None:
         """Listen for fetches at ``address`` (``unix:`` or ``tcp:``)."""
         await self.server.start([address])
+        await self.server.register(self._blocks.block_memory)
 
     async def drain(self) -> None:
         """Return when nothing that was handed over is still waiting to be fetched."""

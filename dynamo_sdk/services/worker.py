@@ -214,7 +214,13 @@ class Worker(EngineService, ManagedService):
             raise EngineStartError(
                 f"engine of {context.service.name} declares connector {DIRECT!r} but exposes no blocks"
             )
-        self._handover = BlockHandover(self._engine, self._engine, context.clock, secret=context.secret)
+        self._handover = BlockHandover(
+            self._engine,
+            self._engine,
+            context.clock,
+            secret=context.secret,
+            settings=context.service.transfer,
+        )
         await self._handover.start(_block_address(context.record.address))
 
     async def _try_out(self, model: str) -> None:

@@ -10,13 +10,12 @@
 """
 
 from .direct import DirectConnector
-from .exchange import TransferReport
+from .exchange import BackEnd, TransferReport
 from .fetch import BlockFetcher, BlockFetcherStatistics
 from .host import HostIdentity, host_identity
 from .memory import HostBlockMemory
 from .nixl import NixlTicket
 from .server import BlockServer, BlockServerStatistics
-from .settings import BackEnd, TransferSettings
 from .ticket import DIRECT, DirectTicket, RegionTicket
 from .ticket_book import TicketBook, TicketState
 
@@ -36,6 +35,5 @@ __all__ = [
     "TicketBook",
     "TicketState",
     "TransferReport",
-    "TransferSettings",
     "host_identity",
 ]

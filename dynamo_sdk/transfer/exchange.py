@@ -10,11 +10,13 @@ import socket
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from xxhash import xxh3_128_digest
 
 from dynamo_sdk.errors import ConfigError, TransferError
 from dynamo_sdk.interfaces import BlockMemory
+from dynamo_sdk.types import TransferSettings
 
 from . import wire
 from .checksums import block_checksums
@@ -24,10 +26,12 @@ from .link import Link
 from .nixl import AgentOnDemand, NixlAgent, nixl_pays
 from .region import Mappings
 from .reslice import Reslice, UnitCopy
-from .settings import BackEnd, TransferSettings
 from .slicing import Slicer
 from .stream import receive_blocks, receive_pieces
 from .ticket import DirectTicket
+
+BackEnd = Literal["shm", "unix", "tcp", "nixl"]
+"""What moved the blocks: mapped memory, a stream through that kind of socket, or NIXL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +151,7 @@ class Exchange:
 
     @property
     def _verifies(self) -> bool:
-        return self._means.settings.verifies
+        return self._means.settings.verify
 
     def _peer_memory(self, host: HostIdentity) -> memoryview | None:
         wanted, ticket = self._means.settings.back_end, self._order.ticket

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from dynamo_sdk.errors import TicketExpired, TransferError
 from dynamo_sdk.interfaces import BlockMemory
-from dynamo_sdk.types import KVTransferParams
+from dynamo_sdk.types import KVTransferParams, TransferSettings
 
 from .exchange import Exchange, FetchMeans, FetchOrder, TransferReport
 from .host import HostIdentity
@@ -23,7 +23,6 @@ from .link import Link
 from .nixl import AgentOnDemand
 from .region import Mappings
 from .reslice import plan_reslice
-from .settings import TransferSettings
 from .threads import run_to_end
 from .ticket import DirectTicket, decode_ticket
 

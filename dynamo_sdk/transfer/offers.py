@@ -6,10 +6,10 @@ import logging
 
 from dynamo_sdk.errors import ConfigError, TransferError
 from dynamo_sdk.interfaces import BlockMemory
+from dynamo_sdk.types import TransferSettings
 
 from .nixl import AgentOnDemand, NixlTicket, nixl_pays
 from .region import describe_region
-from .settings import TransferSettings
 from .ticket import RegionTicket
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from functools import partial
 
 from dynamo_sdk.errors import ConnectionLost, ProtocolError, TransferError
 from dynamo_sdk.interfaces import BlockMemory
-from dynamo_sdk.types import KVTransferParams
+from dynamo_sdk.types import KVTransferParams, TransferSettings
 
 from . import wire
 from .acceptor import Acceptor, receive_frame, send_frame
@@ -29,7 +29,6 @@ from .host import HostIdentity, host_identity
 from .nixl import AgentOnDemand
 from .offers import MemoryOffers
 from .region import Mappings
-from .settings import TransferSettings
 from .stream import send_blocks
 from .threads import run_to_end
 from .ticket import DirectTicket, encode_ticket

@@ -14,7 +14,15 @@ from .kv_events import (
     RemovedDigest,
     StoredDigest,
 )
-from .kv_transfer import KVAxis, KVLayout, KVShape, KVSource, KVTransferParams
+from .kv_transfer import (
+    BackEndChoice,
+    KVAxis,
+    KVLayout,
+    KVShape,
+    KVSource,
+    KVTransferParams,
+    TransferSettings,
+)
 from .loads import ForwardPassMetrics, LoadSnapshot
 from .models import LoraSpec, ModelRecord, ModelSpec
 from .outputs import FinishReason, GenerateChunk, LegTiming, TokenLogprobs, Usage
@@ -24,6 +32,7 @@ from .workers import WorkerId, WorkerRecord
 
 __all__ = [
     "NO_TOKENS",
+    "BackEndChoice",
     "BlocksCleared",
     "BlocksMoved",
     "BlocksRemoved",
@@ -56,6 +65,7 @@ __all__ = [
     "SamplingParams",
     "StoredDigest",
     "TokenLogprobs",
+    "TransferSettings",
     "Usage",
     "WorkerId",
     "WorkerRecord",

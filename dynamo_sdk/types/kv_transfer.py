@@ -10,6 +10,20 @@ KVAxis = Literal["layer", "kv", "head", "token"]
 """``kv``: keys, then values."""
 
 
+BackEndChoice = Literal["auto", "shm", "nixl", "stream"]
+
+
+class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How blocks are to travel. ``back_end``: ``auto`` maps the memory of a peer on the same host, else uses
+    NIXL where both sides have it and an RDMA network, else a socket. Any other value uses that one or fails.
+
+    ``verify``: compare checksums of every block before it counts, which costs both sides a look at all bytes.
+    """
+
+    back_end: BackEndChoice = "auto"
+    verify: bool = False
+
+
 class KVTransferParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Opaque to everybody but the connector that made it.
 

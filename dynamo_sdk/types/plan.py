@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .kv_transfer import TransferSettings
 from .models import LoraSpec, ModelSpec
 from .requests import Role
 
@@ -104,6 +105,7 @@ class ServicePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     engine: PluginChoice | None = None
     model: str | None = None
     connector: str | None = None
+    transfer: TransferSettings | None = None
     python: str | None = None
     is_frontend: bool = False
     args: dict[str, Json] = {}

@@ -73,7 +73,7 @@ class PaperPlugin:
     @hookimpl
     def dynamo_sdk_kv_connectors(self) -> list[KVConnectorDescriptor]:
         return [
-            KVConnectorDescriptor(name=name, factory="nowhere:Connector")
+            KVConnectorDescriptor(name=name, factory="nowhere:Connector", recuts_blocks=name == "chisel")
             for name in ("post", "pigeon", "chisel")
         ]
 

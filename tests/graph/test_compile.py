@@ -15,7 +15,7 @@ from dynamo_sdk.graph import EngineService, FrontendService
 from dynamo_sdk.graph.compile import compile_plan
 from dynamo_sdk.graph.deploy import parse_deploy
 from dynamo_sdk.plugins import Registry
-from dynamo_sdk.types import LoraSpec, Role
+from dynamo_sdk.types import LoraSpec, Role, TransferSettings
 from dynamo_sdk.types.plan import DeploymentPlan, EdgePlan, GpuDevice, HostInventory, Inventory, Json, Origin
 
 from .plugins import Objector, paper_registry
@@ -364,6 +364,28 @@ def test_block_sizes_of_a_pair_must_agree() -> None:
     assert "(Prefill 32, Decode 16 tokens); give all of them one, e.g. 32" in message
     both = ["services.Decode.args.block_size=16", "services.Prefill.args.block_size=16"]
     assert _compile(Graph(Api), PAIR, *both)
+
+
+@pytest.mark.parametrize(("decode", "is_fine"), [(16, True), (96, True), (32, True), (48, False)])
+def test_a_connector_may_recut_multiples(decode: int, is_fine: bool) -> None:
+    text = "services: {Prefill: {engine: stone}, Decode: {engine: stone}}"
+    size = f"services.Decode.args.block_size={decode}"
+    if is_fine:
+        assert _compile(Graph(Api), text, size).service("Decode").connector == "chisel"
+    else:
+        message = _refusal(ConfigError, Graph(Api), text, size)
+        assert "(Prefill 32, Decode 48 tokens); give each role one, of which the larger is" in message
+
+
+def test_how_blocks_travel_is_the_graphs_or_the_models() -> None:
+    assert _compile(Graph(Api), PAIR).service("Prefill").transfer is None
+    plan = _compile(Graph(Api), PAIR, "kv.transfer.back_end=stream", "kv.transfer.verify=true")
+    for name in ("Prefill", "Decode"):
+        assert plan.service(name).transfer == TransferSettings(back_end="stream", verify=True)
+    text = PAIR + "\nkv: {transfer: {verify: true}}\nmodels: {m: {path: x, kv: {transfer: {back_end: shm}}}}"
+    transfer = _compile(Graph(Api), text).service("Decode").transfer
+    assert transfer == TransferSettings(back_end="shm", verify=True)
+    assert "kv.transfer.back_end" in _refusal(ConfigError, Graph(Api), PAIR, "kv.transfer.back_end=rdma")
 
 
 def test_an_aggregated_worker_may_cut_blocks_differently() -> None:

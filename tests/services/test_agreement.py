@@ -47,6 +47,16 @@ def test_what_fits_may_join(fitting: WorkerRecord) -> None:
     check_agreement(fitting, FLEET)
 
 
+def test_between_the_roles_multiples_of_a_block_size_fit() -> None:
+    prefill = {PREFILL.worker_id: PREFILL}
+    for block_size in (8, 32, 48):
+        check_agreement(newcomer(models=model(block_size=block_size)), prefill)
+    stranger = newcomer(connector="x", models=model(block_size=32))
+    for other in (newcomer(models=model(block_size=24)), stranger):
+        with pytest.raises(ConfigError):
+            check_agreement(other, prefill)
+
+
 @pytest.mark.parametrize(
     ("stranger", "message"),
     [

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from dynamo_sdk.transfer import BlockServer, HostBlockMemory, TransferSettings
-from dynamo_sdk.types import KVLayout, KVTransferParams
+from dynamo_sdk.transfer import BlockServer, HostBlockMemory
+from dynamo_sdk.types import KVLayout, KVTransferParams, TransferSettings
 
 from .conftest import Releases, fill
 

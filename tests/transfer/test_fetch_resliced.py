@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dynamo_sdk.errors import TransferError
-from dynamo_sdk.transfer import HostBlockMemory, TransferSettings
-from dynamo_sdk.types import KVLayout, KVShape
+from dynamo_sdk.transfer import HostBlockMemory
+from dynamo_sdk.types import KVLayout, KVShape, TransferSettings
 
 from .conftest import host_memory
 from .test_fetch import ELSEWHERE, CopiedMemory, fetching, serving
@@ -91,7 +91,7 @@ async def test_other_block_sizes_and_orders(
     own = inner if is_mapped else CopiedMemory(inner)
     held, own_ids = list(range(11, 11 - num_theirs, -1)), [2 * n for n in range(num_ours)]
     fill_with_kv(source, held, (0, NUM_HEADS))
-    settings = TransferSettings(verifies=verifies)
+    settings = TransferSettings(verify=verifies)
     async with serving(address.format(tmp_path / "s")) as server, fetching(host=host, settings=settings) as f:
         first = 0
         for request_id in ("all", "some"):

@@ -7,8 +7,8 @@ import importlib.util
 import pytest
 
 from dynamo_sdk.errors import TransferError
-from dynamo_sdk.transfer import BlockFetcher, TransferSettings
-from dynamo_sdk.types import KVLayout
+from dynamo_sdk.transfer import BlockFetcher
+from dynamo_sdk.types import KVLayout, TransferSettings
 
 from .conftest import LAYOUT, content, host_memory, pattern
 from .prefill_process import prefill_process
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="NIXL is not installed here"),
 ]
 
-FORCED = TransferSettings(back_end="nixl", verifies=True)
+FORCED = TransferSettings(back_end="nixl", verify=True)
 BIG = KVLayout(fingerprint="test/big", block_size=16, block_bytes=4 << 20)
 TCP = "tcp:127.0.0.1:0"
 

@@ -10,10 +10,9 @@ from functools import partial
 import pytest
 
 from dynamo_sdk.errors import ConfigError, TransferError
-from dynamo_sdk.transfer import TransferSettings
 from dynamo_sdk.transfer import nixl as nixl_room
 from dynamo_sdk.transfer.nixl import AgentOnDemand, NixlAgent
-from dynamo_sdk.types import KVLayout
+from dynamo_sdk.types import KVLayout, TransferSettings
 
 from .conftest import ManualClock, content, fill, host_memory, pattern
 from .fake_nixl import FakeNixl

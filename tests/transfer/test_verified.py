@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from dynamo_sdk.errors import TransferError
-from dynamo_sdk.transfer import TransferSettings
+from dynamo_sdk.types import TransferSettings
 
 from .conftest import content, fill, host_memory, pattern
 from .test_fetch import ELSEWHERE, CopiedMemory, fetching, serving
 
 pytestmark = pytest.mark.anyio
 
-VERIFIED = TransferSettings(verifies=True)
+VERIFIED = TransferSettings(verify=True)
 
 
 class Forgetful(CopiedMemory):
