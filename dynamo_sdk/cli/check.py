@@ -33,7 +33,12 @@ def check(
         str, typer.Option(help="A folder, a Hugging Face id or `demo`.", rich_help_panel=_ENGINE)
     ] = "demo",
     lora: Annotated[
-        str | None, typer.Option(help="A LoRA adapter that it claims to serve.", rich_help_panel=_ENGINE)
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A LoRA adapter to load; give two to check that one can replace the other.",
+            rich_help_panel=_ENGINE,
+        ),
     ] = None,
     inexact: Annotated[
         bool,
@@ -52,7 +57,11 @@ def check(
         raise ConfigError(f"no checks for {kind!r}; KIND is one of {', '.join(CHECKED_KINDS)}")
     sys.path.insert(0, os.getcwd())  # a plugin under development is imported like a graph
     options = CheckOptions(
-        args=parse_args(args or ()), model=model, lora=lora, is_exact=not inexact, timeout_s=timeout
+        args=parse_args(args or ()),
+        model=model,
+        loras=lora or (),
+        is_exact=not inexact,
+        timeout_s=timeout,
     )
     kit = installed_kit(Registry.discover(), Kind(kind), name, options)
     report = run_kit(kit, is_silent=as_json)

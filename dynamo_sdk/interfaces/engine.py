@@ -32,8 +32,8 @@ class EngineSetup:
     ``connector_args`` is what the graph's KV connector wants this engine to be started with, JSON types.
     ``kv_tiers``: where to keep blocks beyond the device, from the fastest down; only for engines whose
     descriptor says that they take some.
-    ``loras`` are adapters that it will be asked to load once it has started, so that it can keep room for
-    them; only an ``AdaptsLora`` gets any.
+    ``loras`` are adapters that an ``AdaptsLora`` will be asked to load once it has started: it can keep room
+    for them.
     """
 
     model: ModelSpec

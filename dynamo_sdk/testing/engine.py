@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from dynamo_sdk.interfaces import KVConnector
 from dynamo_sdk.types import Role
@@ -15,6 +15,7 @@ from .engine_handover import HANDOVER_CHECKS
 from .engine_input import INPUT_CHECKS
 from .engine_kv_events import KV_EVENT_CHECKS
 from .engine_lifecycle import LIFECYCLE_CHECKS
+from .engine_loras import LORA_CHECKS
 from .engine_output import OUTPUT_CHECKS
 from .engine_sampling import SAMPLING_CHECKS
 from .engine_sources import SOURCE_CHECKS
@@ -35,6 +36,7 @@ ENGINE_CHECKS = (
     *FEED_CHECKS,
     *HANDOVER_CHECKS,
     *TRANSFER_CHECKS,
+    *LORA_CHECKS,
 )
 
 
@@ -46,7 +48,7 @@ def engine_kit(
     is_exact: bool = True,
     connector: KVConnector | None = None,
     unstartable: EngineFactory | None = None,
-    lora: str | None = None,
+    loras: Sequence[str] = (),
     probe_timeout_s: float = 30.0,
     timeout_s: float = 60.0,
 ) -> Kit[EngineBench]:
@@ -55,9 +57,9 @@ def engine_kit(
     ``factory(role)`` makes a new engine, not yet started; ``roles`` are those it can run. Prompts use
     token ids below ``vocab_size``. ``is_exact=False`` skips the checks that compare tokens between runs
     whose batches differ. ``connector`` makes the tickets of hand-overs; None = the prefill leg's ticket is
-    passed on as it is. ``unstartable(role)`` makes an engine whose start must fail. ``lora`` is an adapter
-    that the engine claims to serve. ``probe_timeout_s`` is for the first token, ``timeout_s`` for one check,
-    the start of an engine included.
+    passed on as it is. ``unstartable(role)`` makes an engine whose start must fail. ``loras`` are folders
+    of adapters that it can load, better two than one. ``probe_timeout_s`` is for the first token,
+    ``timeout_s`` for one check, the start of an engine included.
     """
     bench = EngineBench(
         factory=factory,
@@ -66,7 +68,7 @@ def engine_kit(
         is_exact=is_exact,
         connector=connector,
         unstartable=unstartable,
-        lora=lora,
+        loras=loras,
         probe_timeout_s=probe_timeout_s,
     )
     return Kit(
@@ -86,7 +88,7 @@ async def check_engine(
     is_exact: bool = True,
     connector: KVConnector | None = None,
     unstartable: EngineFactory | None = None,
-    lora: str | None = None,
+    loras: Sequence[str] = (),
     probe_timeout_s: float = 30.0,
     timeout_s: float = 60.0,
 ) -> Report:
@@ -98,7 +100,7 @@ async def check_engine(
         is_exact=is_exact,
         connector=connector,
         unstartable=unstartable,
-        lora=lora,
+        loras=loras,
         probe_timeout_s=probe_timeout_s,
         timeout_s=timeout_s,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -29,7 +29,7 @@ class EngineBench:
     is_exact: bool = True
     connector: KVConnector | None = None
     unstartable: EngineFactory | None = None
-    lora: str | None = None
+    loras: Sequence[str] = ()
     probe_timeout_s: float = 30.0
     kv_recordings: dict[bool, KVRecording] = field(default_factory=dict)
     _running: dict[Role, tuple[Engine, EngineFacts]] = field(default_factory=dict)

@@ -78,26 +78,6 @@ async def lora_is_refused_or_kept_apart(bench: EngineBench) -> None:
         raise CheckFailed("an adapter that is not there was answered with the base model's tokens")
 
 
-async def claimed_lora_is_served(bench: EngineBench) -> None:
-    """A claimed adapter answers, with its own KV, and the base model answers as before.
-
-    Adapters share the base model's weights and its batch. Apply an adapter to its own rows only.
-    """
-    if bench.lora is None:
-        raise NotApplicable("no LoRA adapter is claimed")
-    request = await _long_request(bench, seed=1034)
-    engine = await bench.any_engine()
-    base = (await read_all(engine, _another(request))).token_ids
-    adapted = msgspec.structs.replace(request, lora=bench.lora)
-    num_cached = await _num_cached(engine, adapted)
-    require(num_cached == 0, f"{num_cached} tokens of the base model's KV were used for {bench.lora}")
-    again = (await read_all(engine, _another(request))).token_ids
-    require(
-        again == base or not bench.is_exact,
-        f"the base model gave {base}, and after {bench.lora} had run {again}",
-    )
-
-
 async def _long_request(bench: EngineBench, *, seed: int) -> GenerateRequest:
     """One whose prompt fills some blocks and a bit, always for the same rank."""
     facts = await bench.facts(bench.whole_role)
@@ -131,5 +111,4 @@ CACHE_CHECKS = (
     prefix_hit_is_reported,
     cache_salt_keeps_prompts_apart,
     lora_is_refused_or_kept_apart,
-    claimed_lora_is_served,
 )

@@ -9,14 +9,16 @@ from contextlib import aclosing
 import anyio
 from anyio.lowlevel import checkpoint
 
+from dynamo_sdk.engines.loras import LoraTable
 from dynamo_sdk.errors import EngineFailed, InvalidRequest
-from dynamo_sdk.interfaces import Engine, EngineFacts
+from dynamo_sdk.interfaces import AdaptsLora, Engine, EngineFacts
 from dynamo_sdk.types import (
     FinishReason,
     GenerateChunk,
     GenerateRequest,
     KVTransferParams,
     LoadSnapshot,
+    LoraSpec,
     Role,
     TokenLogprobs,
     Usage,
@@ -28,9 +30,10 @@ Step = int | Exception | anyio.Event
 Script = Iterable[Step] | Callable[[GenerateRequest], Iterable[Step]]
 
 
-class FakeEngine(Engine):
+class FakeEngine(Engine, AdaptsLora):
     """Plays ``script`` for each request: its tokens in order, over and over when the request must not stop
-    at their end. Keeps every promise of ``Engine``, except where the script breaks one.
+    at their end; with an adapter, from its end. Keeps every promise of ``Engine``, except where the script
+    breaks one. Any folder is an adapter.
 
     ``requests``: all that were asked, in order. ``num_open``: streams that run now. ``num_aborted``: those
     that were closed before their last chunk. ``start_error``: what ``start`` raises.
@@ -49,6 +52,7 @@ class FakeEngine(Engine):
         self._facts = facts or EngineFacts(context_length=1024)
         self._start_error = start_error
         self._ticket = ticket
+        self._adapters = LoraTable[None]()
         self._is_running = False
         self._none_open = anyio.Event()
         self.requests: list[GenerateRequest] = []
@@ -66,19 +70,36 @@ class FakeEngine(Engine):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         self.requests.append(request)
         self._check(request)
-        self.num_open += 1
-        is_complete = False
-        try:
-            async with aclosing(self._play(request)) as chunks:
-                async for chunk in chunks:
-                    is_complete = chunk.finish_reason is not None
-                    yield chunk
-        finally:
-            self.num_open -= 1
-            self.num_aborted += not is_complete
-            if not self.num_open:
-                self._none_open.set()
-                self._none_open = anyio.Event()
+        with self._adapters.using(request.lora):
+            self.num_open += 1
+            is_complete = False
+            try:
+                async with aclosing(self._play(request)) as chunks:
+                    async for chunk in chunks:
+                        is_complete = chunk.finish_reason is not None
+                        yield chunk
+            finally:
+                self.num_open -= 1
+                self.num_aborted += not is_complete
+                if not self.num_open:
+                    self._none_open.set()
+                    self._none_open = anyio.Event()
+
+    async def load_lora(self, lora: LoraSpec) -> None:
+        async def find() -> None:
+            if not await anyio.Path(lora.path).is_dir():
+                raise InvalidRequest(f"no folder {lora.path!r}", param="lora")
+
+        await self._adapters.load(lora, find)
+
+    async def unload_lora(self, name: str) -> None:
+        async def forget(_: None) -> None:
+            await checkpoint()
+
+        await self._adapters.unload(name, forget)
+
+    def loras(self) -> tuple[LoraSpec, ...]:
+        return self._adapters.specs()
 
     async def drain(self) -> None:
         while self.num_open:
@@ -96,8 +117,6 @@ class FakeEngine(Engine):
     def _check(self, request: GenerateRequest) -> None:
         if not self._is_running:
             raise EngineFailed("the fake engine is not running")
-        if request.lora is not None:
-            raise InvalidRequest("the fake engine has no LoRA adapters", param="lora")
         if not request.prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if request.num_prompt_tokens >= self._facts.context_length:
@@ -109,6 +128,8 @@ class FakeEngine(Engine):
 
     async def _play(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         steps = list(self._script(request) if callable(self._script) else self._script)
+        if request.lora is not None:
+            steps.reverse()
         num_tokens = sum(isinstance(step, int) for step in steps)
         position = 0
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import msgspec
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import Engine, EngineSetup, KVStore
 from dynamo_sdk.plugins import Kind, Registry
-from dynamo_sdk.runtime.model_path import resolve_model_path
-from dynamo_sdk.types import ModelSpec, Role
+from dynamo_sdk.runtime.model_path import resolve_lora_path, resolve_model_path
+from dynamo_sdk.types import LoraSpec, ModelSpec, Role
 from dynamo_sdk.types.plan import Json
 
 from .engine import engine_kit
@@ -34,11 +34,11 @@ _MOVED_BY_THE_WORKER = ("direct",)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
     """``args`` of the plugin, as in a deploy file. The rest is for engines: ``model`` as in a deploy file,
-    ``lora`` and ``is_exact`` as in ``engine_kit``."""
+    ``loras`` and ``is_exact`` as in ``engine_kit``."""
 
     args: dict[str, Json] = field(default_factory=dict)
     model: str = "demo"
-    lora: str | None = None
+    loras: Sequence[str] = ()
     is_exact: bool = True
     timeout_s: float = 60.0
 
@@ -60,6 +60,10 @@ def _engine_kit(registry: Registry, name: str, options: CheckOptions) -> Kit[Any
     descriptor = registry.engines.require(name)
     registry.validate(descriptor, options.args, where="--set")
     path = resolve_model_path(options.model)
+    loras = tuple(
+        LoraSpec(name=f"adapter-{number}", path=str(resolve_lora_path(lora)))
+        for number, lora in enumerate(options.loras)
+    )
     connector_name = descriptor.connectors[0] if descriptor.connectors else None
     connector = None if connector_name is None else registry.build_kv_connector(connector_name)
 
@@ -69,6 +73,7 @@ def _engine_kit(registry: Registry, name: str, options: CheckOptions) -> Kit[Any
             role=role,
             connector=connector_name,
             connector_args={} if connector is None else connector.engine_args(role),
+            loras=loras,
         )
         return registry.build_engine(name, setup, options.args)
 
@@ -79,7 +84,7 @@ def _engine_kit(registry: Registry, name: str, options: CheckOptions) -> Kit[Any
         is_exact=options.is_exact,
         connector=None if connector_name in _MOVED_BY_THE_WORKER else connector,
         unstartable=lambda role: new_engine(role, _NO_MODEL),
-        lora=options.lora,
+        loras=[lora.path for lora in loras],
     )
 
 

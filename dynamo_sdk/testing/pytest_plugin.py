@@ -14,7 +14,7 @@ its checks on an event loop of its own, so that engines stay up from test to tes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,7 +82,7 @@ class EngineTests(_KitTests):
     vocab_size: ClassVar[int] = 64
     is_exact: ClassVar[bool] = True
     connector: ClassVar[KVConnector | None] = None
-    lora: ClassVar[str | None] = None
+    loras: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def make(self, role: Role) -> Engine:
@@ -101,7 +101,7 @@ class EngineTests(_KitTests):
             vocab_size=self.vocab_size,
             is_exact=self.is_exact,
             connector=self.connector,
-            lora=self.lora,
+            loras=self.loras,
         )
 
     @_tests(ENGINE_CHECKS)

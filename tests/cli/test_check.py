@@ -67,12 +67,25 @@ ENGINE_ARGS = {
 """``openai`` needs a server, and is tested against one elsewhere."""
 
 
+def empty_adapter(folder: Path, number: int) -> str:
+    (folder / f"{number}").mkdir()
+    (folder / f"{number}" / "adapter_config.json").write_text("{}")
+    return str(folder / f"{number}")
+
+
+LORA_ENGINES = {"echo": empty_adapter}
+"""Adapters for those that serve any."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINE_ARGS)
-def test_engines_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engines_pass(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     if name == "torch":
         pytest.importorskip("torch")
-    assert check("engine", name, *ENGINE_ARGS[name], "--json") == 0, capsys.readouterr().out
+    args = list(ENGINE_ARGS[name])
+    if name in LORA_ENGINES:
+        args += [arg for number in range(2) for arg in ("--lora", LORA_ENGINES[name](tmp_path, number))]
+    assert check("engine", name, *args, "--json") == 0, capsys.readouterr().out
     document = json.loads(capsys.readouterr().out)
     rows = table_rows(section(page("tested-with.md"), "Conformance of the engines"))
     (shown,) = [row[1:] for row in rows if row[0].startswith(f"`{name}`")]

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 from anyio.lowlevel import checkpoint
 
+from dynamo_sdk.engines.loras import LoraTable
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded
 from dynamo_sdk.interfaces import (
+    AdaptsLora,
     BlockMemory,
     BlockReservation,
     Engine,
@@ -32,6 +36,7 @@ from dynamo_sdk.types import (
     KVEventBatch,
     KVLayout,
     LoadSnapshot,
+    LoraSpec,
     Role,
     SamplingParams,
     TokenLogprobs,
@@ -45,7 +50,8 @@ BLOCK_BYTES = BLOCK_SIZE * 4
 NUM_BLOCKS = 512
 CONTEXT_LENGTH = 1024
 VOCAB_SIZE = 64
-LORA = "poet"
+ADAPTERS = tuple(str(folder) for folder in Path(__file__).parents[:2])
+"""Any folder is an adapter."""
 
 
 class Memory(BlockMemory):
@@ -71,6 +77,13 @@ class Memory(BlockMemory):
             ]
 
 
+class Adapter(NamedTuple):
+    """``weight`` goes into every token, ``number`` into the names of blocks."""
+
+    weight: int
+    number: int
+
+
 class PagedSource(ItemSource[GenerateChunk]):
     """Something is always there: a token is made when it is taken."""
 
@@ -90,7 +103,7 @@ class PagedSource(ItemSource[GenerateChunk]):
         self.steps.close()
 
 
-class PagedEngine(Engine, OpensSources, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
+class PagedEngine(Engine, OpensSources, AdaptsLora, ExposesBlocks, PublishesKVEvents, PublishesMetrics):
     """``is_broken``: it cannot start."""
 
     dp_size = 1
@@ -108,6 +121,10 @@ class PagedEngine(Engine, OpensSources, ExposesBlocks, PublishesKVEvents, Publis
         self.stored: dict[int, tuple[int | None, tuple[int, ...]]] = {}  # hash -> parent, tokens
         self.sequence = 0
         self.step = 0
+        self.adapters = LoraTable[Adapter]()
+        self.num_loads = 0
+        self.weights: dict[str, int] = {}
+        self.adapter_of: dict[str, Adapter | None] = {}  # of requests that run
         self.event_listeners: list[Callable[[KVEventBatch], None]] = []
         self.metric_listeners: list[Callable[[ForwardPassMetrics], None]] = []
 
@@ -137,7 +154,7 @@ class PagedEngine(Engine, OpensSources, ExposesBlocks, PublishesKVEvents, Publis
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         self.check(request)
-        with closing(self.steps(request)) as steps:
+        with closing(self.adapted_steps(request)) as steps:
             while True:
                 await checkpoint()
                 chunk = next(steps, None)
@@ -147,7 +164,36 @@ class PagedEngine(Engine, OpensSources, ExposesBlocks, PublishesKVEvents, Publis
 
     def open(self, request: GenerateRequest) -> ItemSource[GenerateChunk]:
         self.check(request)
-        return PagedSource(self.steps(request))
+        return PagedSource(self.adapted_steps(request))
+
+    async def load_lora(self, lora: LoraSpec) -> None:
+        async def load() -> Adapter:
+            if not await anyio.Path(lora.path).is_dir():
+                raise InvalidRequest("no adapter there", param="lora")
+            self.num_loads += 1
+            return Adapter(self.weights.setdefault(lora.path, len(self.weights) + 1), self.num_loads)
+
+        await self.adapters.load(lora, load)
+
+    async def unload_lora(self, name: str) -> None:
+        async def forget(_: Adapter) -> None:
+            await checkpoint()
+
+        await self.adapters.unload(name, forget)
+
+    def loras(self) -> tuple[LoraSpec, ...]:
+        return self.adapters.specs()
+
+    def adapted_steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        with self.adapters.using(request.lora) as adapter:
+            self.adapter_of[request.request_id] = adapter
+            try:
+                yield from self.steps(request)
+            finally:
+                del self.adapter_of[request.request_id]
+
+    def adapter(self, request: GenerateRequest) -> Adapter | None:
+        return self.adapter_of.get(request.request_id)
 
     def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
         """One chunk per step; what the request holds goes when this is closed."""
@@ -196,8 +242,8 @@ class PagedEngine(Engine, OpensSources, ExposesBlocks, PublishesKVEvents, Publis
             raise InvalidRequest("empty", param="prompt")
         if request.num_prompt_tokens + request.num_generated_tokens >= CONTEXT_LENGTH:
             raise InvalidRequest("too long", param="prompt")
-        if request.lora not in (None, LORA):
-            raise InvalidRequest("no such adapter", param="lora")
+        with self.adapters.using(request.lora):
+            pass
         if request.dp_rank is not None and request.dp_rank >= self.dp_size:
             raise InvalidRequest("no such rank", param="dp_rank")
         self.check_sampling(request.sampling)
@@ -217,7 +263,7 @@ class PagedEngine(Engine, OpensSources, ExposesBlocks, PublishesKVEvents, Publis
 
     def name(self, request: GenerateRequest, tokens: list[int], end: int) -> int:
         """Of the block that ends before ``end``."""
-        return hash((request.lora, request.cache_salt, *tokens[:end]))
+        return hash((self.adapter(request), request.cache_salt, *tokens[:end]))
 
     def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
         total = 0
@@ -226,8 +272,13 @@ class PagedEngine(Engine, OpensSources, ExposesBlocks, PublishesKVEvents, Publis
             for offset, value in enumerate(kv[: num_tokens - index * BLOCK_SIZE]):
                 total += (index * BLOCK_SIZE + offset + 1) * value
         chance = hash((request.sampling.seed, position)) if self.is_random(request.sampling) else 0
+        total += self.weight(request)
         token = 10 + (total * 2654435761 + chance) % 2**32 % (VOCAB_SIZE - 10)
         return self.biased(request.sampling, token)
+
+    def weight(self, request: GenerateRequest) -> int:
+        adapter = self.adapter(request)
+        return adapter.weight if adapter is not None else 0
 
     def is_random(self, sampling: SamplingParams) -> bool:
         is_narrow = sampling.top_k == 1 or sampling.top_p < 1e-3 or sampling.min_p == 1

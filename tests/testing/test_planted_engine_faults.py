@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from anyio.lowlevel import checkpoint
 
-from dynamo_sdk.errors import EngineFailed, InvalidRequest
+from dynamo_sdk.errors import EngineFailed, InvalidRequest, ModelNotFound
 from dynamo_sdk.interfaces import BlockReservation, Embeds, Engine, EngineFacts, ItemSource, Promise
 from dynamo_sdk.testing import ENGINE_CHECKS, FakeEngine, Outcome, check_engine
 from dynamo_sdk.types import (
@@ -30,6 +30,7 @@ from dynamo_sdk.types import (
     KVTier,
     KVTransferParams,
     LoadSnapshot,
+    LoraSpec,
     Role,
     SamplingParams,
     TokenLogprobs,
@@ -37,7 +38,7 @@ from dynamo_sdk.types import (
     num_tokens,
 )
 
-from .paged_engine import CONTEXT_LENGTH, LORA, PagedEngine, PagedSource
+from .paged_engine import ADAPTERS, CONTEXT_LENGTH, PagedEngine, PagedSource
 
 replace = msgspec.structs.replace
 
@@ -356,7 +357,7 @@ class OverrunsTheContext(Fault):
 
 class MixesUpItsRequests(Fault):
     caught_by = "company_changes_nothing"
-    shows_in = frozenset({"logit_bias_is_honoured"})
+    shows_in = frozenset({"adapters_share_a_batch", "logit_bias_is_honoured"})
 
     def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
         token = super().next_token(request, position, num_tokens)
@@ -433,6 +434,8 @@ class FreesWhenTheStreamIsReadOut(Fault):
             "close_mid_stream",
             "empty_prompt_is_refused",
             "long_prompt_is_refused",
+            "unknown_adapters_are_refused",
+            "unloading_lets_requests_end",
             "source_refuses_at_open",
         }
     )
@@ -466,6 +469,7 @@ class ReservesBeforeTheFirstPull(Fault):
 
 class StarvesThoseWhoStay(Fault):
     caught_by = "a_third_leaves_early"
+    shows_in = frozenset({"adapters_share_a_batch"})
     has_seen_someone_leave = False
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
@@ -576,9 +580,9 @@ class SourceLeaks(Fault):
 class SourceEndsInPeace(Fault):
     caught_by = "source_raises_what_ended_it"
 
-    def steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+    def adapted_steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
         try:
-            yield from super().steps(request)
+            yield from super().adapted_steps(request)
         except EngineFailed:
             if sys._getframe(1).f_code.co_name != "take":
                 raise
@@ -616,20 +620,95 @@ class ServesAnyLora(Fault):
     """It drops what it does not know, as a server does that reads an extra field of a request."""
 
     caught_by = "lora_is_refused_or_kept_apart"
+    shows_in = frozenset({"unknown_adapters_are_refused", "unloading_lets_requests_end"})
+
+    def known(self, request: GenerateRequest) -> GenerateRequest:
+        is_there = request.lora in {adapter.name for adapter in self.loras()}
+        return request if is_there else replace(request, lora=None)
 
     def check(self, request: GenerateRequest) -> None:
-        super().check(replace(request, lora=None))
+        super().check(self.known(request))
+
+    def adapted_steps(self, request: GenerateRequest) -> Generator[GenerateChunk, None, None]:
+        return super().adapted_steps(self.known(request))
+
+
+# Adapters
+
+
+class BlamesTheField(Fault):
+    caught_by = "unknown_adapters_are_refused"
+    shows_in = frozenset({"unloading_lets_requests_end"})
+
+    def check(self, request: GenerateRequest) -> None:
+        try:
+            super().check(request)
+        except ModelNotFound as error:
+            raise InvalidRequest(error.message, param="lora") from error
+
+
+class LoadsWhatIsNotThere(Fault):
+    caught_by = "unknown_adapters_are_refused"
+
+    async def load_lora(self, lora: LoraSpec) -> None:
+        is_there = await anyio.Path(lora.path).is_dir()
+        await super().load_lora(lora if is_there else replace(lora, path="/"))
+
+
+class AppliesNothing(Fault):
+    caught_by = "adapters_answer_in_their_own_way"
+
+    def weight(self, request: GenerateRequest) -> int:
+        return 0
+
+
+class SharesKVWithTheModel(Fault):
+    caught_by = "adapters_answer_in_their_own_way"
+    shows_in = frozenset({"a_used_name_starts_anew"})
 
     def name(self, request: GenerateRequest, tokens: list[int], end: int) -> int:
-        lora = request.lora if request.lora == LORA else None
-        return super().name(replace(request, lora=lora), tokens, end)
+        return super().name(replace(request, request_id="of nobody"), tokens, end)
 
 
-class SharesKVWithItsLora(Fault):
-    caught_by = "claimed_lora_is_served"
+class AdaptsTheWholeBatch(Fault):
+    caught_by = "adapters_share_a_batch"
+
+    def weight(self, request: GenerateRequest) -> int:
+        return sum(adapter.weight for adapter in self.adapter_of.values() if adapter is not None)
+
+
+class UnloadsAtOnce(Fault):
+    """Who runs goes on without it."""
+
+    caught_by = "unloading_lets_requests_end"
+
+    async def unload_lora(self, name: str) -> None:
+        self.adapter_of = dict.fromkeys(self.adapter_of)
+        if self.adapters._adapters.pop(name, None) is None:
+            raise ModelNotFound(name)
+
+
+class FindsTheKVOfTheOldWeights(Fault):
+    caught_by = "a_used_name_starts_anew"
 
     def name(self, request: GenerateRequest, tokens: list[int], end: int) -> int:
-        return super().name(replace(request, lora=None), tokens, end)
+        return hash((request.lora, request.cache_salt, *tokens[:end]))
+
+
+class OverwritesWhoHasTheName(Fault):
+    caught_by = "a_used_name_starts_anew"
+
+    async def load_lora(self, lora: LoraSpec) -> None:
+        if lora.name in {other.name for other in self.loras()}:
+            await self.unload_lora(lora.name)
+        await super().load_lora(lora)
+
+
+class DecodesWithoutIt(Fault):
+    caught_by = "adapters_are_handed_over"
+
+    def weight(self, request: GenerateRequest) -> int:
+        return 0 if request.role is Role.DECODE else super().weight(request)
 
 
 # Two legs
@@ -640,6 +719,7 @@ class PrefillGoesOn(Fault):
     shows_in = frozenset(
         {
             "abort_after_the_transfer",
+            "adapters_are_handed_over",
             "both_legs_give_the_whole_output",
             "lost_peer_is_an_error_in_time",
             "release_is_idempotent",
@@ -666,6 +746,7 @@ class AlwaysHandsOver(Fault):
 
 class ReadsTheWrongBlocks(Fault):
     caught_by = "both_legs_give_the_whole_output"
+    shows_in = frozenset({"adapters_are_handed_over"})
 
     def held_blocks(self, request_id: str) -> tuple[int, ...]:
         return super().held_blocks(request_id)[::-1]
@@ -680,7 +761,7 @@ class ReleasesOnce(Fault):
 
 class ReservesTooLittle(Fault):
     caught_by = "reservation_can_be_given_back"
-    shows_in = frozenset({"both_legs_give_the_whole_output"})
+    shows_in = frozenset({"adapters_are_handed_over", "both_legs_give_the_whole_output"})
 
     async def reserve_blocks(self, request: GenerateRequest) -> BlockReservation:
         reservation = await super().reserve_blocks(request)
@@ -934,7 +1015,7 @@ async def test_the_fault_is_caught_by_its_check(fault: type[Fault] | type[PullsF
     report = await check_engine(
         lambda role: fault(),
         unstartable=unstartable if is_paged else None,
-        lora=LORA if is_paged else None,
+        loras=ADAPTERS,
         probe_timeout_s=0.1 if fault is Hangs else 30.0,
         timeout_s=2.0 if fault is NeverDrains else 30.0,
     )

@@ -19,7 +19,7 @@ from dynamo_sdk.testing.pytest_plugin import (
 from dynamo_sdk.types import Role
 
 from .folder_store import FolderKVStore
-from .paged_engine import LORA, PagedEngine
+from .paged_engine import ADAPTERS, PagedEngine
 
 
 @router_from_function
@@ -28,7 +28,7 @@ def first(request, candidates, context):  # type: ignore[no-untyped-def]
 
 
 class TestPaged(EngineTests):
-    lora = LORA
+    loras = ADAPTERS
 
     def make(self, role: Role) -> Engine:
         return PagedEngine()

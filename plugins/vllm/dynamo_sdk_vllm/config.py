@@ -33,7 +33,6 @@ class VllmConfig(BaseModel):
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables of the worker's process, set before vLLM is imported"
     )
-    loras: dict[str, str] = Field(default_factory=dict, description="adapters by name: their folders")
     lease_s: float = Field(
         default=30.0, ge=6, description="how long prefill keeps blocks that nobody has fetched yet"
     )
@@ -81,6 +80,4 @@ def engine_arguments(
         "scheduling_policy": "priority",  # as a request's priority means it: smaller runs first
         **ours,
     }
-    if config.loras:
-        defaults |= {"enable_lora": True, "max_loras": len(config.loras)}
     return {"model": setup.model.path, **accepted(engine_args, defaults), **written}

@@ -29,8 +29,9 @@ from anyio.lowlevel import checkpoint
 from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.engines.runnable import is_handed_over, known_tokens
 from dynamo_sdk.engines.zmq_events import EventEndpoints, ZmqEventSource
-from dynamo_sdk.errors import DynamoError, EngineFailed, EngineStartError, InvalidRequest, TransferError
+from dynamo_sdk.errors import DynamoError, EngineFailed, EngineStartError, TransferError
 from dynamo_sdk.interfaces import (
+    AdaptsLora,
     Engine,
     EngineFacts,
     EngineSetup,
@@ -44,8 +45,10 @@ from dynamo_sdk.types import (
     GenerateRequest,
     KVEventBatch,
     LoadSnapshot,
+    LoraSpec,
 )
 
+from .adapters import Adapters, lora_arguments
 from .config import VllmConfig, accepted, engine_arguments
 from .gauges import Gauges
 from .handover import ASK_FOR_TICKET, Params, TicketDesk, issue_ticket
@@ -59,7 +62,7 @@ EVENT_PORT, REPLAY_PORT = 1000, 2000
 MAX_FOLDER_BYTES = 50
 
 
-class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
+class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics):
     """One model on vLLM. ``config`` None = all defaults."""
 
     def __init__(self, setup: EngineSetup, config: VllmConfig | None = None) -> None:
@@ -76,7 +79,7 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
         self._kv_events: Feed[KVEventBatch] = Feed()
         self._source: ZmqEventSource | None = None
         self._metrics: Feed[ForwardPassMetrics] = Feed()
-        self._loras: dict[str, Any] = {}
+        self._loras = Adapters()
         self._context_length = 0
 
     # -- life
@@ -96,11 +99,9 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
         num_blocks = config.cache_config.num_gpu_blocks or 0
         self._gauges.begin(num_blocks=num_blocks, dp_size=dp_size)
         endpoints = [_endpoints(self._folder, rank) for rank in range(dp_size)]
-        self._source = ZmqEventSource(endpoints, self._kv_events.publish, block_size=block_size)
+        self._source = ZmqEventSource(endpoints, self._on_kv_events, block_size=block_size)
         self._source.start()
         self._llm = llm
-        for name, path in self._config.loras.items():
-            await self.load_lora(name, path)
         return EngineFacts(
             context_length=self._context_length,
             block_size=block_size,
@@ -137,6 +138,8 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
                 replay_endpoint=events.replay,
             ),
         }
+        if self._setup.loras:
+            ours |= lora_arguments(self._setup.loras)
         if self._setup.connector is not None:
             ours["kv_transfer_config"] = config.KVTransferConfig(
                 **self._setup.connector_args,
@@ -187,38 +190,42 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         llm = self._running()
-        tokens = known_tokens(request, context_length=self._context_length)
-        is_handover = is_handed_over(request, context_length=self._context_length)
-        lora = self._lora_of(request)
-        if is_handover:
-            kv_transfer: Params | None = ASK_FOR_TICKET
-        elif request.kv_transfer is not None:
-            kv_transfer = self._desk.redeem(request.kv_transfer, num_tokens=len(tokens), now_s=time.time())
-        else:
-            kv_transfer = None
-        maker = ChunkMaker(request)
-        self._gauges.enter(request.request_id, num_tokens=len(tokens))
-        has_ended = False
-        try:
-            sampling = sampling_arguments(request, is_handover=is_handover, kv_transfer=kv_transfer)
-            async with aclosing(self._outputs(llm, request, tokens, sampling, lora)) as outputs:
-                async for output in outputs:
-                    has_ended = output.finished
-                    is_ticket_due = is_handover and has_ended and output.outputs[0].finish_reason == "length"
-                    ticket = self._ticket(output) if is_ticket_due else None
-                    chunk = maker.chunk(output, ticket)
-                    if chunk is not None:
-                        self._gauges.saw_token(request.request_id)
-                        yield chunk
-        except Exception as error:
-            has_ended = True
-            raise error if isinstance(error, DynamoError) else error_of(error) from error
-        finally:
-            if not has_ended:
-                await self._wait_freed(llm)
-            self._gauges.leave(request.request_id)
-            if not self._gauges.num_active:
-                self._idle.set()
+        with self._loras.using(request.lora) as lora:
+            tokens = known_tokens(request, context_length=self._context_length)
+            is_handover = is_handed_over(request, context_length=self._context_length)
+            if is_handover:
+                kv_transfer: Params | None = ASK_FOR_TICKET
+            elif request.kv_transfer is not None:
+                kv_transfer = self._desk.redeem(
+                    request.kv_transfer, num_tokens=len(tokens), now_s=time.time()
+                )
+            else:
+                kv_transfer = None
+            maker = ChunkMaker(request)
+            self._gauges.enter(request.request_id, num_tokens=len(tokens))
+            has_ended = False
+            try:
+                sampling = sampling_arguments(request, is_handover=is_handover, kv_transfer=kv_transfer)
+                async with aclosing(self._outputs(llm, request, tokens, sampling, lora)) as outputs:
+                    async for output in outputs:
+                        has_ended = output.finished
+                        is_ticket_due = (
+                            is_handover and has_ended and output.outputs[0].finish_reason == "length"
+                        )
+                        ticket = self._ticket(output) if is_ticket_due else None
+                        chunk = maker.chunk(output, ticket)
+                        if chunk is not None:
+                            self._gauges.saw_token(request.request_id)
+                            yield chunk
+            except Exception as error:
+                has_ended = True
+                raise error if isinstance(error, DynamoError) else error_of(error) from error
+            finally:
+                if not has_ended:
+                    await self._wait_freed(llm)
+                self._gauges.leave(request.request_id)
+                if not self._gauges.num_active:
+                    self._idle.set()
 
     def _outputs(
         self, llm: Any, request: GenerateRequest, tokens: list[int], sampling: dict[str, object], lora: object
@@ -260,32 +267,14 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
 
     # -- adapters
 
-    async def load_lora(self, name: str, path: str) -> None:
-        """Serve the adapter in the folder ``path`` as ``name``. Raises ``InvalidRequest``."""
-        llm = self._running()
-        request = importlib.import_module("vllm.lora.request").LoRARequest
-        number = 1 + max((adapter.lora_int_id for adapter in self._loras.values()), default=0)
-        adapter = request(lora_name=name, lora_int_id=number, lora_path=path)
-        try:
-            await llm.add_lora(adapter)
-        except Exception as error:
-            raise InvalidRequest(f"adapter {name!r} cannot be loaded: {error}", param="lora") from error
-        self._loras[name] = adapter
+    async def load_lora(self, lora: LoraSpec) -> None:
+        await self._loras.load(self._running(), lora)
 
     async def unload_lora(self, name: str) -> None:
-        """Forget the adapter; requests that use it end first. Unknown names are ignored."""
-        adapter = self._loras.pop(name, None)
-        if adapter is not None:
-            await self._running().remove_lora(adapter.lora_int_id)
+        await self._loras.unload(self._running(), name)
 
-    def _lora_of(self, request: GenerateRequest) -> object:
-        if request.lora is None:
-            return None
-        if request.lora not in self._loras:
-            raise InvalidRequest(
-                f"no adapter {request.lora!r} (loaded: {', '.join(self._loras) or 'none'})", param="lora"
-            )
-        return self._loras[request.lora]
+    def loras(self) -> tuple[LoraSpec, ...]:
+        return self._loras.specs()
 
     # -- facts
 
@@ -300,10 +289,14 @@ class VllmEngine(Engine, PublishesKVEvents, PublishesMetrics):
         self._kv_events.subscribe(listener)
 
     def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
-        return () if self._source is None else self._source.snapshot()
+        batches = () if self._source is None else self._source.snapshot()
+        return tuple(self._loras.renamed(batch) for batch in batches)
 
     def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
         self._metrics.subscribe(listener)
+
+    def _on_kv_events(self, batch: KVEventBatch) -> None:
+        self._kv_events.publish(self._loras.renamed(batch))
 
     def _on_statistics(self, rank: int, scheduler: Any, iteration: Any) -> None:
         step = self._gauges.read(rank, scheduler, iteration, time.monotonic())

@@ -6,7 +6,7 @@ Environment: ``MODEL_DIR``, a folder in the Hugging Face style; without it, the 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +25,7 @@ SMALL = {
 os.environ.update(SMALL)
 
 from dynamo_sdk.interfaces import EngineSetup  # noqa: E402
-from dynamo_sdk.types import ModelSpec, Role  # noqa: E402
+from dynamo_sdk.types import LoraSpec, ModelSpec, Role  # noqa: E402
 from dynamo_sdk_vllm.config import VllmConfig  # noqa: E402
 from dynamo_sdk_vllm.engine import VllmEngine  # noqa: E402
 from dynamo_sdk_vllm.handover import CONNECTOR, VllmNixlConnector  # noqa: E402
@@ -45,16 +45,18 @@ def model_folder() -> str:
     return os.environ.get("MODEL_DIR", str(default))
 
 
-def vllm_engine(role: Role, *, num_blocks: int = 64, **args: object) -> VllmEngine:
+def vllm_engine(
+    role: Role, *, num_blocks: int = 64, loras: Iterable[LoraSpec] = (), **args: object
+) -> VllmEngine:
     """Not yet started."""
-    setup = EngineSetup(model=ModelSpec(name="model", path=model_folder()), role=role)
-    if role is not Role.AGGREGATED:
-        setup = EngineSetup(
-            model=setup.model,
-            role=role,
-            connector=CONNECTOR,
-            connector_args=VllmNixlConnector().engine_args(role),
-        )
+    is_leg = role is not Role.AGGREGATED
+    setup = EngineSetup(
+        model=ModelSpec(name="model", path=model_folder()),
+        role=role,
+        connector=CONNECTOR if is_leg else None,
+        connector_args=VllmNixlConnector().engine_args(role) if is_leg else {},
+        loras=tuple(loras),
+    )
     config = VllmConfig(
         dtype="float32",
         enforce_eager=True,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 import torch
 from msgspec.structs import replace
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dynamo_sdk.errors import ConfigError, EngineStartError, InvalidRequest
 from dynamo_sdk.testing import Outcome, check_engine, generate_request, read_all
-from dynamo_sdk.types import BlocksStored, KVEventBatch, Role, SamplingParams
+from dynamo_sdk.types import BlocksStored, KVEventBatch, LoraSpec, Role, SamplingParams
 from dynamo_sdk_vllm.engine import VllmEngine
 from dynamo_sdk_vllm.handover import VllmNixlConnector
 
@@ -38,13 +39,18 @@ async def engine() -> AsyncIterator[VllmEngine]:
 async def test_greedy_is_that_of_transformers(engine: VllmEngine):
     model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
     for prompt in PROMPTS:
-        with torch.inference_mode():
-            whole = model.generate(
-                torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0
-            )
-        expected = whole[0, len(prompt) :].tolist()
         request = generate_request(prompt, SamplingParams(max_tokens=24, min_tokens=24, temperature=0.0))
-        assert (await read_all(engine, request)).token_ids == expected
+        assert (await read_all(engine, request)).token_ids == greedy_of(model, prompt)
+
+
+def greedy_of(model: Any, prompt: list[int]) -> list[int]:
+    """What ``transformers`` says next."""
+    with torch.inference_mode():
+        whole = model.generate(
+            torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0
+        )
+    tokens: list[int] = whole[0, len(prompt) :].tolist()
+    return tokens
 
 
 async def test_a_prompt_that_comes_again_is_cached(engine: VllmEngine):
@@ -99,12 +105,12 @@ async def test_smaller_priorities_run_first(engine: VllmEngine):
     assert done.index(23) < 16
 
 
-def make_adapter(folder: Path) -> Path:
-    """A LoRA of rank 4 on the queries, with weights large enough to change every answer."""
+def make_adapter(folder: Path, *, seed: int = 1, rank: int = 4) -> LoraSpec:
+    """A LoRA on the queries, with weights large enough to change every answer."""
     described = json.loads((Path(model_folder()) / "config.json").read_text())
-    hidden, rank = described["hidden_size"], 4
+    hidden = described["hidden_size"]
     heads = described["num_attention_heads"] * described["head_dim"]
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in range(described["num_hidden_layers"]):
         stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
@@ -121,28 +127,66 @@ def make_adapter(folder: Path) -> Path:
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
+    return LoraSpec(name=folder.name, path=str(folder))
 
 
-async def test_adapters_are_loaded_used_and_unloaded(tmp_path: Path):
-    adapter = make_adapter(tmp_path / "adapter")
-    engine = vllm_engine(Role.AGGREGATED, loras={"loud": str(adapter)}, max_lora_rank=8)
+def merged(adapter: LoraSpec) -> Any:
+    """The model with the adapter's weights added to its own."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
+    config = json.loads((Path(adapter.path) / "adapter_config.json").read_text())
+    tensors = load_file(Path(adapter.path) / "adapter_model.safetensors")
+    for layer, block in enumerate(model.model.layers):
+        stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        down, up = (tensors[f"{stem}.lora_{part}.weight"] for part in "AB")
+        block.self_attn.q_proj.weight.data += config["lora_alpha"] / config["r"] * up @ down
+    return model
+
+
+async def test_an_adapter_gives_what_merged_weights_give(tmp_path: Path):
+    """While the model itself is asked in the same batches."""
+    loud = make_adapter(tmp_path / "loud")
+    engine = vllm_engine(Role.AGGREGATED, loras=[loud])
     try:
         await engine.start()
-        base = generate_request(PROMPTS[1], GREEDY)
-        loud, quiet = (replace(base, lora=name, request_id=name) for name in ("loud", "quiet"))
-        plain = (await read_all(engine, base)).token_ids
-        changed = (await read_all(engine, loud)).token_ids
-        assert changed != plain
-        with pytest.raises(InvalidRequest, match="loaded: loud"):
-            await read_all(engine, quiet)
-        await engine.unload_lora("loud")
-        with pytest.raises(InvalidRequest, match="loaded: none"):
-            await read_all(engine, loud)
-        await engine.load_lora("quiet", str(adapter))
-        assert (await read_all(engine, quiet)).token_ids == changed
-        with pytest.raises(InvalidRequest, match="cannot be loaded"):
-            await engine.load_lora("nowhere", str(tmp_path / "nowhere"))
+        await engine.load_lora(loud)
+        sampling = SamplingParams(max_tokens=24, min_tokens=24, temperature=0.0)
+        answers: dict[tuple[int, str | None], list[int]] = {}
+
+        async def ask(number: int, lora: str | None) -> None:
+            request = replace(generate_request(PROMPTS[number], sampling), lora=lora)
+            answers[number, lora] = (await read_all(engine, request)).token_ids
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(len(PROMPTS)):
+                for lora in (None, "loud"):
+                    tasks.start_soon(ask, number, lora)
+        base = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
+        for lora, model in ((None, base), ("loud", merged(loud))):
+            for number, prompt in enumerate(PROMPTS):
+                assert answers[number, lora] == greedy_of(model, prompt), (lora, number)
+    finally:
+        await engine.close()
+
+
+async def test_events_name_the_adapter(tmp_path: Path):
+    loud = make_adapter(tmp_path / "loud")
+    engine = vllm_engine(Role.AGGREGATED, loras=[loud])
+    try:
+        await engine.start()
+        await engine.load_lora(loud)
+        heard: list[str | None] = []
+        has_come = anyio.Event()
+
+        def listen(batch: KVEventBatch) -> None:
+            heard.extend(event.lora for event in batch.events if isinstance(event, BlocksStored))
+            if heard:
+                has_come.set()
+
+        engine.subscribe_kv_events(listen)
+        await read_all(engine, replace(generate_request(PROMPTS[1], GREEDY), lora="loud"))
+        with anyio.fail_after(10):
+            await has_come.wait()
+        assert set(heard) == {"loud"}
     finally:
         await engine.close()
 
@@ -183,13 +227,13 @@ async def test_wrong_arguments_are_said_before_anything_is_loaded():
 
 
 async def test_it_keeps_the_contract(tmp_path: Path):
-    adapter = str(make_adapter(tmp_path / "adapter"))
+    adapters = [make_adapter(tmp_path / "one"), make_adapter(tmp_path / "other", seed=2, rank=12)]
     report = await check_engine(
-        lambda role: vllm_engine(role, loras={"loud": adapter}, max_lora_rank=8),
+        lambda role: vllm_engine(role, loras=adapters),
         vocab_size=1000,
         connector=VllmNixlConnector(),
         unstartable=lambda role: vllm_engine(role, num_blocks=1),
-        lora="loud",
+        loras=[adapter.path for adapter in adapters],
         timeout_s=120,
     )
     print(report)  # noqa: T201

@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import pytest
+from anyio import Path
 
 CONTEXT = 256
 
@@ -49,6 +51,7 @@ class NewEngineArgs(OldEngineArgs):
     scheduling_policy: str = "fcfs"
     enable_lora: bool = False
     max_loras: int = 1
+    max_lora_rank: int = 16
 
 
 @dataclass(kw_only=True)
@@ -93,6 +96,9 @@ class OldAsyncLLM:
             cache_config=SimpleNamespace(block_size=16, num_gpu_blocks=100),
             parallel_config=SimpleNamespace(data_parallel_size=1),
             scheduler_config=SimpleNamespace(policy=getattr(args, "scheduling_policy", "fcfs")),
+            lora_config=SimpleNamespace(max_loras=args.max_loras)
+            if getattr(args, "enable_lora", False)
+            else None,
         )
         self.errored = False
         self.is_shut_down = False
@@ -130,7 +136,8 @@ class OldAsyncLLM:
                 if aborted.is_set():
                     yield self._output([], "abort", params)
                     return
-                token = (sum(known) * 31 + len(known) + (params.seed or 0)) % 50 + 10
+                weight = 1 + crc32(lora.lora_path.encode()) % 49 if lora is not None else 0
+                token = (sum(known) * 31 + len(known) + (params.seed or 0) + weight) % 50 + 10
                 known.append(token)
                 is_stop = token in (params.stop_token_ids or ()) and number + 1 >= params.min_tokens
                 is_full = number + 1 == params.max_tokens or len(known) >= CONTEXT
@@ -192,8 +199,7 @@ class NewAsyncLLM(OldAsyncLLM):
             logger.record(scheduler, iteration, mm_cache_stats=None, engine_idx=0, more="to come")
 
     async def add_lora(self, request: LoRARequest) -> bool:
-        if request.lora_path == "/nowhere":
-            raise ValueError("no adapter there")
+        await Path(request.lora_path).stat()
         return True
 
     async def remove_lora(self, number: int) -> bool:
@@ -214,7 +220,7 @@ def tokens_input(prompt_token_ids: list[int], *, cache_salt: str | None = None) 
     return {"type": "token", "prompt_token_ids": prompt_token_ids}
 
 
-def install(patch: pytest.MonkeyPatch, *, is_new: bool) -> None:
+def install(patch: pytest.MonkeyPatch, *, is_new: bool, is_cpu: bool = False) -> None:
     """Put a fake in the place of vLLM."""
     sampling = {"SamplingParams": OldSamplingParams, "RequestOutputKind": SimpleNamespace(DELTA="delta")}
     contents: dict[str, dict[str, Any]] = {
@@ -224,6 +230,7 @@ def install(patch: pytest.MonkeyPatch, *, is_new: bool) -> None:
         "vllm.v1.engine.async_llm": {"AsyncLLM": NewAsyncLLM if is_new else OldAsyncLLM},
         "vllm.v1.metrics.loggers": {"StatLoggerBase": StatLoggerBase},
         "vllm.sampling_params": sampling,
+        "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: is_cpu)},
         "vllm.lora.request": {"LoRARequest": LoRARequest},
         "vllm.inputs.engine": {"tokens_input": tokens_input} if is_new else {},
     }

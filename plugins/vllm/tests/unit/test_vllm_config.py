@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.plugins import Registry
-from dynamo_sdk.types import ModelSpec, Role
+from dynamo_sdk.types import LoraSpec, ModelSpec, Role
 from dynamo_sdk_vllm import plugin
+from dynamo_sdk_vllm.adapters import lora_arguments
 from dynamo_sdk_vllm.config import VllmConfig, accepted, engine_arguments
 
 SETUP = EngineSetup(model=ModelSpec(name="m", path="/models/m"), role=Role.AGGREGATED)
@@ -33,20 +35,37 @@ class NewEngineArgs(OldEngineArgs):
 
 
 def test_ours_go_to_versions_that_know_them():
-    config = VllmConfig.model_validate({"max_num_seqs": 4, "loras": {"a": "/a", "b": "/b"}})
-    old = engine_arguments(OldEngineArgs, SETUP, config, kv_events_config="events")
+    config = VllmConfig.model_validate({"max_num_seqs": 4})
+    ours = {"kv_events_config": "events", "enable_lora": True, "max_loras": 2}
+    old = engine_arguments(OldEngineArgs, SETUP, config, **ours)
     assert old == {
         "model": "/models/m",
         "enable_prefix_caching": True,
         "enable_lora": True,
         "max_num_seqs": 4,
     }
-    new = engine_arguments(NewEngineArgs, SETUP, config, kv_events_config="events")
+    new = engine_arguments(NewEngineArgs, SETUP, config, **ours)
     assert new == old | {
         "served_model_name": "m",
         "disable_log_stats": True,
         "max_loras": 2,
         "kv_events_config": "events",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ranks", "wanted"), [([4], 8), ([8], 8), ([9, 4], 16), ([200], 256), ([300], 300), ([], 8)]
+)
+def test_there_is_room_for_the_adapters_of_the_deploy_file(ranks: list[int], wanted: int, tmp_path: Path):
+    for number, rank in enumerate(ranks):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "adapter_config.json").write_text(f'{{"r": {rank}, "peft_type": "LORA"}}')
+    folders = [tmp_path / f"{number}" for number in range(len(ranks))] or [tmp_path / "nowhere"]
+    loras = [LoraSpec(name=folder.name, path=str(folder)) for folder in folders]
+    assert lora_arguments(loras) == {
+        "enable_lora": True,
+        "max_loras": len(loras),
+        "max_lora_rank": wanted,
     }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from fake_vllm import NewAsyncLLM, OldSamplingParams, install
 from msgspec.structs import replace
 
-from dynamo_sdk.errors import EngineStartError, InvalidRequest
+from dynamo_sdk.errors import EngineStartError, InvalidRequest, ModelNotFound
 from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.testing import check_engine, generate_request, read_all
-from dynamo_sdk.types import FinishReason, ModelSpec, Role
+from dynamo_sdk.types import BlocksStored, FinishReason, KVEventBatch, LoraSpec, ModelSpec, Role
 from dynamo_sdk_vllm.config import VllmConfig
 from dynamo_sdk_vllm.engine import VllmEngine
 from dynamo_sdk_vllm.handover import CONNECTOR, VllmNixlConnector
@@ -39,19 +41,25 @@ def is_new(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return bool(request.param)
 
 
-def engine_of(role: Role, **args: object) -> VllmEngine:
+def engine_of(role: Role, loras: Sequence[LoraSpec] = (), **args: object) -> VllmEngine:
     connector = None if role is Role.AGGREGATED else CONNECTOR
     setup = EngineSetup(
         model=ModelSpec(name="m", path="/models/m"),
         role=role,
         connector=connector,
         connector_args={} if connector is None else VllmNixlConnector().engine_args(role),
+        loras=tuple(loras),
     )
     return VllmEngine(setup, VllmConfig.model_validate(args))
 
 
-async def test_it_keeps_the_contract(*, is_new: bool):
-    report = await check_engine(engine_of, roles=[Role.AGGREGATED], vocab_size=50)
+async def test_it_keeps_the_contract(*, is_new: bool, tmp_path: Path):
+    report = await check_engine(
+        lambda role: engine_of(role, enable_lora=True) if is_new else engine_of(role),
+        roles=[Role.AGGREGATED],
+        vocab_size=50,
+        loras=[str(tmp_path), str(tmp_path.parent)] if is_new else [],
+    )
     failed = {result.name for result in report.results if result.outcome == "failed"}
     assert failed <= NOT_IN_THE_FAKES, str(report)
 
@@ -70,23 +78,74 @@ async def test_prefill_asks_for_a_ticket_and_hands_it_over(*, is_new: bool):
     await engine.close()
 
 
-async def test_adapters_of_a_version_that_has_them(monkeypatch: pytest.MonkeyPatch):
+async def test_adapters_of_a_version_that_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     install(monkeypatch, is_new=True)
-    engine = engine_of(Role.AGGREGATED, loras={"a": "/a"})
+    adapter = LoraSpec(name="a", path=str(tmp_path))
+    engine = engine_of(Role.AGGREGATED, loras=[adapter])
     await engine.start()
+    await engine.load_lora(adapter)
     request = replace(generate_request([1, 2, 3]), lora="a")
     await read_all(engine, request)
     llm = engine._llm
     assert isinstance(llm, NewAsyncLLM)
-    assert llm.asked[-1]["lora"].lora_path == "/a"
+    assert llm.asked[-1]["lora"].lora_path == str(tmp_path)
     assert isinstance(llm.asked[-1]["params"], OldSamplingParams)
-    with pytest.raises(InvalidRequest, match="cannot be loaded"):
-        await engine.load_lora("b", "/nowhere")
+    with pytest.raises(InvalidRequest, match="vLLM cannot load adapter 'b' from '/nowhere'"):
+        await engine.load_lora(LoraSpec(name="b", path="/nowhere"))
     await engine.unload_lora("a")
-    with pytest.raises(InvalidRequest, match="loaded: none"):
+    with pytest.raises(ModelNotFound, match="loaded: none"):
         await read_all(engine, request)
     await engine.close()
     assert llm.is_shut_down
+
+
+async def test_without_adapters_at_the_start_vllm_takes_none(monkeypatch: pytest.MonkeyPatch):
+    install(monkeypatch, is_new=True)
+    engine = engine_of(Role.AGGREGATED)
+    await engine.start()
+    with pytest.raises(InvalidRequest, match=r"args: \{enable_lora: true\}"):
+        await engine.load_lora(LoraSpec(name="a", path="/"))
+    await engine.close()
+
+
+async def test_on_the_cpu_the_last_slot_stays_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """vLLM would apply what is in it to requests without an adapter."""
+    install(monkeypatch, is_new=True, is_cpu=True)
+    engine = engine_of(Role.AGGREGATED, loras=[LoraSpec(name="a", path=str(tmp_path))])
+    await engine.start()
+    assert engine._llm.args.max_loras == 2
+    await engine.load_lora(LoraSpec(name="a", path=str(tmp_path)))
+    with pytest.raises(InvalidRequest, match="on the CPU 1 of them stays empty"):
+        await engine.load_lora(LoraSpec(name="b", path=str(tmp_path)))
+    await engine.unload_lora("a")
+    await engine.load_lora(LoraSpec(name="b", path=str(tmp_path)))
+    await engine.close()
+
+
+def stored(lora: str | None) -> BlocksStored:
+    return BlocksStored(block_hashes=(1,), parent_hash=None, token_ids=(1, 2), block_size=2, lora=lora)
+
+
+async def test_events_have_our_names_while_an_adapter_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """vLLM finds KV by name: each load has one of its own there."""
+    install(monkeypatch, is_new=True)
+    engine = engine_of(Role.AGGREGATED, enable_lora=True)
+    await engine.start()
+    heard: list[str | None] = []
+    engine.subscribe_kv_events(lambda batch: heard.extend(event.lora for event in batch.events))  # type: ignore[union-attr]
+    names = []
+    for folder in (tmp_path, tmp_path.parent):
+        await engine.load_lora(LoraSpec(name="a", path=str(folder)))
+        await read_all(engine, replace(generate_request([1, 2, 3]), lora="a"))
+        names.append(engine._llm.asked[-1]["lora"].lora_name)
+        events = (stored(None), *(stored(name) for name in names))
+        engine._on_kv_events(KVEventBatch(sequence=0, dp_rank=0, events=events))
+        await engine.unload_lora("a")
+    assert names[0] != names[1]
+    assert heard == [None, "a", None, names[0], "a"]
+    await engine.close()
 
 
 async def test_without_vllm_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
