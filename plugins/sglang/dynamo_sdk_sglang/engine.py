@@ -39,6 +39,7 @@ from dynamo_sdk.interfaces import (
     EngineFacts,
     EngineSetup,
     ProbesItself,
+    Promise,
     PublishesKVEvents,
     PublishesMetrics,
 )
@@ -68,6 +69,7 @@ ABORT_TIMEOUT_S = 5.0
 HEARTBEAT_S = 2
 """SGLang's legs miss a peer after two of these; it does not take less."""
 EVENT_PORT, REPLAY_PORT = 1000, 2000
+NO_SEEDS = "SGLang ignores seeds unless enable_deterministic_inference is set"
 MAX_FOLDER_BYTES = 50
 PROBE_TOKEN = 1
 
@@ -76,8 +78,8 @@ class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, Publishe
     """One model on SGLang. ``config`` None = all defaults."""
 
     def __init__(self, setup: EngineSetup, config: SglangConfig | None = None) -> None:
-        self._setup = setup
-        self._config = config or SglangConfig()
+        self.setup = setup
+        self.config = config or SglangConfig()
         self._is_leg = setup.connector is not None and setup.role is not Role.AGGREGATED
         self._gauges = Gauges()
         self._host = HostProcess(self._gauges.use)
@@ -101,7 +103,7 @@ class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, Publishe
             raise EngineStartError("an sglang engine starts once; make a new one")
         self._has_started = True
         self._folder = _make_folder()
-        port = _free_port(self._config.handover_host)
+        port = _free_port(self.config.handover_host)
         facts = await self._host.start(self._first_message(port), self._environment())
         num_blocks = facts.num_tokens // facts.page_size
         self._gauges.begin(num_blocks=num_blocks, block_size=facts.page_size)
@@ -111,27 +113,28 @@ class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, Publishe
         self._source.start()
         self._reading = [asyncio.create_task(self._read_steps(rank), name=f"steps-{rank}") for rank in ranks]
         self._facts = facts
-        is_met_here = self._is_leg and self._setup.role is Role.PREFILL
+        is_met_here = self._is_leg and self.setup.role is Role.PREFILL
         return EngineFacts(
             context_length=facts.context_length,
             block_size=facts.page_size,
             num_blocks=num_blocks,
             dp_size=facts.dp_size,
-            handover_address=f"{self._config.handover_host}:{port}" if is_met_here else None,
+            handover_address=f"{self.config.handover_host}:{port}" if is_met_here else None,
+            unclaimed={} if facts.has_seeds else {Promise.SEED_BY_POSITION: NO_SEEDS},
         )
 
     def _first_message(self, port: int) -> Start:
         assert self._folder is not None
         ours = {
-            "model_path": self._setup.model.path,
-            "served_model_name": self._setup.model.name,
+            "model_path": self.setup.model.path,
+            "served_model_name": self.setup.model.name,
             "incremental_streaming_output": True,
-            "host": self._config.handover_host,
+            "host": self.config.handover_host,
             "forward_pass_metrics_ipc_name": _steps_endpoint(self._folder),
-            **defaults(self._config, self._setup.loras),
+            **defaults(self.config, self.setup.loras),
         }
         if self._is_leg:
-            ours |= {**self._setup.connector_args, "disaggregation_bootstrap_port": port}
+            ours |= {**self.setup.connector_args, "disaggregation_bootstrap_port": port}
         published = _endpoints(self._folder, 0)
         events = {
             "publisher": "zmq",
@@ -139,18 +142,18 @@ class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, Publishe
             "replay_endpoint": published.replay,
             "format": "dynamo",  # names of blocks depend on adapter and salt, too
         }
-        return Start(self._config.written, ours, events)
+        return Start(self.config.written, ours, events)
 
     def _environment(self) -> dict[str, str]:
-        timeout_s = str(round(self._config.handover_timeout_s))
+        timeout_s = str(round(self.config.handover_timeout_s))
         return {
             **os.environ,
-            "SGLANG_HOST_IP": self._config.handover_host,
+            "SGLANG_HOST_IP": self.config.handover_host,
             "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": timeout_s,
             "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": timeout_s,
             "SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL": str(HEARTBEAT_S),
             "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",  # of the model, before temperature and penalties
-            **self._config.environment,
+            **self.config.environment,
         }
 
     async def drain(self) -> None:
@@ -203,7 +206,7 @@ class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, Publishe
         facts = self._running()
         request = GenerateRequest(
             request_id=f"probe-{time.monotonic_ns()}",
-            model=self._setup.model.name,
+            model=self.setup.model.name,
             prompt=pack_tokens([min(PROBE_TOKEN, facts.vocab_size - 1)]),
             sampling=SamplingParams(max_tokens=1, temperature=0.0),
         )
@@ -243,13 +246,13 @@ class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, Publishe
         if request.kv_transfer is not None:
             return read_meeting(request.kv_transfer)
         is_one_token = request.sampling.max_tokens - request.num_generated_tokens == 1
-        if self._setup.role is Role.PREFILL and is_one_token:
+        if self.setup.role is Role.PREFILL and is_one_token:
             return meet_nobody(request)
-        raise EngineFailed(f"SGLang in the role {self._setup.role} runs legs of hand-overs only")
+        raise EngineFailed(f"SGLang in the role {self.setup.role} runs legs of hand-overs only")
 
     async def _first_output(self, call: Call, *, is_leg: bool) -> Output | None:
         """SGLang has times of its own for a leg whose other one does not come, which do not cover all."""
-        timeout_s = self._config.handover_timeout_s if is_leg else None
+        timeout_s = self.config.handover_timeout_s if is_leg else None
         try:
             async with asyncio.timeout(timeout_s):
                 return await call.next()

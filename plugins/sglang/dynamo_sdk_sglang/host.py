@@ -88,6 +88,7 @@ def facts_of(engine: Any) -> Started:
         page_size=args.page_size,
         num_tokens=info["max_total_num_tokens"] * args.dp_size,
         dp_size=args.dp_size,
+        has_seeds=getattr(args, "enable_deterministic_inference", False),
     )
 
 

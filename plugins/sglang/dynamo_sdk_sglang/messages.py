@@ -59,13 +59,14 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """``num_tokens``: that KV has room for, on all ranks together."""
+    """``num_tokens``: that KV has room for, on all ranks together. ``has_seeds``: they are not ignored."""
 
     context_length: int
     vocab_size: int
     page_size: int
     num_tokens: int
     dp_size: int
+    has_seeds: bool
 
 
 class NotStarted(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -30,6 +30,7 @@ def activate():
     importlib.import_module(f"{pools}.common")._cuda_host_register = lambda *_, **__: None
     importlib.import_module(f"{pools}.mha").transfer_kv_direct = copy_pages
     register_device_memory_as_host_memory()
+    let_seeds_count()
 
 
 class Moment:
@@ -83,3 +84,12 @@ def register_device_memory_as_host_memory():
         self.nixl_mems["VRAM"] = self.nixl_mems["DRAM"]
 
     agent.__init__ = init
+
+
+def let_seeds_count():
+    """Seeds count in deterministic mode only. That asks for kernels whose sums do not depend on the batch,
+    which are Triton's; here the attention of torch is taken for one of them, and the rest is as it is."""
+    choices = importlib.import_module("sglang.srt.arg_groups.choices")
+    choices.add_deterministic_attention_backend_choices(["torch_native"])
+    choices.add_radix_supported_deterministic_attention_backend_choices(["torch_native"])
+    importlib.import_module("sglang.srt.batch_invariant_ops").enable_batch_invariant_mode = lambda: None
