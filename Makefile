@@ -35,13 +35,16 @@ $(ENGINES)/light/bin/python:
 	$(PYTHON) -m venv $(ENGINES)/light
 
 engines: $(ENGINES)/light/bin/python  ## build an environment for each real engine, and one with the plugins alone
-	$(ENGINES)/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e plugins/vllm
+	$(ENGINES)/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e plugins/vllm -e plugins/sglang
 	PYTHON=$(PYTHON) bash plugins/vllm/environment.sh $(ENGINES)/vllm
+	PYTHON=$(PYTHON) bash plugins/sglang/environment.sh $(ENGINES)/sglang
 
 test-engines: engines  ## run the plugins against the real engines, and graphs with them
 	LIGHT_PYTHON=$(abspath $(ENGINES))/light/bin/python $(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml \
 		plugins/vllm/tests/real $(ARGS)
 	$(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml tests/transfer/test_nixl.py
+	LIGHT_PYTHON=$(abspath $(ENGINES))/light/bin/python VLLM_PYTHON=$(abspath $(ENGINES))/vllm/bin/python \
+		$(ENGINES)/sglang/bin/python -m pytest -q -c plugins/sglang/pyproject.toml plugins/sglang/tests/real $(ARGS)
 
 lint: $(VENV)/.dev-installed  ## style and formatting
 	$(BIN)/ruff check .

@@ -115,6 +115,15 @@ class ProbesItself(ABC):
         """Return when a forward pass has given a token. Cancellable. Raises ``EngineFailed``."""
 
 
+class NoticesItsEnd(ABC):
+    """An engine that can break for good, such as one whose work is in a process of its own."""
+
+    @abstractmethod
+    async def wait_failed(self) -> None:
+        """Never return while the engine can go on; raise ``EngineFailed`` when it is beyond repair. Its
+        worker then ends, so that another takes its place."""
+
+
 class Embeds(ABC):
     """An engine that can embed text."""
 

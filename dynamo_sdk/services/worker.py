@@ -23,6 +23,7 @@ from dynamo_sdk.interfaces import (
     ExposesBlocks,
     HasKVTiers,
     ItemSource,
+    NoticesItsEnd,
     OpensSources,
     ProbesItself,
     PublishesKVEvents,
@@ -195,6 +196,11 @@ class Worker(EngineService, ManagedService):
         self._adapters = Adapters(self._engine, record, context)
         await self._adapters.load_planned(loras)
         return msgspec.structs.replace(record, models=self._adapters.models())
+
+    async def wait_failed(self) -> None:
+        if isinstance(self._engine, NoticesItsEnd):
+            await self._engine.wait_failed()
+        await super().wait_failed()
 
     async def drain(self) -> None:
         await self._engine.drain()

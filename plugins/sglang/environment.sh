@@ -2,32 +2,47 @@
 # Builds an environment in which the tests of this plugin run the real SGLang: environment.sh FOLDER
 #
 # With a GPU, SGLang as its project publishes it. Without one, the same SGLang on a CPU build of torch, which must come
-# from PyTorch's CPU index or a folder of wheels: pip's own variables and configuration say where. The packages that
-# SGLang asks for on top of that are CUDA builds; those in tests/cpu stand in for what a CPU has no use for.
-# What is there already is kept, so the folder can be cached.
+# from PyTorch's CPU index or a folder of wheels: pip's own variables and configuration say where. What SGLang asks
+# for on top of that are CUDA builds; tests/cpu says what takes their place.
+# What is there already is kept while nothing has changed that it was made from, so the folder can be cached.
 set -euo pipefail
 folder=$1
 here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
 python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 sglang=0.5.23
 nixl=1.5.0
-made_for="cpu=$sglang nixl=$nixl 1"
+trap 'echo "error: the environment of SGLang could not be built in $folder: see above" >&2' ERR
 
-if [ "$(cat "$folder/.made-for" 2>/dev/null)" != "$made_for" ]; then
+requirements() {  # what a project needs, whatever else is written in its file
+    "$python" -c 'import sys, tomllib
+for path in sys.argv[1:]:
+    project = tomllib.load(open(path, "rb"))["project"]
+    print(path, project["requires-python"], project["dependencies"], project["optional-dependencies"])' "$@"
+}
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }
+made_from=$( (
+    cd "$root"
+    requirements pyproject.toml plugins/sglang/pyproject.toml
+    "$python" --version
+    has_gpu && echo gpu || echo cpu
+    cat plugins/sglang/environment.sh plugins/sglang/tests/cpu/requirements*.txt
+) | sha256sum)
+install() { "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+site() { "$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+if [ "$(cat "$folder/.made-from" 2>/dev/null)" != "$made_from" ]; then
     "$python" -m venv --clear "$folder"
-    install() { "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
-    if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
-        install "sglang>=$sglang" "nixl>=0.7"
+    if has_gpu; then
+        install "sglang>=$sglang" "nixl>=0.7" openai
     else
         install -r "$here/tests/cpu/requirements.txt"
-        # Their requirements are CUDA builds, of which none is used on a CPU.
         install --no-deps -r "$here/tests/cpu/requirements-alone.txt" "sglang==$sglang" "nixl==$nixl" "nixl-cu13==$nixl"
-        site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
         # It registers operators of a library that only loads beside CUDA; nothing here computes with them.
-        : >"$site/torchvision/_meta_registrations.py"
-        echo "$here/tests/cpu" >"$site/sglang_on_cpu.pth"
+        : >"$(site)/torchvision/_meta_registrations.py"
     fi
-    install httptools pluggy pytest pytest-timeout xxhash
-    echo "$made_for" >"$folder/.made-for"
+    install -e "$root" -e "$here" pytest pytest-timeout
+    echo "$made_from" >"$folder/.made-from"
 fi
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$here/../.." -e "$here"
+install --no-deps -e "$root" -e "$here"
+has_gpu || echo "$here/tests/cpu" >"$(site)/sglang_on_cpu.pth"

@@ -38,6 +38,7 @@ from dynamo_sdk.interfaces import (
     Engine,
     EngineFacts,
     EngineSetup,
+    NoticesItsEnd,
     ProbesItself,
     Promise,
     PublishesKVEvents,
@@ -74,7 +75,7 @@ MAX_FOLDER_BYTES = 50
 PROBE_TOKEN = 1
 
 
-class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, PublishesMetrics):
+class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVEvents, PublishesMetrics):
     """One model on SGLang. ``config`` None = all defaults."""
 
     def __init__(self, setup: EngineSetup, config: SglangConfig | None = None) -> None:
@@ -220,12 +221,14 @@ class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, Publishe
             await self._free(call)
 
     def _call(self, request: GenerateRequest, tokens: list[int], meeting: Meeting | None) -> Call:
-        num_left = num_tokens_left(request, context_length=self._running().context_length)
+        facts = self._running()
+        num_left = num_tokens_left(request, context_length=facts.context_length)
         arguments = generate_arguments(
             request,
             tokens,
             num_tokens_left=num_left,
             meeting=meeting,
+            seeded_vocab_size=facts.vocab_size if facts.has_seeds else None,
         )
         call = self._host.generate(arguments)
         self._gauges.enter(call.number, num_tokens=len(tokens))
@@ -299,6 +302,10 @@ class SglangEngine(Engine, AdaptsLora, ProbesItself, PublishesKVEvents, Publishe
 
     def load(self) -> LoadSnapshot | None:
         return None if self._facts is None else self._gauges.snapshot(time.monotonic())
+
+    async def wait_failed(self) -> None:
+        await self._host.wait_lost()
+        raise EngineFailed("SGLang's process has ended")
 
     def check_integrity(self) -> None:
         if self._facts is not None and not self._is_closed:

@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import inspect
 import json
+import signal
 import socket
 import sys
 from collections.abc import Collection, Coroutine, Mapping
@@ -107,8 +108,12 @@ class Host:
         self._over = asyncio.Event()
 
     async def serve(self, worker: socket.socket, started: Started) -> None:
-        """Until the worker is gone."""
-        await asyncio.get_running_loop().create_unix_connection(lambda: self._pipe, sock=worker)
+        """Until the worker is gone, or one of SGLang's own processes has failed, which then sends SIGQUIT."""
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self._pipe, sock=worker)
+        self._manager.auto_create_handle_loop()  # it sets handlers that take a minute for a broken SGLang
+        for number in (signal.SIGQUIT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._over.set)
         self._pipe.send(started)
         watching = asyncio.create_task(self._watch_load())
         await self._over.wait()

@@ -80,6 +80,7 @@ class HostProcess:
         self._telling: asyncio.Task[None] | None = None
         self._calls: dict[int, Call] = {}
         self._numbers = itertools.count()
+        self._lost = asyncio.Event()
         self.is_alive = False
 
     async def start(self, start: Start, environment: Mapping[str, str]) -> Started:
@@ -161,7 +162,12 @@ class HostProcess:
             case NotStarted(problem):
                 self._settle(_start_error(problem))
 
+    async def wait_lost(self) -> None:
+        """Return when the process is gone, or was closed."""
+        await self._lost.wait()
+
     def _on_lost(self) -> None:
+        self._lost.set()
         self._end_calls("SGLang's process has ended")
         if self._started is not None and not self._started.done():
             self._telling = asyncio.create_task(self._tell_why())

@@ -34,18 +34,20 @@ def generate_arguments(
     *,
     num_tokens_left: int,
     meeting: Meeting | None,
-    has_priorities: bool = True,
+    seeded_vocab_size: int | None = None,
 ) -> dict[str, Any]:
-    """Arguments of SGLang's ``async_generate``, but for ``rid``; ``tokens`` are all that are known."""
+    """Arguments of SGLang's ``async_generate``, but for ``rid``; ``tokens`` are all that are known.
+
+    ``seeded_vocab_size``: None where SGLang ignores seeds. Raises ``InvalidRequest``.
+    """
     arguments: dict[str, Any] = {
         "input_ids": tokens,
-        "sampling_params": sampling_params(request, num_tokens_left),
+        "sampling_params": sampling_params(request, num_tokens_left, seeded_vocab_size),
         "stream": True,
+        "priority": request.priority,
     }
     if request.dp_rank is not None:
         arguments["routed_dp_rank"] = request.dp_rank
-    if has_priorities:
-        arguments["priority"] = request.priority
     if request.lora is not None:
         arguments["lora_path"] = request.lora
     if request.cache_salt is not None:
@@ -63,9 +65,16 @@ def generate_arguments(
     return arguments
 
 
-def sampling_params(request: GenerateRequest, num_tokens_left: int) -> dict[str, Any]:
+def sampling_params(
+    request: GenerateRequest, num_tokens_left: int, seeded_vocab_size: int | None
+) -> dict[str, Any]:
     """What an earlier leg generated is part of SGLang's prompt, which its penalties do not see."""
     sampling = request.sampling
+    if sampling.min_p and seeded_vocab_size is not None:
+        raise InvalidRequest(
+            "SGLang knows no min_p together with seeds; unset enable_deterministic_inference to have it",
+            param="min_p",
+        )
     params: dict[str, Any] = {
         "max_new_tokens": num_tokens_left,
         "min_new_tokens": min(num_tokens_left, max(0, sampling.min_tokens - request.num_generated_tokens)),
@@ -81,6 +90,10 @@ def sampling_params(request: GenerateRequest, num_tokens_left: int) -> dict[str,
     }
     if sampling.temperature > 0:
         params["sampling_seed"] = sampling.seed & SEED_MASK
+        if seeded_vocab_size is not None:
+            # Where all of a batch is unlimited, chances are dealt by token, else by rank; so that company
+            # changes nothing, nothing is unlimited.
+            params["top_k"] = sampling.top_k or seeded_vocab_size
     if sampling.stop_token_ids:
         params["stop_token_ids"] = list(sampling.stop_token_ids)
     if sampling.logit_bias:

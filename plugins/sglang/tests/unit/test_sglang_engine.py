@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import anyio
@@ -164,7 +165,9 @@ async def test_the_end_of_the_host_ends_what_runs(started: Started):
                 if "dynamo_sdk_sglang.host" in process.cmdline() and "guardian.py" not in str(
                     process.cmdline()
                 ):
-                    process.kill()
+                    process.send_signal(signal.SIGQUIT)  # as SGLang's children do when they fail
+        with pytest.raises(EngineFailed):
+            await engine.wait_failed()
         with pytest.raises(EngineFailed):
             await read_all(engine, generate_request([7], SAMPLING))
         with pytest.raises(AssertionError):

@@ -100,6 +100,11 @@ def test_sampling_in_sglangs_words():
     assert params["stop_token_ids"] == [9]
     assert (arguments["return_logprob"], arguments["top_logprobs_num"]) == (True, 3)
     assert "bootstrap_room" not in arguments
+    seeded = generate_arguments(request, [1], num_tokens_left=18, meeting=None, seeded_vocab_size=90)
+    assert seeded["sampling_params"]["top_k"] == 90, "or chances would depend on who else is in the batch"
+    narrow = generate_request([1], replace(sampling, min_p=0.5))
+    with pytest.raises(InvalidRequest, match="min_p"):  # SGLang's scheduler ends of it
+        generate_arguments(narrow, [1], num_tokens_left=18, meeting=None, seeded_vocab_size=90)
     greedy = generate_request([1], replace(sampling, temperature=0.0))
     assert (
         "sampling_seed"

@@ -21,6 +21,9 @@ class TokenizerManager:
         self.running = {}
         self.aborted = []
 
+    def auto_create_handle_loop(self):
+        pass
+
     def abort_request(self, rid="", abort_all=False):
         self.aborted.append(rid)
         for name, request in self.running.items():
