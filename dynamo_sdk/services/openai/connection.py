@@ -66,7 +66,8 @@ class Connection(asyncio.Protocol):
         self._behind: deque[Exchange] = deque()
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._num_unparsed_bytes = self._num_head_bytes = 0
+        self._num_unparsed_bytes = 0
+        self._num_head_bytes = 0  # of URL and headers; all of them may come in one piece
         self._is_reading = True
         self._is_closed = False
         self._expected: _Expected | None = None
@@ -151,17 +152,18 @@ class Connection(asyncio.Protocol):
             self._expect_next()
 
     def on_url(self, url: bytes) -> None:
-        if not self._is_replaying_head and self._has_room_for(url):
+        if self._is_replaying_head:
+            return
+        self._num_head_bytes += len(url)
+        if self._num_head_bytes <= self._limits.max_head_bytes:
             self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_replaying_head and self._has_room_for(name, value):
+        if self._is_replaying_head:
+            return
+        self._num_head_bytes += len(name) + len(value)
+        if self._num_head_bytes <= self._limits.max_head_bytes:
             self._headers[name.lower()] = value
-
-    def _has_room_for(self, *parts: bytes) -> bool:
-        """In the head; all its bytes may have come in one piece."""
-        self._num_head_bytes += sum(map(len, parts))
-        return self._num_head_bytes <= self._limits.max_head_bytes
 
     def on_headers_complete(self) -> None:
         if self._is_replaying_head or self._is_closed:
