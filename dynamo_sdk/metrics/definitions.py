@@ -254,6 +254,15 @@ KVBM_USED_BYTES = _gauge("kvbm_used_bytes", "Bytes that a tier holds now.", _TIE
 KVBM_CAPACITY_BYTES = _gauge(
     "kvbm_capacity_bytes", "Bytes that a tier can hold; none where unbounded.", _TIER
 )
+KVBM_SHARED_LOOKUPS = _counter(
+    "kvbm_shared_lookup_blocks_total", "Blocks that other workers asked of this one's tiers.", _WORKER
+)
+KVBM_SHARED_BLOCKS = _counter(
+    "kvbm_shared_blocks_total", "Of these, what was there and went to them.", _WORKER
+)
+KVBM_SHARED_REFUSED = _counter(
+    "kvbm_shared_refused_total", "Questions of other workers that came while too many were served.", _WORKER
+)
 KVBM_DECISIONS = _counter(
     "kvbm_onboard_decisions_total",
     "Requests of which some tier had more: load, recompute (which was cheaper), unmeasured (computed, too).",
@@ -319,5 +328,8 @@ KVBM_METRICS = (
     KVBM_BLOCKS,
     KVBM_USED_BYTES,
     KVBM_CAPACITY_BYTES,
+    KVBM_SHARED_LOOKUPS,
+    KVBM_SHARED_BLOCKS,
+    KVBM_SHARED_REFUSED,
 )
 ALL_METRICS = FRONTEND_METRICS + COMPONENT_METRICS + KVBM_METRICS

@@ -149,6 +149,20 @@ def dynamo_sdk_kv_stores() -> list[KVStoreDescriptor]:
             folder_arg="path",
             summary="a folder on a local disk; found again after a restart",
         ),
+        KVStoreDescriptor(
+            name="s3",
+            factory="dynamo_sdk.stores.s3:S3Store",
+            config="dynamo_sdk.stores.config:S3StoreConfig",
+            requirement="dynamo-sdk[s3]",
+            summary="a bucket of any S3 server, shared by all who are given it",
+        ),
+        KVStoreDescriptor(
+            name="shared",
+            factory="dynamo_sdk.stores.peer:PeerStore",
+            config="dynamo_sdk.stores.config:PeerStoreConfig",
+            default_min_uses=0,
+            summary="host memory and disks of other workers, when the frontend says that they have more",
+        ),
     ]
 
 

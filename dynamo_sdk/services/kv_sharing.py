@@ -4,8 +4,12 @@ with which its own store reads theirs."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import Engine, HasKVTiers, KVStore, ReadsPeers
+from dynamo_sdk.metrics import definitions as d
+from dynamo_sdk.metrics.kv_tiers import TierMetrics
 from dynamo_sdk.stores import PeerServer
 
 StoreFactory = Callable[[int], KVStore]
@@ -23,14 +27,36 @@ def trusting(build: StoreFactory, secret: str | None) -> StoreFactory:
     return build_trusting
 
 
-async def serve_tiers(engine: Engine, address: str, secret: str | None) -> tuple[PeerServer, str] | None:
-    """A server at ``address`` for what others may read of the engine, and where they reach it; None where
-    there is nothing. Close it before the engine."""
+@dataclass(frozen=True, slots=True)
+class SharedTiers:
+    """What others may read, and ``address``: where they reach it. Close it before the engine."""
+
+    server: PeerServer
+    address: str
+
+    def observe(self, metrics: TierMetrics) -> None:
+        """Set the series of what others read to what the server says now."""
+        statistics = self.server.statistics()
+        metrics.set_total(d.KVBM_SHARED_LOOKUPS, statistics.num_lookups)
+        metrics.set_total(d.KVBM_SHARED_BLOCKS, statistics.num_blocks)
+        metrics.set_total(d.KVBM_SHARED_REFUSED, statistics.num_refused)
+
+    async def close(self) -> None:
+        await self.server.close()
+
+
+async def serve_tiers(engine: Engine, address: str, secret: str | None) -> SharedTiers | None:
+    """Listen at ``address`` for those who read what the engine keeps; None where it reads from nobody itself.
+    Raises ``ConfigError`` when it keeps nothing that could be read."""
     readable = engine.readable_tiers() if isinstance(engine, HasKVTiers) else None
-    if readable is None or not readable.stores:
+    if readable is None:
         return None
-    server = PeerServer(
-        readable.stores, readable.block_bytes, secret=None if secret is None else secret.encode()
-    )
+    if not readable.stores:
+        raise ConfigError(
+            "kv.tiers: workers read each other's host memory and disks, and none of them has any; "
+            "put a tier such as ram before shared"
+        )
+    key = None if secret is None else secret.encode()
+    server = PeerServer(readable.stores, readable.block_bytes, secret=key)
     [reached_at] = await server.start([address])
-    return server, reached_at
+    return SharedTiers(server, reached_at)

@@ -15,14 +15,18 @@ from dynamo_sdk.plugins import Registry
 from dynamo_sdk.types import KVTier
 from dynamo_sdk.types.plan import Json, KVTierPlan
 
+from .kv_sharing import trusting
 
-def tier_setups(tiers: Sequence[KVTierPlan], registry: Registry, own_folder: str) -> tuple[KVTierSetup, ...]:
+
+def tier_setups(
+    tiers: Sequence[KVTierPlan], registry: Registry, own_folder: str, secret: str | None = None
+) -> tuple[KVTierSetup, ...]:
     """``own_folder``: what this worker calls its part of a folder that several share, such as
-    ``Decode-0``. Raises ``ConfigError`` and ``PluginError``."""
-    return tuple(_setup(tier, registry, own_folder) for tier in tiers)
+    ``Decode-0``. ``secret``: of the deployment. Raises ``ConfigError`` and ``PluginError``."""
+    return tuple(_setup(tier, registry, own_folder, secret) for tier in tiers)
 
 
-def _setup(tier: KVTierPlan, registry: Registry, own_folder: str) -> KVTierSetup:
+def _setup(tier: KVTierPlan, registry: Registry, own_folder: str, secret: str | None) -> KVTierSetup:
     descriptor = registry.kv_stores.require(tier.kind)
     args = dict(tier.args)
     folder_arg = descriptor.folder_arg
@@ -32,7 +36,7 @@ def _setup(tier: KVTierPlan, registry: Registry, own_folder: str) -> KVTierSetup
         name=tier.name,
         tier=descriptor.tier,
         plan=msgspec.structs.replace(tier, args=args),
-        build=partial(_build, registry, tier.kind, args),
+        build=trusting(partial(_build, registry, tier.kind, args), secret),
     )
 
 

@@ -55,6 +55,7 @@ from .adapters import Adapters
 from .agreement import check_agreement
 from .handover import BlockHandover
 from .kv_publisher import KVPublisher
+from .kv_sharing import SharedTiers, serve_tiers
 from .kv_tiers import observe_tiers, tier_setups
 from .leg_meter import metered_leg, observe_load, open_metered
 
@@ -75,6 +76,7 @@ class Worker(EngineService, ManagedService):
     _adapters: Adapters
     _handover: BlockHandover | None = None
     _kv_publisher: KVPublisher | None = None
+    _shared_tiers: SharedTiers | None = None
     _is_open = False
 
     # -- endpoints
@@ -146,6 +148,8 @@ class Worker(EngineService, ManagedService):
         observe_load(self._metrics, self._engine.load())
         if isinstance(self._engine, HasKVTiers):
             observe_tiers(self._metrics.tiers, self._engine.kv_tier_statistics())
+        if self._shared_tiers is not None:
+            self._shared_tiers.observe(self._metrics.tiers)
         return self._metrics.render()
 
     @endpoint
@@ -174,7 +178,12 @@ class Worker(EngineService, ManagedService):
             connector=service.connector,
             connector_args=connector_args,
             loras=loras,
-            kv_tiers=tier_setups(model.kv_tiers, context.plugins, f"{service.name}-{context.record.replica}"),
+            kv_tiers=tier_setups(
+                model.kv_tiers,
+                context.plugins,
+                f"{service.name}-{context.record.replica}",
+                context.secret,
+            ),
         )
         self._metrics = WorkerMetrics(
             service=service.name, worker_id=context.record.worker_id, role=self.role
@@ -191,6 +200,9 @@ class Worker(EngineService, ManagedService):
             self._kv_publisher = KVPublisher(self._engine)
         if service.connector == DIRECT:
             await self._start_handover(context)
+        self._shared_tiers = await serve_tiers(
+            self._engine, _address_beside(context.record.address, "tiers"), context.secret
+        )
         await self._try_out(spec.name)
         record = self._announce(context.record, spec, facts)
         self._adapters = Adapters(self._engine, record, context)
@@ -213,6 +225,8 @@ class Worker(EngineService, ManagedService):
         self._is_open = False
         if self._handover is not None:
             await self._handover.close()
+        if self._shared_tiers is not None:
+            await self._shared_tiers.close()
         await self._engine.close()
 
     async def _start_handover(self, context: ServiceContext) -> None:
@@ -227,7 +241,7 @@ class Worker(EngineService, ManagedService):
             secret=context.secret,
             settings=context.service.transfer,
         )
-        await self._handover.start(_block_address(context.record.address))
+        await self._handover.start(_address_beside(context.record.address, "kv"))
 
     async def _try_out(self, model: str) -> None:
         """One token through the real engine: ready means that it has answered once."""
@@ -267,15 +281,16 @@ class Worker(EngineService, ManagedService):
             dp_size=facts.dp_size,
             num_blocks=facts.num_blocks,
             publishes_kv_events=self._kv_publisher is not None,
+            kv_address=None if self._shared_tiers is None else self._shared_tiers.address,
         )
         check_agreement(announced, self._context.fleet.workers)
         return announced
 
 
-def _block_address(address: str) -> str:
+def _address_beside(address: str, name: str) -> str:
     """Where blocks are fetched from, beside where calls arrive."""
     if address.startswith("unix:"):
-        return f"{address}.kv"
+        return f"{address}.{name}"
     if address.startswith("tcp:"):
         return f"tcp:{parse_address(address)[1]}:0"
     return "tcp:127.0.0.1:0"  # one process, in-memory calls: blocks still take a real way

@@ -22,6 +22,7 @@ from dynamo_sdk.runtime import wire
 from dynamo_sdk.services.openai import protocol, validation
 from dynamo_sdk.services.openai.app import OpenAIApp
 from dynamo_sdk.services.openai.limits import HttpLimits
+from dynamo_sdk.stores import PeerStoreConfig, S3StoreConfig
 from dynamo_sdk.types.plan import Origin
 
 from .pages import PAGES, ROOT, code_words, page, section, table_rows
@@ -127,8 +128,16 @@ def test_every_key_of_a_deploy_file_is_described() -> None:
 
 
 def test_every_key_of_a_tier_is_described() -> None:
-    rows = table_rows(page("kv.md"))
+    text = page("kv.md")
+    bucket = section(text, "A bucket: `s3`")
+    rows = table_rows(text.replace(bucket, ""))
     assert {word for row in rows for word in code_words(row[0])} == keys_of(deploy.TierSection, "")
+    rows = table_rows(bucket)
+    assert {word for row in rows for word in code_words(row[0])} == keys_of(S3StoreConfig, "") - {
+        "block_bytes"
+    }
+    others = set(code_words(section(text, "Other workers' blocks: `shared`")))
+    assert keys_of(PeerStoreConfig, "") - {"block_bytes"} <= others
 
 
 def test_every_origin_is_described() -> None:

@@ -3,7 +3,9 @@
 import pytest
 
 from dynamo_sdk.engines.echo import EchoEngine
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import EngineSetup, HasKVTiers, KVTiersStatistics, ReadableTiers
+from dynamo_sdk.metrics import WorkerMetrics
 from dynamo_sdk.services.kv_sharing import serve_tiers, trusting
 from dynamo_sdk.stores import PeerStore, PeerStoreConfig, RamStore, RamStoreConfig
 from dynamo_sdk.types import KVSource, ModelSpec, Role
@@ -46,11 +48,20 @@ async def test_one_worker_reads_what_another_one_opens(secret):
     await store.start()
     await reader.start()
     await store.put(KEY, BLOCK)
-    server, address = await serve_tiers(owner, "tcp:127.0.0.1:0", secret)
-    reader.expect([KEY], KVSource(worker_id="w", address=address, num_blocks=1))
+    shared = await serve_tiers(owner, "tcp:127.0.0.1:0", secret)
+    reader.expect([KEY, b"other" * 4], KVSource(worker_id="w", address=shared.address, num_blocks=1))
     assert await reader.get(KEY) == BLOCK
+    assert await reader.get(b"other" * 4) is None
+    metrics = WorkerMetrics(service="S", worker_id="w", role="aggregated")
+    shared.observe(metrics.tiers)
+    text = metrics.render().decode()
+    for name, value in (("lookup_blocks", 2.0), ("blocks", 1.0), ("refused", 0.0)):
+        assert any(
+            line.startswith(f"kvbm_shared_{name}_total{{") and line.endswith(f" {value}")
+            for line in text.splitlines()
+        ), name
     await reader.close()
-    await server.close()
+    await shared.close()
     await store.close()
 
 
@@ -59,4 +70,5 @@ async def test_nothing_is_opened_where_there_is_nothing_to_read():
     tiered = engine(Tiered)
     assert await serve_tiers(tiered, "tcp:127.0.0.1:0", None) is None
     tiered.readable = ReadableTiers(stores=(), block_bytes=SIZE)
-    assert await serve_tiers(tiered, "tcp:127.0.0.1:0", None) is None
+    with pytest.raises(ConfigError, match="put a tier such as ram before shared"):
+        await serve_tiers(tiered, "tcp:127.0.0.1:0", None)

@@ -39,12 +39,12 @@ def shared(secret: str | None = SECRET, **settings: Any) -> KVTierSetup:
 
 @asynccontextmanager
 async def serving(engine: TieredEngine) -> AsyncGenerator[tuple[PeerServer, str], None]:
-    served = await serve_tiers(engine, "tcp:127.0.0.1:0", SECRET)
-    assert served is not None
+    shared = await serve_tiers(engine, "tcp:127.0.0.1:0", SECRET)
+    assert shared is not None
     try:
-        yield served
+        yield shared.server, shared.address
     finally:
-        await served[0].close()
+        await shared.close()
 
 
 def asking(address: str | None, name: str, num_blocks: int = NUM_BLOCKS) -> GenerateRequest:
