@@ -2,7 +2,7 @@
 worker holds them (the index), and what a tier keeps of them and drops. No bytes, no I/O."""
 
 from .block_pool import BlockPool, PoolAllocation
-from .cached_block import CachedBlock, CachedPlace
+from .cached_block import CachedBlock, CachedPlace, CachesBlocks
 from .decision_index import DecisionIndex, deepest
 from .digest import digest
 from .event_cursor import Apply, AskSnapshot, CursorAction, EventCursor, Replace
@@ -37,6 +37,7 @@ __all__ = [
     "ByPriority",
     "CachedBlock",
     "CachedPlace",
+    "CachesBlocks",
     "CursorAction",
     "DecisionIndex",
     "EventCursor",

@@ -6,6 +6,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -37,6 +38,17 @@ class CachedPlace:
 
     block_id: int
     content: CachedBlock
+
+
+class CachesBlocks(Protocol):
+    """A device's blocks, to those who copy from it without a reference: see ``BlockPool``."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    def place_of(self, key: CacheKey) -> CachedPlace | None: ...
+
+    def is_unchanged(self, place: CachedPlace) -> bool: ...
 
 
 def chains(blocks: Iterable[CachedBlock]) -> list[list[CachedBlock]]:

@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from functools import partial
 
 from dynamo_sdk.interfaces import BlockMemory, BlockOffer
-from dynamo_sdk.kv import BlockPool, CachedBlock, TierContents
+from dynamo_sdk.kv import CachedBlock, CachesBlocks, TierContents
 from dynamo_sdk.transfer.threads import run_to_end
 
 from .staging import Staging
@@ -38,7 +38,7 @@ class Offloader:
         self,
         tier: Tier,
         above: Sequence[Tier],
-        pool: BlockPool,
+        pool: CachesBlocks,
         memory: BlockMemory,
         contents: TierContents,
         staging: Staging,

@@ -29,8 +29,8 @@ from dynamo_sdk.interfaces import (
     ReadsPeers,
 )
 from dynamo_sdk.kv import (
-    BlockPool,
     CachedBlock,
+    CachesBlocks,
     FrequencySketch,
     Important,
     NotPresent,
@@ -63,7 +63,7 @@ class KVTiers:
     def __init__(
         self,
         setups: Sequence[KVTierSetup],
-        pool: BlockPool,
+        pool: CachesBlocks,
         memory: BlockMemory,
         on_change: Callable[[], None],
         *,

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 
 from dynamo_sdk.interfaces import CacheKey
-from dynamo_sdk.kv import BlockPool, CachedBlock, FrequencySketch, TierContents
+from dynamo_sdk.kv import CachedBlock, CachesBlocks, FrequencySketch, TierContents
 from dynamo_sdk.types import GenerateRequest
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN
 
@@ -26,7 +26,7 @@ class UseCounter:
     def __init__(
         self,
         sketch: FrequencySketch,
-        pool: BlockPool,
+        pool: CachesBlocks,
         contents: TierContents,
         offloaders: Mapping[int, Offloader],
         block_size: int,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -35,6 +35,10 @@ class VllmConfig(BaseModel):
     )
     lease_s: float = Field(
         default=30.0, ge=6, description="how long prefill keeps blocks that nobody has fetched yet"
+    )
+    kv_onboarding: Literal["measured", "always"] = Field(
+        default="measured",
+        description="load from KV tiers what was measured to be faster than computing, or whatever is there",
     )
     side_channel_host: str = Field(
         default="127.0.0.1", description="where decode workers reach this prefill worker's NIXL handshake"

@@ -52,6 +52,7 @@ from .adapters import Adapters, lora_arguments
 from .config import VllmConfig, accepted, engine_arguments
 from .gauges import Gauges
 from .handover import ASK_FOR_TICKET, Params, TicketDesk, issue_ticket
+from .transfer import kv_transfer
 from .translate import ChunkMaker, error_of, sampling_arguments
 
 _log = logging.getLogger(__name__)
@@ -140,11 +141,9 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics):
         }
         if self._setup.loras:
             ours |= lora_arguments(self._setup.loras)
-        if self._setup.connector is not None:
-            ours["kv_transfer_config"] = config.KVTransferConfig(
-                **self._setup.connector_args,
-                kv_connector_extra_config={"kv_lease_duration": self._config.lease_s},
-            )
+        transfer = kv_transfer(self._setup, self._config)
+        if transfer is not None:
+            ours["kv_transfer_config"] = config.KVTransferConfig(**transfer)
         arguments = engine_arguments(engine_args, self._setup, self._config, **ours)
         wanted = {"stat_loggers": [_reader_of_statistics(loggers.StatLoggerBase, self._on_statistics)]}
         try:

@@ -18,6 +18,7 @@ def dynamo_sdk_engines() -> list[EngineDescriptor]:
             roles=tuple(Role),
             connectors=(CONNECTOR,),
             block_size_arg="block_size",
+            takes_kv_tiers=True,
             requirement="dynamo-sdk-vllm[engine]",
             summary="vLLM's AsyncLLM in the worker's process",
         ),

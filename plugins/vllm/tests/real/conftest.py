@@ -24,7 +24,7 @@ SMALL = {
 }
 os.environ.update(SMALL)
 
-from dynamo_sdk.interfaces import EngineSetup  # noqa: E402
+from dynamo_sdk.interfaces import EngineSetup, KVTierSetup  # noqa: E402
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role  # noqa: E402
 from dynamo_sdk_vllm.config import VllmConfig  # noqa: E402
 from dynamo_sdk_vllm.engine import VllmEngine  # noqa: E402
@@ -46,7 +46,12 @@ def model_folder() -> str:
 
 
 def vllm_engine(
-    role: Role, *, num_blocks: int = 64, loras: Iterable[LoraSpec] = (), **args: object
+    role: Role,
+    *,
+    num_blocks: int = 64,
+    loras: Iterable[LoraSpec] = (),
+    kv_tiers: Iterable[KVTierSetup] = (),
+    **args: object,
 ) -> VllmEngine:
     """Not yet started."""
     is_leg = role is not Role.AGGREGATED
@@ -56,6 +61,7 @@ def vllm_engine(
         connector=CONNECTOR if is_leg else None,
         connector_args=VllmNixlConnector().engine_args(role) if is_leg else {},
         loras=tuple(loras),
+        kv_tiers=tuple(kv_tiers),
     )
     config = VllmConfig(
         dtype="float32",

@@ -1,0 +1,15 @@
+"""KV tiers below vLLM's device: a KV connector that vLLM loads, out of its tree.
+
+::
+
+    EngineCore, once                              each worker process of vLLM
+    connector  KVTiersConnector                   connector  KVTiersConnector
+       └─ planning  what to save, what to load        └─ worker  a thread with an event loop
+            ├─ names    keys of a request's blocks         ├─ memory, device   vLLM's own KV pages
+            ├─ held     what the tiers hold                └─ dynamo_sdk.stores.KVTiers
+            └─ OnboardingPolicy                                 └─ RamStore, DiskStore, ...
+                    ── Orders, with each step ──>
+                    <── Report, after each step ──        (messages)
+
+Only ``connector`` imports vLLM.
+"""

@@ -1,0 +1,64 @@
+"""What is written for the connector: ``kv_connector_extra_config`` of vLLM's ``KVTransferConfig``.
+
+``tiers`` is a list of ``KVTierPlan`` as plain data, from the fastest down, such as::
+
+    [{"name": "ram", "kind": "ram", "capacity_bytes": 8589934592, "args": {"capacity_bytes": 8589934592}}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.interfaces import KVTierSetup
+from dynamo_sdk.plugins import Registry
+from dynamo_sdk.services.kv_tiers import tier_setups
+from dynamo_sdk.types.plan import Json, KVTierPlan
+
+CONNECTOR = "KVTiersConnector"
+MODULE = "dynamo_sdk_vllm.tiers.connector"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of ``num_shards`` parts of each block is this worker's. ``name``: unlike those of all other
+    workers of this vLLM; empty where there is one."""
+
+    name: str = ""
+    num_shards: int = 1
+
+
+class TiersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``tiers``: from the fastest down. ``onboarding``: load what was measured to be faster than computing,
+    or whatever is there."""
+
+    tiers: tuple[KVTierPlan, ...]
+    onboarding: Literal["measured", "always"] = "measured"
+
+
+def read_config(extra: Mapping[str, object]) -> TiersConfig:
+    """Raises ``ConfigError``."""
+    try:
+        config = msgspec.convert(extra, TiersConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"kv_connector_extra_config: {error}") from error
+    if not config.tiers:
+        raise ConfigError("kv_connector_extra_config.tiers is empty; name at least one, such as kind: ram")
+    return config
+
+
+def setups_of(plans: Sequence[KVTierPlan], registry: Registry, shard: Shard) -> tuple[KVTierSetup, ...]:
+    """What ``KVTiers`` is built from. Workers of one vLLM share a capacity, and have folders of their own."""
+    return tier_setups([_share_of(plan, shard) for plan in plans], registry, shard.name)
+
+
+def _share_of(plan: KVTierPlan, shard: Shard) -> KVTierPlan:
+    if plan.capacity_bytes is None:
+        return plan
+    capacity_bytes = plan.capacity_bytes // shard.num_shards
+    args: dict[str, Json] = {**plan.args, "capacity_bytes": capacity_bytes}
+    return msgspec.structs.replace(plan, args=args, capacity_bytes=capacity_bytes)

@@ -1,0 +1,224 @@
+"""``KVTiersConnector``: what vLLM loads by ``kv_connector_module_path``. Both halves, each in its process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vllm
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+)
+
+from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.kv import OnboardingPolicy
+from dynamo_sdk.plugins import Registry
+
+from .config import Shard, read_config, setups_of
+from .held import HeldBlocks
+from .memory import PagedMemory
+from .messages import Orders, Report
+from .names import BlockNamer, files_digest, namespace_of
+from .planning import EagerPolicy, Planner, StepFacts
+from .worker import TierWorker
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+
+@dataclass
+class OrdersMetadata(KVConnectorMetadata):
+    orders: Orders
+
+
+@dataclass
+class ReportsMetadata(KVConnectorWorkerMetadata):
+    reports: list[Report]
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> ReportsMetadata:
+        assert isinstance(other, ReportsMetadata)
+        return ReportsMetadata(self.reports + other.reports)
+
+
+class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
+    """Never holds vLLM's blocks: what is freed before it was saved is not saved."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        _require_one_group(kv_cache_config)
+        extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+        self._config = read_config(extra)
+        self._block_size = vllm_config.cache_config.block_size
+        self._num_blocks = kv_cache_config.num_blocks
+        self._worker: TierWorker | None = None
+        self._planner: Planner | None = None
+        if role is KVConnectorRole.SCHEDULER:
+            self._planner = self._make_planner()
+
+    def _make_planner(self) -> Planner:
+        config = self._vllm_config
+        block_bytes = (
+            sum(tensor.size for tensor in self._kv_cache_config.kv_cache_tensors) // self._num_blocks
+        )
+        make_policy = EagerPolicy if self._config.onboarding == "always" else OnboardingPolicy
+        return Planner(
+            namer=BlockNamer(self._namespace(), self._block_size),
+            held=HeldBlocks([plan.name for plan in self._config.tiers], config.parallel_config.world_size),
+            policy=make_policy(block_size=self._block_size, block_bytes=block_bytes),
+            block_size=self._block_size,
+            counts_uses=any(plan.min_uses > 0 for plan in self._config.tiers),
+            now_s=time.monotonic,
+        )
+
+    def _namespace(self) -> bytes:
+        """All that the bytes of a block depend on beside its tokens. Raises ``ConfigError``."""
+        config = self._vllm_config
+        model = config.model_config
+        folder = Path(model.model)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"KV tiers need the model in a folder, so that its weights can be told apart: {model.model}"
+            )
+        described = model.hf_config.to_dict()
+        for name in ("_name_or_path", "transformers_version"):
+            described.pop(name, None)
+        (group,) = self._kv_cache_config.kv_cache_groups
+        return namespace_of(
+            {
+                "vllm": vllm.__version__,
+                "weights": files_digest(folder),
+                "config": described,
+                "dtype": str(model.dtype),
+                "quantization": model.quantization,
+                "cache_dtype": str(config.cache_config.cache_dtype),
+                "layers": group.layer_names,
+                "pages": str(group.kv_cache_spec),
+                "platform": vllm.platforms.current_platform.device_type,
+                "tensor_parallel": config.parallel_config.tensor_parallel_size,
+                "pipeline_parallel": config.parallel_config.pipeline_parallel_size,
+            }
+        )
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        return False  # a save that was missed is computed again
+
+    # -- scheduler
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        num_tokens = self._planning.match(request, num_computed_tokens)
+        return num_tokens, bool(num_tokens)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        (block_ids,) = blocks.get_block_ids()
+        self._planning.admitted(request, block_ids, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> OrdersMetadata:
+        cached = scheduler_output.scheduled_cached_reqs
+        new_block_ids = {
+            request_id: block_ids[0]
+            for request_id, block_ids in zip(cached.req_ids, cached.new_block_ids, strict=True)
+            if block_ids
+        }
+        facts = StepFacts(scheduler_output.num_scheduled_tokens, cached.resumed_req_ids, new_block_ids)
+        return OrdersMetadata(self._planning.orders(facts))
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        said = connector_output.kv_connector_worker_meta
+        if isinstance(said, ReportsMetadata):
+            self._planning.heard(said.reports)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        self._planning.ended(request.request_id)
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished(request, block_ids[0])
+
+    # -- worker
+
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        memory = PagedMemory(kv_caches, num_blocks=self._num_blocks, block_size=self._block_size)
+        shard = _shard(self._vllm_config)
+        setups = setups_of(self._config.tiers, Registry.discover(), shard)
+        self._worker = TierWorker(setups, memory, self._num_blocks, self._vllm_config.parallel_config.rank)
+        self._worker.start()
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self._working.begin(self._orders)
+
+    def start_load_kv(self, forward_context: Any, **_: Any) -> None:
+        self._working.load(self._orders)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Loads are over before a request runs."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **_: Any) -> None:
+        """Blocks are saved over all layers, after the step."""
+
+    def wait_for_save(self) -> None:
+        self._working.end(self._orders)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        return None, self._working.take_loaded() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._working.take_invalid()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        return ReportsMetadata([self._working.report(self._orders)])
+
+    def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+    # -- inside
+
+    @property
+    def _planning(self) -> Planner:
+        assert self._planner is not None, "this is the worker's half"
+        return self._planner
+
+    @property
+    def _working(self) -> TierWorker:
+        assert self._worker is not None, "this is the scheduler's half"
+        return self._worker
+
+    @property
+    def _orders(self) -> Orders:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, OrdersMetadata)
+        return metadata.orders
+
+
+def _require_one_group(kv_cache_config: KVCacheConfig) -> None:
+    specs = [type(group.kv_cache_spec).__name__ for group in kv_cache_config.kv_cache_groups]
+    if len(specs) != 1 or not _is_full_attention(specs[0]):
+        raise ConfigError(
+            f"KV tiers hold models whose layers all attend to everything; this one's KV is in the groups "
+            f"{', '.join(specs) or 'none'}; try disable_hybrid_kv_cache_manager: true, or leave the tiers out"
+        )
+
+
+def _is_full_attention(spec: str) -> bool:
+    return spec in ("FullAttentionSpec", "MLAAttentionSpec")
+
+
+def _shard(config: Any) -> Shard:
+    parallel = config.parallel_config
+    if parallel.world_size == 1 and parallel.data_parallel_size == 1:
+        return Shard()
+    return Shard(f"rank-{parallel.data_parallel_rank}-{parallel.rank}", parallel.world_size)

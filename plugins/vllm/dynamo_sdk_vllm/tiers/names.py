@@ -1,0 +1,106 @@
+"""Names of blocks: a chain over everything that their bytes depend on.
+
+A wrong block must be impossible, also after a restart with other weights under the same path. So a chain
+begins with the files of the model and of the adapter, what vLLM makes of their configuration, its version,
+and how it lays blocks out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+from dynamo_sdk.interfaces import CacheKey
+from dynamo_sdk.kv import cache_root, next_cache_key
+from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, pack_tokens
+
+DIGEST_BYTES = 16
+WHOLE_FILE_BYTES = 64 << 20
+"""Up to this, a file is read from beginning to end; of a larger one, ``NUM_PAGES`` pages spread over it."""
+NUM_PAGES = 1024
+PAGE_BYTES = 4096
+_PATTERNS = ("config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.pt")
+
+
+class Lora(Protocol):
+    """The part of vLLM's ``LoRARequest`` that names an adapter's weights; a number is never used again."""
+
+    @property
+    def lora_name(self) -> str: ...
+    @property
+    def lora_int_id(self) -> int: ...
+    @property
+    def lora_path(self) -> str: ...
+
+
+class Named(Protocol):
+    """The part of vLLM's ``Request`` that its blocks' names depend on."""
+
+    all_token_ids: Sequence[int]
+    cache_salt: str | None
+    lora_request: Lora | None
+
+
+def files_digest(folder: Path) -> str:
+    """Over configuration and weights in ``folder``. Raises ``OSError`` where there are none."""
+    digest = blake2b(digest_size=DIGEST_BYTES)
+    files = sorted({file for pattern in _PATTERNS for file in folder.glob(pattern)})
+    if not files:
+        raise FileNotFoundError(f"no configuration and no weights in {folder}")
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as content:
+            if size <= WHOLE_FILE_BYTES:
+                while piece := content.read(1 << 20):
+                    digest.update(piece)
+                continue
+            for page in range(NUM_PAGES):
+                content.seek((size - PAGE_BYTES) * page // (NUM_PAGES - 1))
+                digest.update(content.read(PAGE_BYTES))
+    return digest.hexdigest()
+
+
+class BlockNamer:
+    """``namespace``: what all blocks of this engine have in common."""
+
+    def __init__(
+        self,
+        namespace: bytes,
+        block_size: int,
+        digest_of: Callable[[Path], str] = files_digest,
+    ) -> None:
+        self._namespace = namespace
+        self._block_size = block_size
+        self._digest_of = digest_of
+        self._adapters: dict[int, str] = {}
+
+    def root(self, request: Named) -> CacheKey:
+        """Before the first block. Raises ``OSError`` for an adapter that cannot be read."""
+        return cache_root(
+            self._namespace, lora=self._adapter(request.lora_request), cache_salt=request.cache_salt
+        )
+
+    def extend(self, keys: list[CacheKey], request: Named, num_blocks: int, *, root: CacheKey) -> None:
+        """Make ``keys`` those of the first ``num_blocks`` blocks."""
+        size = self._block_size
+        packed = pack_tokens(request.all_token_ids[len(keys) * size : num_blocks * size])
+        for start in range(0, len(packed), size * BYTES_PER_TOKEN):
+            block = packed[start : start + size * BYTES_PER_TOKEN]
+            keys.append(next_cache_key(keys[-1] if keys else root, block))
+
+    def _adapter(self, lora: Lora | None) -> str | None:
+        if lora is None:
+            return None
+        if lora.lora_int_id not in self._adapters:
+            self._adapters[lora.lora_int_id] = self._digest_of(Path(lora.lora_path))
+        return self._adapters[lora.lora_int_id]
+
+
+def namespace_of(facts: Mapping[str, object]) -> bytes:
+    """One name for all ``facts``: JSON types, the order of keys does not matter."""
+    said = json.dumps(facts, sort_keys=True, default=str).encode()
+    return blake2b(said, digest_size=DIGEST_BYTES).digest()

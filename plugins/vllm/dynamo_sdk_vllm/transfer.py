@@ -1,0 +1,40 @@
+"""vLLM's ``KVTransferConfig``: what moves its KV, to other workers and to the tiers below its device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dynamo_sdk.interfaces import EngineSetup
+
+from .config import VllmConfig
+from .tiers.config import CONNECTOR, MODULE, TiersConfig
+
+RECOMPUTE = {"kv_load_failure_policy": "recompute"}
+"""A block that a tier does not give is computed. vLLM's own choice is to fail the request."""
+
+
+def kv_transfer(setup: EngineSetup, config: VllmConfig) -> dict[str, Any] | None:
+    """Keyword arguments of ``KVTransferConfig``; None where KV stays on the device."""
+    handover = None
+    if setup.connector is not None:
+        lease = {"kv_lease_duration": config.lease_s}
+        handover = {**setup.connector_args, "kv_connector_extra_config": lease}
+    if not setup.kv_tiers:
+        return handover
+    plans = tuple(tier.plan for tier in setup.kv_tiers)
+    tiers = {
+        "kv_connector": CONNECTOR,
+        "kv_connector_module_path": MODULE,
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": msgspec.to_builtins(TiersConfig(plans, config.kv_onboarding)),
+    }
+    if handover is None:
+        return {**tiers, **RECOMPUTE}
+    return {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"connectors": [handover, tiers]},  # the first that has something loads
+        **RECOMPUTE,
+    }

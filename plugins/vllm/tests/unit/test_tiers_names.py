@@ -1,0 +1,66 @@
+"""What two blocks must have in common to have one name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dynamo_sdk.kv import cache_keys, cache_root
+from dynamo_sdk.types.tokens import pack_tokens
+from dynamo_sdk_vllm.tiers import names
+from dynamo_sdk_vllm.tiers.names import BlockNamer, files_digest, namespace_of
+
+
+def request(**facts: object) -> SimpleNamespace:
+    return SimpleNamespace(
+        **{"all_token_ids": list(range(20)), "cache_salt": None, "lora_request": None, **facts}
+    )
+
+
+def test_names_are_those_of_the_sdk():
+    namer, asks, keys = BlockNamer(b"model", 4), request(), []
+    namer.extend(keys, asks, 2, root=namer.root(asks))
+    namer.extend(keys, asks, 5, root=namer.root(asks))
+    namer.extend(keys, asks, 3, root=namer.root(asks))
+    assert keys == cache_keys(pack_tokens(range(20)), 4, root=cache_root(b"model"))
+
+
+def test_an_adapter_is_its_weights(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
+    lora = SimpleNamespace(lora_name="a", lora_int_id=1, lora_path=str(tmp_path))
+    first = BlockNamer(b"model", 4).root(request(lora_request=lora))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
+    second = BlockNamer(b"model", 4).root(request(lora_request=lora))
+    assert len({first, second, BlockNamer(b"model", 4).root(request())}) == 3
+
+
+def test_every_byte_of_small_weights_counts(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        files_digest(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    digests = set()
+    for place in range(4):
+        weights.write_bytes(bytes(number == place for number in range(4)))
+        digests.add(files_digest(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert len(digests | {files_digest(tmp_path)}) == 5
+
+
+def test_large_weights_are_sampled_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(names, "WHOLE_FILE_BYTES", 1000)
+    content = bytearray(100_000)
+    weights = tmp_path / "model.safetensors"
+    digests = set()
+    for place in (0, 50_000, 99_999):
+        weights.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        digests.add(files_digest(tmp_path))
+    assert len(digests) == 3
+
+
+def test_a_namespace_is_all_of_its_facts():
+    one = namespace_of({"a": 1, "b": {"c": 2}})
+    assert one == namespace_of({"b": {"c": 2}, "a": 1})
+    assert one != namespace_of({"a": 1, "b": {"c": 3}})

@@ -1,0 +1,282 @@
+"""The scheduler's half of the KV tiers, against a scheduler that is only told what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dynamo_sdk.kv import OnboardingPolicy
+from dynamo_sdk.types.tokens import pack_tokens
+from dynamo_sdk_vllm.tiers.held import PENDING_S, HeldBlocks
+from dynamo_sdk_vllm.tiers.messages import Report, TierChange, TierLoad
+from dynamo_sdk_vllm.tiers.names import BlockNamer
+from dynamo_sdk_vllm.tiers.planning import PATIENCE_S, EagerPolicy, Planner, StepFacts
+
+SIZE = 4
+
+
+@dataclass
+class Request:
+    """As vLLM's."""
+
+    request_id: str
+    all_token_ids: list[int]
+    num_prompt_tokens: int = 0
+    num_computed_tokens: int = 0
+    priority: int = 0
+    cache_salt: str | None = None
+    lora_request: Any = None
+    mm_features: list[object] = field(default_factory=list)
+    prompt_embeds: object | None = None
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.all_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.all_token_ids)
+
+
+class Bench:
+    """One planner and its clock; ``step`` is what a step of vLLM's scheduler comes to."""
+
+    def __init__(
+        self, policy: OnboardingPolicy | None = None, *, num_ranks: int = 1, has_heard: bool = True
+    ) -> None:
+        self.now_s = 100.0
+        self.planner = Planner(
+            namer=BlockNamer(b"model", SIZE, lambda folder: folder.name),
+            held=HeldBlocks(["ram", "disk"], num_ranks),
+            policy=policy or EagerPolicy(block_size=SIZE, block_bytes=64),
+            block_size=SIZE,
+            counts_uses=False,
+            now_s=lambda: self.now_s,
+        )
+        if num_heard := has_heard * num_ranks:
+            self.planner.heard([Report(rank=rank, step=0) for rank in range(num_heard)])
+
+    def admit(
+        self, request: Request, block_ids: list[int], *, num_cached: int = 0, num_ours: int = 0
+    ) -> None:
+        self.planner.admitted(request, block_ids, num_ours)
+        request.num_computed_tokens = num_cached + num_ours
+
+    def step(self, num_tokens: dict[Request, int], **facts: Any) -> Any:
+        scheduled = {request.request_id: count for request, count in num_tokens.items()}
+        orders = self.planner.orders(StepFacts(scheduled, **facts))
+        for request, count in num_tokens.items():
+            request.num_computed_tokens += count
+        return orders
+
+    def whole(self, request: Request, block_ids: list[int]) -> Any:
+        """A request from nothing to the end of its prompt, in one step."""
+        assert self.planner.match(request, 0) == 0
+        self.admit(request, block_ids)
+        return self.step({request: request.num_tokens})
+
+    def stored(self, orders: Any, *, tier: int = 0, rank: int = 0) -> None:
+        keys = tuple(block.key for block, _ in orders.saves)
+        self.heard(rank=rank, step=orders.step, settled=orders.step, changes=[TierChange(tier, True, keys)])
+
+    def heard(self, **report: Any) -> None:
+        self.planner.heard([Report(**{"rank": 0, "step": 0, **report})])
+
+
+Request.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+def prompt(num_tokens: int, first: int = 1) -> list[int]:
+    return list(range(first, first + num_tokens))
+
+
+def test_full_blocks_are_saved_once_with_what_they_are():
+    bench = Bench()
+    orders = bench.whole(Request("a", prompt(10)), [7, 8, 9])
+    (first, one), (second, two) = orders.saves
+    assert (one, two) == (7, 8)
+    assert (first.parent, second.parent) == (None, first.key)
+    assert first.tokens == pack_tokens(prompt(4))
+    assert set(orders.overwritten) == {7, 8, 9}
+    bench.stored(orders)
+    again = Request("b", prompt(10))
+    bench.planner.match(again, 8)
+    bench.admit(again, [7, 8, 1], num_cached=8)
+    assert bench.step({again: 2}).saves == []
+
+
+def test_a_prompt_in_chunks_is_saved_as_it_goes_and_so_are_generated_tokens():
+    bench = Bench()
+    request = Request("a", prompt(10))
+    bench.planner.match(request, 0)
+    bench.admit(request, [7, 8])
+    assert [block_id for _, block_id in bench.step({request: 6}).saves] == [7]
+    assert [block_id for _, block_id in bench.step({request: 4}, new_block_ids={"a": [9]}).saves] == [8]
+    request.all_token_ids.append(99)
+    assert bench.step({request: 1}).saves == []
+    request.all_token_ids.append(98)
+    ((block, block_id),) = bench.step({request: 1}).saves
+    assert (block_id, block.tokens) == (9, pack_tokens([9, 10, 99, 98]))
+
+
+def test_tokens_that_are_not_known_yet_are_not_saved():
+    """Drafts, and tokens that are sampled while the next step is planned."""
+    bench = Bench()
+    request = Request("a", prompt(7))
+    bench.planner.match(request, 0)
+    bench.admit(request, [7, 8, 9])
+    assert [block_id for _, block_id in bench.step({request: 12}).saves] == [7]
+
+
+def test_what_is_held_is_loaded_into_the_blocks_behind_those_on_the_device():
+    bench = Bench()
+    saved = bench.whole(Request("a", prompt(13)), [1, 2, 3, 4])
+    bench.stored(saved)
+    bench.planner.ended("a")
+    request = Request("b", prompt(13))
+    assert bench.planner.match(request, 4) == 8
+    assert bench.planner.match(request, 4) == 8, "it may be asked often"
+    bench.admit(request, [1, 5, 6, 7], num_cached=4, num_ours=8)
+    orders = bench.step({})
+    (load,) = orders.loads
+    assert (load.request_id, load.block_ids) == ("b", (5, 6))
+    assert load.keys == tuple(block.key for block, _ in saved.saves[1:])
+    assert set(orders.overwritten) == {5, 6, 7}, "block 1 keeps what it has"
+    assert orders.is_idle
+    bench.admit(request, [1, 5, 6, 7], num_cached=12)  # vLLM says so again when the load is over
+    orders = bench.step({request: 1})
+    assert set(orders.overwritten) == {7}
+    assert orders.saves == [] == orders.loads
+
+
+def test_the_last_token_is_computed():
+    bench = Bench()
+    bench.stored(bench.whole(Request("a", prompt(8)), [1, 2]))
+    assert bench.planner.match(Request("b", prompt(8)), 0) == 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"cache_salt": "s"}, {"lora_request": SimpleNamespace(lora_name="l", lora_int_id=1, lora_path="/l")}],
+)
+def test_tenants_and_adapters_share_nothing(other: dict[str, Any]):
+    bench = Bench()
+    bench.stored(bench.whole(Request("a", prompt(9)), [1, 2, 3]))
+    assert bench.planner.match(Request("b", prompt(9), **other), 0) == 0
+    assert bench.planner.match(Request("c", prompt(9)), 0) == 8
+
+
+def test_images_and_embeddings_stay_on_the_device():
+    bench = Bench()
+    for request in (
+        Request("a", prompt(9), mm_features=[object()]),
+        Request("b", prompt(9), prompt_embeds=object()),
+    ):
+        orders = bench.whole(request, [1, 2, 3])
+        assert orders.saves == []
+        assert set(orders.overwritten) == {1, 2, 3}
+
+
+def test_blocks_that_are_being_saved_are_waited_for_a_little():
+    bench = Bench()
+    saved = bench.whole(Request("a", prompt(9)), [1, 2, 3])
+    request = Request("b", prompt(9))
+    assert bench.planner.match(request, 0) is None
+    bench.now_s += 1.01 * PATIENCE_S
+    assert bench.planner.match(request, 0) == 0
+    bench.stored(saved)
+    assert bench.planner.match(Request("c", prompt(9)), 0) == 8
+
+
+def test_nothing_is_decided_before_the_workers_have_said_what_is_there_from_before():
+    bench = Bench(has_heard=False)
+    request = Request("a", prompt(9))
+    assert bench.planner.match(request, 0) is None
+    bench.heard(changes=[TierChange(1, True, tuple(bench.planner._requests["a"].keys))])
+    assert bench.planner.match(request, 0) == 8
+
+
+def test_what_no_tier_took_is_not_waited_for():
+    bench = Bench()
+    orders = bench.whole(Request("a", prompt(9)), [1, 2, 3])
+    bench.heard(step=orders.step, settled=orders.step)
+    assert bench.planner.match(Request("b", prompt(9)), 0) == 0
+    orders = bench.whole(Request("c", prompt(9)), [4, 5, 6])
+    assert len(orders.saves) == 2, "and it is offered again"
+    bench.now_s += PENDING_S
+    assert bench.planner.match(Request("d", prompt(9)), 0) == 0
+
+
+def test_a_request_that_was_preempted_loads_what_it_had_generated_too():
+    bench = Bench()
+    request = Request("a", prompt(6))
+    bench.stored(bench.whole(request, [1, 2]))
+    request.all_token_ids += [50, 51, 52]
+    bench.stored(bench.step({request: 2}))
+    request.num_computed_tokens = 0
+    assert bench.planner.match(request, 0) == 8
+    bench.admit(request, [3, 4, 5], num_ours=8)
+    orders = bench.step({}, resumed={"a"}, new_block_ids={"a": [3, 4, 5]})
+    assert orders.loads[0].block_ids == (3, 4)
+
+
+def test_a_load_that_fails_is_not_tried_again_by_the_same_request():
+    bench = Bench()
+    saved = bench.whole(Request("a", prompt(13)), [1, 2, 3, 4])
+    bench.stored(saved)
+    request = Request("b", prompt(13))
+    assert bench.planner.match(request, 0) == 12
+    bench.admit(request, [5, 6, 7, 8], num_ours=12)
+    bench.step({})
+    keys = [block.key for block, _ in saved.saves]
+    bench.heard(step=2, settled=2, lost=[keys[1]], cut_short=["b"])
+    request.num_computed_tokens = 0
+    assert bench.planner.match(request, 0) == 0
+    assert bench.planner.match(Request("c", prompt(13)), 0) == 4, "others go as far as the hole"
+
+
+def test_the_blocks_of_a_load_within_the_step_are_not_trusted():
+    """Another connector loads synchronously: it may say after the step that it could not."""
+    bench = Bench()
+    request = Request("a", prompt(12))
+    bench.planner.match(request, 0)
+    bench.admit(request, [1, 2, 3])
+    request.num_computed_tokens = 8  # as vLLM sets it between the two
+    assert bench.step({request: 4}).saves == []
+
+
+def test_all_workers_must_have_their_part():
+    bench = Bench(num_ranks=2)
+    orders = bench.whole(Request("a", prompt(9)), [1, 2, 3])
+    bench.stored(orders)
+    bench.now_s += PENDING_S
+    assert bench.planner.match(Request("b", prompt(9)), 0) == 0
+    bench.stored(orders, rank=1)
+    assert bench.planner.match(Request("c", prompt(9)), 0) == 8
+
+
+def test_loading_must_have_been_measured_to_win():
+    policy = OnboardingPolicy(block_size=SIZE, block_bytes=64)
+    bench = Bench(policy)
+    request = Request("a", prompt(64))
+    bench.planner.match(request, 0)
+    bench.admit(request, list(range(16)))
+    orders = bench.step({request: 64})
+    bench.now_s += 1.0  # computing 64 tokens takes a second
+    bench.stored(orders)
+    asks = Request("b", prompt(64))
+    assert bench.planner.match(asks, 0) == 0, "nobody has measured the tier"
+    bench.admit(asks, list(range(20, 36)))
+    (sighting,) = bench.step({}).sightings
+    assert sighting.is_probe
+    bench.heard(step=2, settled=2, loads=[TierLoad("ram", 1, 0.001), TierLoad("ram", 15, 0.01)])
+    assert bench.planner.match(Request("c", prompt(64)), 0) == 60
+    slow = [TierLoad("ram", 1, 3.0), TierLoad("ram", 15, 40.0)] * 20
+    bench.now_s += 3600
+    bench.heard(step=2, settled=2, loads=slow)
+    bench.whole(Request("d", prompt(64, first=500)), list(range(40, 56)))
+    bench.now_s += 1.0
+    bench.heard(step=3, settled=3)
+    assert bench.planner.match(Request("e", prompt(64)), 0) == 0
