@@ -174,13 +174,13 @@ COMPONENT_PROMPT_TOKENS = _counter(
 )
 COMPONENT_KV_TRANSFER_BYTES = _counter(
     "dynamo_component_kv_transfer_bytes_total",
-    "Bytes of KV blocks fetched from other workers, counted where they arrive.",
-    _WORKER,
+    "Bytes of KV blocks fetched from other workers, counted where they arrive, by what moved them.",
+    (*_WORKER, "back_end"),
 )
 COMPONENT_KV_TRANSFER_SECONDS = _histogram(
     "dynamo_component_kv_transfer_seconds",
-    "Time to fetch the KV blocks of one request.",
-    _WORKER,
+    "Time to fetch the KV blocks of one request, by what moved them.",
+    (*_WORKER, "back_end"),
     _SHORT_SECONDS,
 )
 COMPONENT_ACTIVE_BLOCKS = _gauge(

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from prometheus_client import Counter
+
 from . import definitions as d
+from .histogram import Histogram
 from .kv_tiers import TierMetrics
 from .registry import MetricRegistry
+
+ENGINE = "engine"
+"""The label ``back_end`` of transfers that an engine did by itself."""
 
 
 class WorkerMetrics:
@@ -23,12 +29,24 @@ class WorkerMetrics:
         self.cached_prompt_tokens = registry.counter(d.COMPONENT_CACHED_TOKENS, *worker)
         self.prefill_tokens_computed = registry.counter(d.COMPONENT_PREFILL_TOKENS, *worker)
         self.decode_tokens = registry.counter(d.COMPONENT_DECODE_TOKENS, *worker)
-        self.kv_bytes_fetched = registry.counter(d.COMPONENT_KV_TRANSFER_BYTES, *worker)
-        self.kv_transfer_s = registry.histogram(d.COMPONENT_KV_TRANSFER_SECONDS, *worker)
+        self._worker = worker
+        self._transfers: dict[str, tuple[Counter, Histogram]] = {}
         self.active_blocks = registry.gauge(d.COMPONENT_ACTIVE_BLOCKS, *worker)
         self.total_blocks = registry.gauge(d.COMPONENT_TOTAL_BLOCKS, *worker)
         self.running = registry.gauge(d.COMPONENT_RUNNING, *worker)
         self.waiting = registry.gauge(d.COMPONENT_WAITING, *worker)
+
+    def transferred(self, back_end: str, num_bytes: int, seconds: float) -> None:
+        """The KV of one request came from another worker. ``back_end`` empty: by the engine's own means."""
+        if back_end not in self._transfers:
+            labels = (*self._worker, back_end or ENGINE)
+            self._transfers[back_end] = (
+                self._registry.counter(d.COMPONENT_KV_TRANSFER_BYTES, *labels),
+                self._registry.histogram(d.COMPONENT_KV_TRANSFER_SECONDS, *labels),
+            )
+        moved, took = self._transfers[back_end]
+        moved.inc(num_bytes)
+        took.observe(seconds)
 
     def render(self) -> bytes:
         """Prometheus text of this worker alone; ``merge_texts`` joins several."""

@@ -136,5 +136,10 @@ class BlockHandover:
 
 def _with_report(chunk: GenerateChunk, report: TransferReport) -> GenerateChunk:
     timing = chunk.timing or LegTiming()
-    timing = msgspec.structs.replace(timing, transfer_s=report.duration_s, transfer_bytes=report.num_bytes)
+    timing = msgspec.structs.replace(
+        timing,
+        transfer_s=report.duration_s,
+        transfer_bytes=report.num_bytes,
+        transfer_back_end=report.back_end,
+    )
     return msgspec.structs.replace(chunk, timing=timing)

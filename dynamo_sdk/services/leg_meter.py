@@ -48,8 +48,7 @@ class LegMeter:
             metrics.cached_prompt_tokens.inc(usage.num_cached_tokens)
             metrics.prefill_tokens_computed.inc(max(0, usage.num_prompt_tokens - usage.num_cached_tokens))
         if timing is not None and timing.transfer_s > 0 and is_continued:  # else it came from the own tiers
-            metrics.kv_bytes_fetched.inc(timing.transfer_bytes)
-            metrics.kv_transfer_s.observe(timing.transfer_s)
+            metrics.transferred(timing.transfer_back_end, timing.transfer_bytes, timing.transfer_s)
 
 
 @contextmanager

@@ -35,13 +35,14 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
 
 class LegTiming(msgspec.Struct, frozen=True, array_like=True):
     """Where one leg's time went, by the worker's clock. ``transfer_*``: KV that came from another worker or
-    was loaded from a lower tier."""
+    was loaded from a lower tier. ``transfer_back_end``: what moved it between workers, if that is known."""
 
     queue_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     transfer_s: float = 0.0
     transfer_bytes: int = 0
+    transfer_back_end: str = ""
 
     def plus(self, other: LegTiming) -> LegTiming:
         """Both, one after the other."""
@@ -51,6 +52,7 @@ class LegTiming(msgspec.Struct, frozen=True, array_like=True):
             decode_s=self.decode_s + other.decode_s,
             transfer_s=self.transfer_s + other.transfer_s,
             transfer_bytes=self.transfer_bytes + other.transfer_bytes,
+            transfer_back_end=other.transfer_back_end or self.transfer_back_end,
         )
 
 

@@ -82,8 +82,8 @@ def test_outcomes_and_migrations() -> None:
 def worker(worker_id: str, num_tokens: int) -> bytes:
     metrics = WorkerMetrics(service="Decode", worker_id=worker_id, role="decode")
     metrics.decode_tokens.inc(num_tokens)
-    metrics.kv_transfer_s.observe(0.02)
-    metrics.kv_bytes_fetched.inc(4096)
+    metrics.transferred("shm", 4096, 0.02)
+    metrics.transferred("", 512, 0.01)
     return metrics.render()
 
 
@@ -103,6 +103,9 @@ def test_texts_of_several_workers_merge_into_one_valid_text() -> None:
     assert len(heads) == len(set(heads))
     labels = {"service": "Decode", "role": "decode"}
     assert value(merged, "dynamo_component_decode_tokens_total", worker_id="b", **labels) == 5
+    for back_end, num_bytes in (("shm", 4096), ("engine", 512)):
+        name, more = "dynamo_component_kv_transfer_bytes_total", {"worker_id": "b", "back_end": back_end}
+        assert value(merged, name, **labels, **more) == num_bytes
 
 
 def test_merging_nothing() -> None:

@@ -98,6 +98,7 @@ async def test_both_legs_give_what_one_worker_gives(sides: tuple[Side, Side]) ->
     assert first + tokens(chunks) == whole
     timing = chunks[-1].timing
     assert timing is not None
+    assert timing.transfer_back_end == "unix"
     assert timing.transfer_bytes == -(-len(PROMPT) // 4) * decode.engine.block_memory.layout.block_bytes
     await settle()
     assert num_busy_blocks(prefill) < busy, "fetched blocks are given back"
