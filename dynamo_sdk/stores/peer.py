@@ -16,6 +16,7 @@ failures in a row it is not asked for a while.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
@@ -215,6 +216,9 @@ class PeerStore(KVStore, ReadsPeers):
         )
         try:
             await run_to_end(threads, exchange.run, exchange.abort)
+        except asyncio.CancelledError:  # whoever waited had no time for it: once is enough
+            self._expected.remove(keys)
+            raise
         except Overloaded as error:
             self._fail(KVStoreFailureKind.BUSY, f"{address}: {error}", exchange.found.count(False))
         except (DynamoError, OSError, ValueError) as error:

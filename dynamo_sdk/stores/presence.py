@@ -56,9 +56,12 @@ class PresenceCache:
 class PrefixSearch:
     """How many leading keys of a sequence are there, in rounds of up to ``num_at_once`` questions.
 
-    It trusts that with a block those before it are there too, which holds but for holes that a load finds
-    out about. ``known`` answers without asking, or None. While ``questions`` is not empty, ask for these
-    positions and tell ``answered``; then ``count`` is the result.
+    As long as nothing is known to be missing, the steps grow by four, so that little is asked where little
+    is there; then what is uncertain is cut into equal parts. It trusts that with a block those before it are
+    there too, which holds but for holes that a load finds out about.
+
+    ``known`` answers without asking, or None. While ``questions`` is not empty, ask for these positions and
+    tell ``answered``; then ``count`` is the result.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PrefixSearch:
         self._num_at_once = num_at_once
         self._low = 0  # so many are there
         self._high = len(keys)  # not more than so many
+        self._has_end = False  # the one at `_high` is missing
         for position, key in enumerate(keys):
             is_there = known(key)
             if is_there is not None:
@@ -79,13 +83,21 @@ class PrefixSearch:
         return self._low
 
     def questions(self) -> list[int]:
-        """Positions, ascending, that cut what is uncertain into equal parts."""
+        """Positions, ascending."""
         width = self._high - self._low
-        num = min(width, self._num_at_once)
-        return [self._low + (index + 1) * width // (num + 1) for index in range(num)]
+        if self._has_end:
+            num = min(width, self._num_at_once)
+            return [self._low + (index + 1) * width // (num + 1) for index in range(num)]
+        steps: list[int] = []
+        while len(steps) < self._num_at_once and (step := 4 ** len(steps) - 1) < width:
+            steps.append(self._low + step)
+        if self._low and len(steps) > 1:
+            steps[-1] = self._high - 1  # something is there: perhaps all of it
+        return steps
 
     def answered(self, position: int, is_there: bool) -> None:
         if is_there:
             self._low = max(self._low, min(position + 1, self._high))
-        else:
-            self._high = max(self._low, min(position, self._high))
+        elif position < self._high:
+            self._high = max(self._low, position)
+            self._has_end = True

@@ -39,6 +39,7 @@ from .batch import Counts
 from .config import S3StoreConfig
 from .failures import REST_S, FailureLog, RestAfterFailures
 from .framed_block import HEAD_BYTES, frame_block, unframe_block
+from .lookups import Lookups
 from .medium import MAX_KEY_BYTES
 from .object_client import ObjectClient, ObjectError
 from .presence import PrefixSearch, PresenceCache
@@ -47,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 INLINE_BYTES = 256 << 10
 """Blocks up to this are checked and copied on the event loop: about 0.1 ms."""
+
+LOOKUP_S = 1.0
+"""A server that takes longer to say whether it has something is not worth waiting for."""
 
 T = TypeVar("T")
 
@@ -64,6 +68,7 @@ class S3Store(KVStore):
         self._write_rest = RestAfterFailures()
         self._reading = anyio.Semaphore(config.num_concurrent)
         self._writing = anyio.Semaphore(config.num_concurrent)
+        self._lookups = Lookups(self._look_up, 4 * config.num_concurrent)
         self._failure_log = FailureLog(logger, "s3")
         self._listener = KVStoreListener()
         self._counts = Counts()
@@ -193,11 +198,7 @@ class S3Store(KVStore):
             return [False] * len(keys)
         now_s = self._monotonic_s()
         unknown = [key for key in dict.fromkeys(keys) if self._presence.look_up(key, now_s) is None]
-
-        async def ask(key: CacheKey) -> None:
-            await self._knows(key)
-
-        await self._for_each(unknown, ask, self._reading, self._read_rest)
+        await self._lookups.wait(unknown)
         now_s = self._monotonic_s()
         return [bool(self._presence.look_up(key, now_s)) for key in keys]
 
@@ -209,15 +210,11 @@ class S3Store(KVStore):
         search = PrefixSearch(
             keys, lambda key: self._presence.look_up(key, now_s), self._config.num_concurrent
         )
-
-        async def ask(position: int) -> None:
-            answers[position] = await self._knows(keys[position])
-
         while questions := search.questions():
-            answers: dict[int, bool] = {}
-            await self._for_each(questions, ask, self._reading, self._read_rest)
+            await self._lookups.wait([keys[position] for position in questions])
+            now_s = self._monotonic_s()
             for position in questions:  # one that could not be asked is one that cannot be loaded
-                search.answered(position, answers.get(position, False))
+                search.answered(position, bool(self._presence.look_up(keys[position], now_s)))
         return search.count
 
     async def delete(self, keys: Sequence[CacheKey]) -> None:
@@ -249,6 +246,7 @@ class S3Store(KVStore):
 
     async def close(self) -> None:
         self._client = None
+        await self._lookups.close()
         with anyio.CancelScope(shield=True):
             while self._num_pending:
                 self._idle = anyio.Event()
@@ -291,6 +289,15 @@ class S3Store(KVStore):
             async with anyio.create_task_group() as tasks:
                 for _ in range(min(len(items), self._config.num_concurrent)):
                     tasks.start_soon(run)
+
+    async def _look_up(self, key: CacheKey) -> None:
+        """The answer lies in ``_presence`` then; none where the server does not answer."""
+
+        async def ask(key: CacheKey) -> None:
+            with anyio.fail_after(LOOKUP_S):
+                await self._knows(key)
+
+        await self._for_each([key], ask, self._reading, self._read_rest)
 
     async def _knows(self, key: CacheKey) -> bool:
         """Whether the key is there, asked if need be."""

@@ -408,6 +408,18 @@ async def test_cancelled_reads_leave_both_sides_whole():
             assert await read(store, range(24), size) == [*range(24)]
 
 
+async def test_a_read_that_was_given_up_is_not_begun_again():
+    async def answer(writer):
+        await asyncio.Event().wait()
+
+    async with fake_peer(answer) as peer, reading() as store:
+        store.expect([key(1), key(2)], source(peer.address))
+        with anyio.move_on_after(0.1):
+            await read(store, [1])
+        assert await store.contains([key(1), key(2)]) == [False, True]
+        assert not store.witness.failures
+
+
 async def test_a_reader_that_does_not_read_is_left():
     size = LARGE_BYTES
     async with open_store(ram(16, size)) as memory:

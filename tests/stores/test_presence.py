@@ -53,7 +53,16 @@ def test_a_prefix_is_found_exactly(num_keys, num_there, num_at_once, data):
             assert keys[position] not in known
             search.answered(position, position < num_there)
     assert search.count == num_there
-    assert (num_at_once + 1) ** (num_rounds - 1) <= num_keys + 1
+    assert num_rounds <= (7 if num_at_once >= 8 else num_keys + 1)
+
+
+def test_little_is_asked_where_little_is_there():
+    search = PrefixSearch([key(n) for n in range(1000)], lambda _: None, 16)
+    questions = search.questions()
+    assert questions == [0, 3, 15, 63, 255]
+    for position in questions:
+        search.answered(position, False)
+    assert (search.questions(), search.count) == ([], 0)
 
 
 def test_holes_end_the_search_all_the_same():

@@ -127,6 +127,24 @@ async def test_answers_are_believed_for_a_while(url):
             assert len(proxy.requests) == num_requests + 3  # look, put, look
 
 
+async def test_whoever_gives_up_on_a_lookup_leaves_its_answer_behind(url):
+    async with bad_proxy(url) as proxy:
+        settings = config(proxy.url)
+        async with Started(settings) as one, Started(settings) as two:
+            await one.put_many(offers(1))
+            proxy.fault = "hang"
+            num_requests = len(proxy.requests)
+            for _ in range(3):
+                with anyio.move_on_after(0.05):
+                    await two.contains([key(1), key(2)])
+            assert len(proxy.requests) == num_requests + 2  # each was asked for once
+            with anyio.fail_after(20):
+                assert await two.count_prefix([key(3)]) == 0  # waits until the server is given up
+            assert two.statistics().num_failures == 3
+            assert await two.count_prefix([key(4)]) == 0
+            assert len(proxy.requests) == num_requests + 3  # it rests
+
+
 async def test_a_long_sequence_takes_few_questions(url):
     async with bad_proxy(url) as proxy:
         settings = config(proxy.url, num_concurrent=8)
