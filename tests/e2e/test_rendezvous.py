@@ -11,13 +11,14 @@ from typing import ClassVar
 import anyio
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from dynamo_sdk import Graph, depends, hookimpl, service
 from dynamo_sdk.interfaces import Engine, EngineFacts, EngineSetup, Handover
 from dynamo_sdk.plugins import EngineDescriptor, KVConnectorDescriptor
 from dynamo_sdk.services import DecodeWorker, Frontend, PrefillWorker
 from dynamo_sdk.testing import FakeEngine, FakeKVConnector
-from dynamo_sdk.types import GenerateChunk, GenerateRequest, Role
+from dynamo_sdk.types import GenerateChunk, GenerateRequest, KVTransferParams, Role, WorkerRecord
 
 from .asking import Body, client_of
 from .serving import scrape, wait_at_rest
@@ -30,6 +31,17 @@ ANSWER = (300, 301, 302, 303)
 class MeetingConnector(FakeKVConnector):
     def __init__(self) -> None:
         super().__init__(handover=Handover.RENDEZVOUS, first_token=Role.DECODE, name="meeting")
+
+    def prefill_ticket(
+        self, request: GenerateRequest, prefill: WorkerRecord, decode: WorkerRecord | None
+    ) -> KVTransferParams:
+        return self._ticket(f"{request.request_id} at {prefill.handover_address}")
+
+    def decode_ticket(
+        self, request: GenerateRequest, prefill: WorkerRecord, answer: KVTransferParams | None
+    ) -> KVTransferParams:
+        assert answer is not None
+        return answer
 
 
 class Meetings:
@@ -56,7 +68,7 @@ class MeetingEngine(Engine):
         self._engine = FakeEngine(ANSWER)
 
     async def start(self) -> EngineFacts:
-        return await self._engine.start()
+        return replace(await self._engine.start(), handover_address="the square")
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         if request.kv_transfer is not None:
@@ -112,8 +124,7 @@ async def test_both_legs_meet_and_the_answer_comes_once() -> None:
         assert response.json()["usage"]["completion_tokens"] == 4
         assert len(response.json()["choices"][0]["logprobs"]["tokens"]) == 4
         ((request_id, tickets),) = Meetings.arrived.items()
-        assert tickets[Role.PREFILL] == f"{request_id} prefill"
-        assert tickets[Role.DECODE].startswith(f"{request_id} decode from Prefill.0-")
+        assert tickets[Role.PREFILL] == tickets[Role.DECODE] == f"{request_id} at the square"
         metrics = await wait_at_rest(client)
         tokens = metrics.by("role", "dynamo_component_decode_tokens_total")
         assert tokens["prefill"] == 0
