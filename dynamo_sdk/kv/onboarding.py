@@ -15,9 +15,12 @@ wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from dynamo_sdk.types.kv_events import KVTier
+from dynamo_sdk.types.loads import BlockLoadTimes
 
 from .measured_time import HALF_LIFE_S, MeasuredTime, MeasuredTimeBySize
 
@@ -26,6 +29,10 @@ MARGIN = 0.9
 
 MIN_FRESH_WEIGHT = 0.25
 """A tier is probed when what is known of it is worth less than one measurement of two half-lives ago."""
+
+
+MANY_BLOCKS = 32
+"""What a load has before its bytes, such as a seek, is shared by so many where one's time is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +97,25 @@ class OnboardingPolicy:
     def computed(self, first_token: int, num_tokens: int, seconds: float, now_s: float) -> None:
         """Prefill of ``num_tokens`` after ``first_token`` tokens of context took ``seconds``."""
         self._computing.observe(first_token + num_tokens // 2, num_tokens, seconds, now_s)
+
+    def block_load_s(self, tier: str, now_s: float) -> float | None:
+        """What a block of ``tier`` takes to load, one of many, to two digits so that it does not change all
+        the time; None where nothing is known."""
+        known = self._loads.get(tier)
+        num_bytes = MANY_BLOCKS * self._block_bytes
+        seconds = None if known is None else known.estimate_s(num_bytes, now_s)
+        return None if seconds is None else float(f"{seconds / MANY_BLOCKS:.2g}")
+
+    def block_load_times(self, tiers: Iterable[tuple[str, KVTier]], now_s: float) -> BlockLoadTimes:
+        """``tiers``: names, and what KV events call them; the fastest of each kind counts."""
+        found: dict[KVTier, float] = {}
+        for name, kind in tiers:
+            seconds = self.block_load_s(name, now_s)
+            if seconds is not None:
+                found[kind] = min(seconds, found.get(kind, seconds))
+        return BlockLoadTimes(
+            host_s=found.get(KVTier.HOST), disk_s=found.get(KVTier.DISK), remote_s=found.get(KVTier.REMOTE)
+        )
 
     def decide(
         self, runs: Sequence[TierRun], *, num_device_blocks: int, num_prompt_tokens: int, now_s: float

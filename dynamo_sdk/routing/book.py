@@ -25,6 +25,7 @@ from dynamo_sdk.types import LoadSnapshot, Role, WorkerId
 
 from .kv_sources import KVSources
 from .seats import Finished, Flight, Predictions, Seat, SeatPool, note_step, set_rates, take_report
+from .tier_costs import num_useful_blocks
 
 RECENT_REQUESTS = 64
 """Of each worker of the pool, on average: as many requests later, work that it was given is forgotten, all
@@ -150,7 +151,8 @@ class CandidateBook:
 
     def cached_tokens(self, candidate: Candidate, num_tokens: int, block_size: int | None) -> int:
         """What a request of ``num_tokens`` need not compute there; the last token always is computed."""
-        return max(0, min(candidate.overlap.num_blocks * (block_size or 0), num_tokens - 1))
+        num_blocks = num_useful_blocks(candidate, block_size or 0)
+        return max(0, min(num_blocks * (block_size or 0), num_tokens - 1))
 
     # -- what is heard
 

@@ -10,9 +10,9 @@ memory_s       until there are KV blocks for it; and the same for the next reque
 decode_s       decode pools only: how much slower its answer is for all that is decoded there
 =============  =========================================================================================
 
-Every rate is measured (``routing/rates.py``), so nothing is set for a model, a GPU or a kind of traffic.
-Lines are served in order. What is overdue will be late by as much again: a worker that hangs gets dearer by
-the second.
+Every rate is measured (``routing/rates.py``), so nothing is set for a model, a GPU or a kind of traffic. What
+is in a tier below the device costs its load (``routing/tier_costs.py``). Lines are served in order. What is
+overdue will be late by as much again: a worker that hangs gets dearer by the second.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dynamo_sdk.types import Role
 from .config import KvConfig
 from .rates import PRIOR_S_PER_REQUEST, PRIOR_S_PER_TOKEN
 from .stages import BatchScorer
+from .tier_costs import load_times, share_saved
 
 NAMES = ("wait_s", "prefill_s", "others_s", "memory_s", "decode_s")
 
@@ -88,9 +89,11 @@ class KvCost(BatchScorer):
             num_active_tokens = candidate.num_active_tokens
             beside_s = candidate.prefill_s_per_active_token * num_active_tokens
 
-            num_uncached = float(num_tokens)
+            num_uncached, num_lower = float(num_tokens), 0.0
             if candidate.overlap is not NO_OVERLAP:
-                num_uncached -= self._num_cached(request, candidate)
+                if candidate.overlap.num_blocks > candidate.overlap.device_blocks:
+                    num_lower = self._num_saved_below(request, candidate, s_per_token)
+                num_uncached -= self._num_cached(request, candidate, num_lower)
                 usual_s = mean_recent_s + 2 * (s_per_request + s_per_token * num_tokens)
                 excess = (candidate.recent_prefill_s - mean_recent_s) / usual_s / _SHARE_OF_CHANCE - 1
                 if excess > 0:
@@ -112,7 +115,8 @@ class KvCost(BatchScorer):
             if block_size is not None:
                 num_blocks, num_used = self._blocks(candidate, block_size, now_s)
                 mean_blocks = max(1.0, mean_tokens / block_size)
-                excess = num_used + num_uncached / block_size - num_blocks
+                num_new = min(num_uncached + num_lower, num_tokens)  # what is loaded takes blocks, too
+                excess = num_used + num_new / block_size - num_blocks
                 if num_blocks and excess > -_NEGLIGIBLE * mean_blocks:
                     s_per_block = candidate.decode_s_per_request / num_blocks
                     next_blocks = mean_blocks * math.exp(min(0.0, excess / mean_blocks)) + max(0.0, excess)
@@ -122,12 +126,23 @@ class KvCost(BatchScorer):
             parts.append((wait_s, prefill_s + beside_s, prefill_s * (1 + num_before), memory_s, decode_s))
         return parts
 
-    def _num_cached(self, request: RoutingRequest, candidate: Candidate) -> float:
-        """Tokens, those of slower tiers in part; the last one is always computed."""
-        overlap = candidate.overlap
-        credit = overlap.device_blocks + overlap.host_blocks * self._host
-        credit += overlap.disk_blocks * self._disk + overlap.remote_blocks * self._remote
-        return min(credit * (request.block_size or 0), request.num_tokens - 1.0)
+    def _num_cached(self, request: RoutingRequest, candidate: Candidate, num_lower: float) -> float:
+        """Tokens that need no computing, and those below the device for what they spare; the last one is
+        always computed."""
+        num_cached = candidate.overlap.device_blocks * (request.block_size or 0) + num_lower
+        return min(num_cached, request.num_tokens - 1.0)
+
+    def _num_saved_below(self, request: RoutingRequest, candidate: Candidate, s_per_token: float) -> float:
+        """As many tokens as could be computed in the time that loading spares. A block costs the time of its
+        load, where the worker says what that is, or that of computing it, if that is less; else a share."""
+        overlap, times = candidate.overlap, load_times(candidate)
+        block_s = s_per_token * (request.block_size or 0)
+        shares = (
+            overlap.host_blocks * share_saved(times.host_s, block_s, self._host)
+            + overlap.disk_blocks * share_saved(times.disk_s, block_s, self._disk)
+            + overlap.remote_blocks * share_saved(times.remote_s, block_s, self._remote)
+        )
+        return shares * (request.block_size or 0)
 
     def _blocks(self, candidate: Candidate, block_size: int, now_s: float) -> tuple[int, int]:
         """How many there are, 0 if nobody knows; and how many are in use, or will be by those in line. A

@@ -58,6 +58,7 @@ class SimWorker:
             num_waiting_tokens=sum(load.num_waiting_tokens for load in loads),
             num_free_blocks=sum(load.num_free_blocks for load in loads),
             num_blocks=sum(load.num_blocks for load in loads),
+            block_load_times=loads[0].block_load_times,
         )
 
 

@@ -23,7 +23,7 @@ from .kv_transfer import (
     KVTransferParams,
     TransferSettings,
 )
-from .loads import ForwardPassMetrics, LoadSnapshot
+from .loads import BlockLoadTimes, ForwardPassMetrics, LoadSnapshot
 from .models import LoraSpec, ModelRecord, ModelSpec
 from .outputs import FinishReason, GenerateChunk, LegTiming, TokenLogprobs, Usage
 from .requests import EmbedOutput, EmbedRequest, GenerateRequest, Role, SamplingParams
@@ -33,6 +33,7 @@ from .workers import WorkerId, WorkerRecord
 __all__ = [
     "NO_TOKENS",
     "BackEndChoice",
+    "BlockLoadTimes",
     "BlocksCleared",
     "BlocksMoved",
     "BlocksRemoved",

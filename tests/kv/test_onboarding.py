@@ -14,6 +14,7 @@ from dynamo_sdk.kv import (
     TierSize,
     check_tier_sizes,
 )
+from dynamo_sdk.types import BlockLoadTimes, KVTier
 
 BLOCK_SIZE = 16
 BLOCK_BYTES = 2 << 20
@@ -212,3 +213,14 @@ def test_sizes_that_cannot_work_are_refused_with_the_numbers(sizes, message):
 def test_growing_sizes_work():
     check_tier_sizes(2 * GIB, [TierSize("ram", 2 * GIB), TierSize("disk", 20 * GIB)], BLOCK_BYTES)
     check_tier_sizes(2 * GIB, [], BLOCK_BYTES)
+
+
+def test_routers_are_told_what_a_block_takes_to_load():
+    policy = policy_with(ram=10e9, disk=1e9, far=0.5e9)
+    kinds = [("ram", KVTier.HOST), ("disk", KVTier.DISK), ("far", KVTier.DISK), ("s3", KVTier.REMOTE)]
+    times = policy.block_load_times(kinds, 1.0)
+    assert times.host_s == float(f"{BLOCK_BYTES / 10e9:.2g}")
+    assert times.disk_s == float(f"{BLOCK_BYTES / 1e9:.2g}"), "the faster of two"
+    assert times.remote_s is None
+    assert policy.block_load_times(kinds, 10.0) == times, "nothing new was measured"
+    assert policy.block_load_times(kinds, 1e6) == BlockLoadTimes()

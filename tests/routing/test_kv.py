@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dynamo_sdk.interfaces import Candidate, Overlap, RoutingContext, RoutingRequest
-from dynamo_sdk.routing import Pick
+from dynamo_sdk.routing import CandidateBook, Pick
 from dynamo_sdk.routing.config import KvConfig
 from dynamo_sdk.routing.kv import KvRouter
 from dynamo_sdk.routing.kv_cost import KvCost
-from dynamo_sdk.types import LoadSnapshot, Role, WorkerId
+from dynamo_sdk.types import BlockLoadTimes, LoadSnapshot, Role, WorkerId
 
 from .strategies import context
 
@@ -91,6 +91,51 @@ def test_what_is_cached_is_not_computed() -> None:
     tiers = Overlap(device_blocks=40, host_blocks=10, remote_blocks=10, disk_blocks=10)
     found = parts(like(IDLE, overlap=tiers))
     assert found["prefill_s"] == pytest.approx(0.01 + 1e-4 * (1000 - 400 - 80 - 60 - 30))
+
+
+TIERS = Overlap(device_blocks=40, host_blocks=20, disk_blocks=10)
+
+
+def with_load_times(**times: float) -> Candidate:
+    load = LoadSnapshot(
+        at_s=0.0, num_blocks=1000, num_free_blocks=1000, block_load_times=BlockLoadTimes(**times)
+    )
+    return like(IDLE, overlap=TIERS, load=load, load_at_s=0.0)
+
+
+def test_what_lies_below_costs_its_load_where_that_is_known() -> None:
+    """Ten tokens, a block, take a millisecond to compute."""
+    found = parts(with_load_times(host_s=2e-4, disk_s=7e-4))
+    assert found["prefill_s"] == pytest.approx(0.01 + 1e-4 * (1000 - 700) + 20 * 2e-4 + 10 * 7e-4)
+
+
+def test_what_is_slower_to_load_than_to_compute_costs_the_computing() -> None:
+    found = parts(with_load_times(host_s=2e-4, disk_s=50e-3))
+    assert found["prefill_s"] == pytest.approx(0.01 + 1e-4 * (1000 - 600) + 20 * 2e-4)
+
+
+def test_what_a_worker_would_rather_compute_is_not_counted_as_cached() -> None:
+    book = CandidateBook()
+    assert book.cached_tokens(with_load_times(host_s=2e-4, disk_s=50e-3), 1000, 10) == 600
+    assert book.cached_tokens(with_load_times(), 1000, 10) == 700
+
+
+def test_a_tier_of_which_the_worker_knows_nothing_yet_has_a_share() -> None:
+    found = parts(with_load_times(disk_s=7e-4))
+    assert found["prefill_s"] == pytest.approx(0.01 + 1e-4 * (1000 - 700) + 20 * 2e-4 + 10 * 7e-4)
+
+
+def test_what_is_loaded_takes_memory_as_if_it_were_computed() -> None:
+    def memory_s(overlap: Overlap) -> float:
+        load = LoadSnapshot(
+            at_s=0.0, num_blocks=1000, num_free_blocks=50, block_load_times=BlockLoadTimes(host_s=0.0)
+        )
+        busy = like(IDLE, load=load, load_at_s=0.0, num_active_requests=10, num_active_tokens=10_000)
+        return parts(like(busy, num_other_requests=1, overlap=overlap))["memory_s"]
+
+    in_ram, on_device = Overlap(host_blocks=80), Overlap(device_blocks=80)
+    assert memory_s(in_ram) == pytest.approx(memory_s(Overlap()))
+    assert memory_s(on_device) < memory_s(in_ram)
 
 
 def test_the_last_token_is_always_computed() -> None:

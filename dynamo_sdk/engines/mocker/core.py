@@ -286,6 +286,8 @@ class MockerCore:
     def load(self, at_s: float) -> LoadSnapshot:
         """How busy this rank is. Requests whose KV is on its way count as waiting."""
         load = self._scheduler.load(at_s)
+        if self.tiers is not None:
+            load = msgspec.structs.replace(load, block_load_times=self.tiers.block_load_times(at_s))
         if not self._transfers:
             return load
         return msgspec.structs.replace(load, num_waiting=load.num_waiting + len(self._transfers))

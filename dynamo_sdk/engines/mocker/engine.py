@@ -162,6 +162,7 @@ class MockerEngine(Engine, OpensSources, PublishesKVEvents, PublishesMetrics, Ha
             num_waiting_tokens=sum(load.num_waiting_tokens for load in loads),
             num_free_blocks=sum(load.num_free_blocks for load in loads),
             num_blocks=sum(load.num_blocks for load in loads),
+            block_load_times=next((load.block_load_times for load in loads), None),
         )
 
     def check_integrity(self) -> None:

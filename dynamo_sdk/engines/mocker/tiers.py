@@ -33,6 +33,7 @@ from dynamo_sdk.kv import (
 )
 from dynamo_sdk.scheduling import Onboarding, Scheduler, Step
 from dynamo_sdk.types.kv_events import BlocksRemoved, BlocksStored, KVEvent
+from dynamo_sdk.types.loads import BlockLoadTimes
 from dynamo_sdk.types.requests import GenerateRequest
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN
 
@@ -220,6 +221,11 @@ class SimTiers:
     def cancel(self, request_id: str) -> None:
         """Nobody waits for these blocks any more; they arrive all the same."""
         self._loading.pop(request_id, None)
+
+    def block_load_times(self, now_s: float) -> BlockLoadTimes:
+        """As measured."""
+        kinds = [(tier.model.name, tier.model.kind) for tier in self.tiers]
+        return self.policy.block_load_times(kinds, now_s)
 
     # -- time
 

@@ -136,7 +136,11 @@ class EngineCore:
     def load(self, at_s: float) -> LoadSnapshot:
         """Who waits for blocks to be handed over, or for what the tiers have, waits as well."""
         load = self.scheduler.load(at_s)
-        return msgspec.structs.replace(load, num_waiting=load.num_waiting + self._num_outside)
+        return msgspec.structs.replace(
+            load,
+            num_waiting=load.num_waiting + self._num_outside,
+            block_load_times=None if self.tiers is None else self.tiers.block_load_times(at_s),
+        )
 
     @property
     def _num_outside(self) -> int:

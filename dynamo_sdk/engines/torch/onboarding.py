@@ -19,7 +19,7 @@ from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.scheduling import Onboarding, Scheduler, Step, findable_keys
 from dynamo_sdk.stores import KVTiers
 from dynamo_sdk.stores.onboarding import LoadReport
-from dynamo_sdk.types import GenerateRequest
+from dynamo_sdk.types import BlockLoadTimes, GenerateRequest
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +106,11 @@ class TierLink:
             if part.num_tokens >= MIN_MEASURED_TOKENS:
                 share_s = wall_s * part.num_tokens / step.num_tokens
                 self.tiers.policy.computed(part.start, part.num_tokens, share_s, now_s)
+
+    def block_load_times(self, now_s: float) -> BlockLoadTimes:
+        """As measured."""
+        kinds = [(tier.name, tier.kind) for tier in self.tiers.tiers]
+        return self.tiers.policy.block_load_times(kinds, now_s)
 
     async def close(self) -> None:
         """End all loads, then the tiers."""
