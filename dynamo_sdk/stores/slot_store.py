@@ -170,7 +170,7 @@ class SlotStore(KVStore):
 
     async def get_into(self, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
         await checkpoint()
-        buffers = [self._checked_buffer(buffer) for buffer in into]
+        buffers = self._checked_buffers(into)
         if len(keys) != len(buffers):
             raise ValueError(f"{len(keys)} keys for {len(buffers)} buffers")
         self._counts.num_lookups += len(keys)
@@ -205,14 +205,16 @@ class SlotStore(KVStore):
         finally:
             self._end_reads(jobs, num_done)
 
-    def _checked_buffer(self, buffer: memoryview) -> memoryview:
-        flat = _as_bytes(buffer)
-        if len(flat) != self._shape.block_bytes or buffer.readonly:
-            raise ValueError(
-                f"a buffer of {buffer.nbytes} bytes{' that cannot be written' if buffer.readonly else ''}; "
-                f"a block is {self._shape.block_bytes} bytes"
-            )
-        return flat
+    def _checked_buffers(self, into: Sequence[memoryview]) -> list[memoryview]:
+        buffers = [_as_bytes(buffer) for buffer in into]
+        block_bytes = self._shape.block_bytes
+        for buffer in buffers:
+            if len(buffer) != block_bytes or buffer.readonly:
+                raise ValueError(
+                    f"a buffer of {len(buffer)} bytes{' that cannot be written' if buffer.readonly else ''}; "
+                    f"a block is {block_bytes} bytes"
+                )
+        return buffers
 
     def _end_reads(self, jobs: Sequence[SlotJob], num_done: int) -> None:
         lost: list[CacheKey] = []

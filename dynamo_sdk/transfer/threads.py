@@ -7,6 +7,7 @@ caller is about to give to somebody else. ``run_to_end`` asks the work to stop a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -20,16 +21,18 @@ async def run_to_end(threads: Executor, work: Callable[[], T], abort: Callable[[
     """Return what ``work`` returns. When cancelled: call ``abort`` (on the loop; it makes ``work`` return
     soon), wait for the end of ``work``, then let the cancellation through, whatever ``work`` did."""
     future = asyncio.get_running_loop().run_in_executor(threads, work)
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope() as scope:
-        while not future.done():
-            try:
-                await asyncio.wait([future])
-            except asyncio.CancelledError as error:
-                cancelled = error
-                scope.shield = True  # a cancelled anyio scope above would wake us in every round of the loop
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if future.done():
+            future.cancelled() or future.exception()  # looked at, so that asyncio does not report it as lost
+            raise
+        with anyio.CancelScope(
+            shield=True
+        ):  # a cancelled scope above would wake us in every round of the loop
+            while not future.done():
                 abort()
-    if cancelled is not None:
-        future.cancelled() or future.exception()  # looked at, so that asyncio does not report it as lost
-        raise cancelled
-    return future.result()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
+        future.cancelled() or future.exception()
+        raise
