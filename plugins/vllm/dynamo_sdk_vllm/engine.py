@@ -35,6 +35,8 @@ from dynamo_sdk.interfaces import (
     Engine,
     EngineFacts,
     EngineSetup,
+    HasKVTiers,
+    KVTiersStatistics,
     Promise,
     PublishesKVEvents,
     PublishesMetrics,
@@ -52,6 +54,8 @@ from .adapters import Adapters, lora_arguments
 from .config import VllmConfig, accepted, engine_arguments
 from .gauges import Gauges
 from .handover import ASK_FOR_TICKET, Params, TicketDesk, issue_ticket
+from .tiers.config import CONNECTOR
+from .tiers.statistics import Said, merged, total
 from .transfer import kv_transfer
 from .translate import ChunkMaker, error_of, sampling_arguments
 
@@ -63,7 +67,7 @@ EVENT_PORT, REPLAY_PORT = 1000, 2000
 MAX_FOLDER_BYTES = 50
 
 
-class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics):
+class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVTiers):
     """One model on vLLM. ``config`` None = all defaults."""
 
     def __init__(self, setup: EngineSetup, config: VllmConfig | None = None) -> None:
@@ -82,6 +86,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics):
         self._metrics: Feed[ForwardPassMetrics] = Feed()
         self._loras = Adapters()
         self._context_length = 0
+        self._tiers_said: dict[int, Said] = {}
 
     # -- life
 
@@ -297,7 +302,14 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics):
     def _on_kv_events(self, batch: KVEventBatch) -> None:
         self._kv_events.publish(self._loras.renamed(batch))
 
+    def kv_tier_statistics(self) -> KVTiersStatistics:
+        """As vLLM said with its last step."""
+        return total(self._tiers_said.values())
+
     def _on_statistics(self, rank: int, scheduler: Any, iteration: Any) -> None:
+        said = getattr(scheduler, "kv_connector_stats", None)
+        if said and self._setup.kv_tiers:
+            self._tiers_said[rank] = merged(self._tiers_said.get(rank, {}), said.get(CONNECTOR, said))
         step = self._gauges.read(rank, scheduler, iteration, time.monotonic())
         if step is not None:
             self._metrics.publish(step)

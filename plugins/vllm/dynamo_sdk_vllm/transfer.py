@@ -24,11 +24,12 @@ def kv_transfer(setup: EngineSetup, config: VllmConfig) -> dict[str, Any] | None
     if not setup.kv_tiers:
         return handover
     plans = tuple(tier.plan for tier in setup.kv_tiers)
+    written = TiersConfig(plans, config.kv_onboarding, has_statistics=True)
     tiers = {
         "kv_connector": CONNECTOR,
         "kv_connector_module_path": MODULE,
         "kv_role": "kv_both",
-        "kv_connector_extra_config": msgspec.to_builtins(TiersConfig(plans, config.kv_onboarding)),
+        "kv_connector_extra_config": msgspec.to_builtins(written),
     }
     if handover is None:
         return {**tiers, **RECOMPUTE}

@@ -34,10 +34,11 @@ class Shard:
 
 class TiersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tiers``: from the fastest down. ``onboarding``: load what was measured to be faster than computing,
-    or whatever is there."""
+    or whatever is there. ``has_statistics``: who started this vLLM finds the tiers' among its statistics."""
 
     tiers: tuple[KVTierPlan, ...]
     onboarding: Literal["measured", "always"] = "measured"
+    has_statistics: bool = False
 
 
 def read_config(extra: Mapping[str, object]) -> TiersConfig:

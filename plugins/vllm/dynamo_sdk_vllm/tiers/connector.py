@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.kv import OnboardingPolicy
@@ -26,6 +27,7 @@ from .memory import PagedMemory
 from .messages import Orders, Report
 from .names import BlockNamer, files_digest, namespace_of
 from .planning import EagerPolicy, Planner, StepFacts
+from .statistics import Said, merged, of_scheduler, of_worker, total
 from .worker import TierWorker
 
 if TYPE_CHECKING:
@@ -46,6 +48,24 @@ class ReportsMetadata(KVConnectorWorkerMetadata):
     def aggregate(self, other: KVConnectorWorkerMetadata) -> ReportsMetadata:
         assert isinstance(other, ReportsMetadata)
         return ReportsMetadata(self.reports + other.reports)
+
+
+@dataclass
+class TierStatistics(KVConnectorStats):
+    """``data``: as in ``statistics``."""
+
+    def aggregate(self, other: KVConnectorStats) -> TierStatistics:
+        return TierStatistics(merged(self.data, other.data))
+
+    def reduce(self) -> dict[str, int | float]:
+        tiers = total([self.data]).tiers
+        return {f"blocks loaded from {tier.name}": tier.num_onboarded_blocks for tier in tiers}
+
+    def reset(self) -> None:
+        self.data = Said()
+
+    def is_empty(self) -> bool:
+        return not self.data
 
 
 class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
@@ -180,6 +200,23 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         return ReportsMetadata([self._working.report(self._orders)])
+
+    def get_kv_connector_stats(self) -> TierStatistics | None:
+        """On either side."""
+        if not self._config.has_statistics:
+            return None
+        if self._planner is not None:
+            planner = self._planner
+            return TierStatistics(
+                of_scheduler(planner.lookups, planner.num_matched_tokens, planner.num_decisions)
+            )
+        statistics = self._working.take_statistics()
+        name = str(self._vllm_config.parallel_config.rank)
+        return None if statistics is None else TierStatistics(of_worker(name, statistics))
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> TierStatistics:
+        return TierStatistics(data or {})
 
     def shutdown(self) -> None:
         if self._worker is not None:

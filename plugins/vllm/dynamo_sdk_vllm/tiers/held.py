@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from dynamo_sdk.interfaces import CacheKey
@@ -11,6 +12,14 @@ from .messages import TierChange
 
 PENDING_S = 1.0
 """A save of which nothing was heard for so long is not waited for."""
+
+
+class Lookups:
+    """By tier: blocks that requests asked for, and those that were there."""
+
+    def __init__(self) -> None:
+        self.num_asked: Counter[str] = Counter()
+        self.num_hits: Counter[str] = Counter()
 
 
 class HeldBlocks:
@@ -38,21 +47,31 @@ class HeldBlocks:
             for ranks_of in self._ranks_of:
                 self._drop(ranks_of, key, 1 << rank)
 
-    def runs(self, keys: Sequence[CacheKey]) -> list[TierRun]:
-        """Runs of leading ``keys``, each in the fastest tier that has it."""
-        runs: list[tuple[int, int]] = []
-        for key in keys:
-            tier = self._tier_of(key)
-            if tier is None:
+    def runs(self, keys: Sequence[CacheKey], lookups: Lookups | None = None) -> list[TierRun]:
+        """Runs of leading ``keys``, each in the fastest tier that has its first block."""
+        runs: list[TierRun] = []
+        at = 0
+        while at < len(keys):
+            run = self._run(keys[at:], lookups)
+            if run is None:
                 break
-            if runs and runs[-1][0] == tier:
-                runs[-1] = tier, runs[-1][1] + 1
-            else:
-                runs.append((tier, 1))
-        return [TierRun(tier=self._tiers[tier], num_blocks=num_blocks) for tier, num_blocks in runs]
+            runs.append(run)
+            at += run.num_blocks
+        return runs
+
+    def _run(self, keys: Sequence[CacheKey], lookups: Lookups | None) -> TierRun | None:
+        for name, ranks_of in zip(self._tiers, self._ranks_of, strict=True):
+            missing = (at for at, key in enumerate(keys) if ranks_of.get(key) != self._everybody)
+            num_blocks = next(missing, len(keys))
+            if lookups is not None:
+                lookups.num_asked[name] += len(keys)
+                lookups.num_hits[name] += num_blocks
+            if num_blocks:
+                return TierRun(tier=name, num_blocks=num_blocks)
+        return None
 
     def has(self, key: CacheKey) -> bool:
-        return self._tier_of(key) is not None
+        return any(ranks_of.get(key) == self._everybody for ranks_of in self._ranks_of)
 
     # -- saves under way
 
@@ -68,12 +87,6 @@ class HeldBlocks:
     def is_pending(self, key: CacheKey, now_s: float) -> bool:
         known = self._pending.get(key)
         return known is not None and now_s - known[1] < PENDING_S
-
-    def _tier_of(self, key: CacheKey) -> int | None:
-        for tier, ranks_of in enumerate(self._ranks_of):
-            if ranks_of.get(key) == self._everybody:
-                return tier
-        return None
 
     @staticmethod
     def _drop(ranks_of: dict[CacheKey, int], key: CacheKey, rank: int) -> None:

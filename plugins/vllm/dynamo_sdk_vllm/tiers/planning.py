@@ -24,7 +24,7 @@ from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import CachedBlock, OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
 from dynamo_sdk.types.tokens import pack_tokens
 
-from .held import HeldBlocks
+from .held import HeldBlocks, Lookups
 from .messages import LoadOrder, Orders, Report, Sighting
 from .names import BlockNamer, Named
 
@@ -76,6 +76,7 @@ class _Tracked:
     num_known_tokens: int = 0
     match: _Match | None = None
     waits_since_s: float | None = None
+    is_counted: bool = False
     is_sighted: bool = False
     may_load: bool = True
     may_save: bool = True
@@ -119,6 +120,8 @@ class Planner:
         self._under_way: deque[tuple[int, float, list[tuple[int, int]], int]] = deque()
         self._last_end_s = 0.0
         self._probed_at_s: dict[str, float] = {}
+        self.lookups = Lookups()
+        self.num_matched_tokens = 0
         self.num_decisions: Counter[str] = Counter()
 
     # -- a request
@@ -147,10 +150,15 @@ class Planner:
                 tracked.waits_since_s = now_s
             if now_s - tracked.waits_since_s < PATIENCE_S:
                 return None
+        is_first, tracked.is_counted = not tracked.is_counted, True
+        if is_first:
+            self._held.runs(keys, self.lookups)
         decision = self._policy.decide(
             runs, num_device_blocks=num_device_blocks, num_prompt_tokens=request.num_tokens, now_s=now_s
         )
-        self.num_decisions[decision.reason.name.lower()] += 1
+        if is_first:
+            self.num_matched_tokens += num_held * size
+            self.num_decisions[decision.reason.name.lower()] += 1
         self._sight(tracked, decision.probe, now_s)
         if not decision.num_blocks:
             return 0

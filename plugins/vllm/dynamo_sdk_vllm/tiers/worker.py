@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.interfaces import CacheKey, KVStore, KVTierSetup, ReadsPeers
+from dynamo_sdk.interfaces import CacheKey, KVStore, KVTierSetup, KVTiersStatistics, ReadsPeers
 from dynamo_sdk.kv import OnboardingDecision, OnboardingPolicy, OnboardingReason
 from dynamo_sdk.stores import KVTiers
 from dynamo_sdk.types import GenerateRequest, SamplingParams
@@ -49,6 +49,7 @@ class TierWorker:
         self._loaded: set[str] = set()
         self._invalid: set[int] = set()
         self._num_loading = 0
+        self._statistics: KVTiersStatistics | None = None
         self._submitted = self._taken_in = self._settled = -1
         self._is_settling = False
         self._news = threading.Event()
@@ -111,6 +112,12 @@ class TierWorker:
             invalid, self._invalid = self._invalid, set()
         return invalid
 
+    def take_statistics(self) -> KVTiersStatistics | None:
+        """What the tiers hold and did; None where nothing has changed since the last call."""
+        with self._lock:
+            statistics, self._statistics = self._statistics, None
+        return statistics
+
     def report(self, orders: Orders) -> Report:
         """Since the last one."""
         with self._lock:
@@ -159,7 +166,7 @@ class TierWorker:
         num_loaded = 0
         try:
             tiers = self._opened()
-            runs = await tiers.find(order.keys, 0, is_counted=True)
+            runs = await tiers.find(order.keys, 0)
             num_found = sum(run.num_blocks for run in runs)
             decision = OnboardingDecision(
                 num_blocks=num_found, reason=OnboardingReason.LOAD, recompute_s=order.limit_s
@@ -176,7 +183,7 @@ class TierWorker:
                 if num_loaded < len(order.keys):
                     self._report.lost.append(order.keys[num_loaded])
                     self._report.cut_short.append(order.request_id)
-            self._news.set()
+            self._news_come()
 
     async def _save(self, orders: Orders) -> None:
         tiers = self._opened()
@@ -196,8 +203,14 @@ class TierWorker:
             await tiers.wait_idle()
             with self._lock:
                 self._settled = step
-            self._news.set()
+            self._news_come()
         self._is_settling = False
+
+    def _news_come(self) -> None:
+        statistics = None if self._tiers is None else self._tiers.statistics()
+        with self._lock:
+            self._statistics = statistics
+        self._news.set()
 
     async def _sight(self, tiers: KVTiers, sighting: Sighting) -> None:
         if sighting.is_new:

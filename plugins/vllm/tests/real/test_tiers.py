@@ -93,6 +93,14 @@ async def test_an_evicted_prompt_comes_back_from_ram(expected: Callable[[int], l
         tenant = await ask(engine, 0, cache_salt="tenant")
         assert (tenant.token_ids, num_cached(tenant)) == (expected(0), 0)
 
+        said = engine.kv_tier_statistics()
+        (ram,) = said.tiers
+        assert ram.num_onboarded_blocks >= 9 + 10
+        assert 9 + 10 <= ram.num_hit_blocks < ram.num_lookup_blocks
+        assert said.num_matched_tokens == ram.num_hit_blocks * 32
+        assert ram.num_offloaded_blocks_from_device >= 5 * 9
+        assert said.num_decisions["load"] >= 2
+
 
 async def test_many_at_once_are_preempted_and_say_what_they_said_alone(decode: VllmEngine):
     """Eight requests that want five times the device's blocks, twice: the second time, from the tier."""
