@@ -16,11 +16,10 @@ from dynamo_sdk.errors import ConnectionLost, ProtocolError, TransferError, erro
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.transfer import wire
 from dynamo_sdk.transfer.address import TcpAddress, connect, parse_address, shut, socket_for
-from dynamo_sdk.transfer.spans import blocks_per_piece
 from dynamo_sdk.transfer.stream import receive_into, receive_scattered
 
 from .checksum import CHECKSUM_BYTES, block_checksum
-from .peer_wire import Ask, decode_answer, frame
+from .peer_wire import Ask, blocks_per_piece, decode_answer, frame
 
 Answer = TypeVar("Answer", bound=wire.FromServer)
 

@@ -15,28 +15,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from dynamo_sdk.errors import Overloaded, TransferError
 from dynamo_sdk.interfaces import CacheKey, KVStore
 from dynamo_sdk.transfer import wire
 from dynamo_sdk.transfer.acceptor import Acceptor, receive_frame, send_frame
-from dynamo_sdk.transfer.address import shut
-from dynamo_sdk.transfer.spans import blocks_per_piece
 from dynamo_sdk.transfer.threads import run_to_end
 
 from .arena import page_aligned
-from .checksum import block_checksum
-from .peer_wire import Ask, Piece, decode_ask, frame
+from .peer_sender import OutgoingPiece, PieceSender
+from .peer_wire import Ask, blocks_per_piece, decode_ask, frame
 
 logger = logging.getLogger(__name__)
 
 IDLE_S = 300.0
 """A connection that asks nothing for so long is closed."""
+
+NUM_BUFFERS = 3
+"""Of each ask: one that is filled, one that leaves, one that waits for either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +54,7 @@ class PeerServer:
     """One per worker; all methods are called on one event loop. ``stores``: from the fastest down; they are
     started and closed by their owner, and stay open until ``close`` has returned.
 
-    Each of ``max_concurrent`` asks has two buffers of a piece. A reader that does not take a piece within
+    Each of ``max_concurrent`` asks has a few buffers of a piece. A reader that does not take a piece within
     ``piece_s`` is left.
     """
 
@@ -132,28 +131,37 @@ class PeerServer:
                     self._places.release()
 
     async def _answer(self, connected: socket.socket, ask: Ask) -> None:
-        buffers = [self._take_buffer(), self._take_buffer()]
-        sending: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        buffers = [self._take_buffer() for _ in range(NUM_BUFFERS)]
+        free: asyncio.Queue[memoryview | None] = asyncio.Queue()
+        for buffer in buffers:
+            free.put_nowait(buffer)
+
+        def on_sent(buffer: memoryview) -> None:
+            loop.call_soon_threadsafe(free.put_nowait, buffer)
+
+        sender = PieceSender(connected, self._piece_s, on_sent)
+        sending = loop.create_task(run_to_end(self._threads, sender.run, sender.abort))
+        sending.add_done_callback(lambda _: free.put_nowait(None))
         try:
-            for number, start in enumerate(range(0, len(ask.keys), self._piece_blocks)):
+            for start in range(0, len(ask.keys), self._piece_blocks):
+                free_buffer = await free.get()
+                if free_buffer is None:
+                    break  # the reader is gone
                 keys = [CacheKey(key) for key in ask.keys[start : start + self._piece_blocks]]
-                blocks = self._blocks(buffers[number % 2], len(keys))
-                found = await self._read(keys, blocks)
-                if sending is not None:
-                    await sending
-                piece = [(k, b) for k, b, is_found in zip(keys, blocks, found, strict=True) if is_found]
-                sending = asyncio.create_task(self._send(connected, bytes(found), piece))
-            if sending is not None:
-                await sending
+                sender.put(await self._read(keys, free_buffer))
+            sender.put(None)
+            await sending
         finally:
-            if sending is not None and not sending.done():
+            if not sending.done():
                 sending.cancel()
                 await asyncio.wait([sending])
             self._buffers += buffers
             connected.setblocking(False)
 
-    async def _read(self, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
-        self._num_lookups += len(keys)
+    async def _read(self, keys: Sequence[CacheKey], buffer: memoryview) -> OutgoingPiece:
+        size = self._block_bytes
+        into = [buffer[i * size : (i + 1) * size] for i in range(len(keys))]
         found = [False] * len(keys)
         for store in self._stores:
             lacking = [position for position, is_found in enumerate(found) if not is_found]
@@ -162,37 +170,12 @@ class PeerServer:
             answers = await store.get_into([keys[i] for i in lacking], [into[i] for i in lacking])
             for position, is_found in zip(lacking, answers, strict=True):
                 found[position] = is_found
+        self._num_lookups += len(keys)
         self._num_blocks += sum(found)
-        return found
-
-    async def _send(
-        self, connected: socket.socket, found: bytes, piece: Sequence[tuple[CacheKey, memoryview]]
-    ) -> None:
-        await run_to_end(
-            self._threads,
-            partial(_send_piece, connected, found, piece, time.monotonic() + self._piece_s),
-            partial(shut, connected),
-        )
+        blocks = [(k, b) for k, b, is_found in zip(keys, into, found, strict=True) if is_found]
+        return OutgoingPiece(bytes(found), blocks, buffer)
 
     def _take_buffer(self) -> memoryview:
         if self._buffers:
             return self._buffers.pop()
         return page_aligned(self._piece_blocks * self._block_bytes)
-
-    def _blocks(self, buffer: memoryview, num_blocks: int) -> list[memoryview]:
-        size = self._block_bytes
-        return [buffer[i * size : (i + 1) * size] for i in range(num_blocks)]
-
-
-def _send_piece(
-    connected: socket.socket, found: bytes, piece: Sequence[tuple[CacheKey, memoryview]], deadline_s: float
-) -> None:
-    """Raises ``OSError`` when the reader is gone or stuck."""
-    checksums = b"".join([block_checksum(key, block) for key, block in piece])
-    parts: list[bytes | memoryview] = [frame(Piece(found, checksums)), *[block for _, block in piece]]
-    for part in parts:
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the reader is too slow")
-        connected.settimeout(left_s)
-        connected.sendall(part)

@@ -23,6 +23,14 @@ MAX_KEYS = 16384
 """Of one ask: half a frame's worth of the longest keys."""
 
 
+PIECE_BYTES = 1 << 20
+"""Of blocks (one block, if that is more): a RAM store copies so much without going to a thread."""
+
+
+def blocks_per_piece(block_bytes: int) -> int:
+    return max(1, PIECE_BYTES // block_bytes)
+
+
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     """``block_bytes``: of every block; a server that has others refuses."""
 
