@@ -14,6 +14,7 @@ from dynamo_sdk import __version__
 from .bench import bench
 from .check import check
 from .explain import explain
+from .kv import kv
 from .plan import plan
 from .plugins import plugins
 from .run import run
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "simulate": simulate,
     "explain": explain,
+    "kv": kv,
 }
 EXIT_INTERRUPTED = 130
 PLUGIN_GROUP = "dynamo_sdk"
