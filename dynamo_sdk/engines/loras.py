@@ -1,17 +1,20 @@
-"""``LoraTable``: which adapters an engine has, and which of them are in use."""
+"""``LoraTable``: which adapters an engine has, and which of them are in use; and what tells two apart."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from dynamo_sdk.errors import InvalidRequest, ModelNotFound
 from dynamo_sdk.types import LoraSpec
 
 HandleT = TypeVar("HandleT")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(slots=True, eq=False)
@@ -91,3 +94,13 @@ class LoraTable(Generic[HandleT]):
     def _unknown(self, name: str) -> ModelNotFound:
         loaded = ", ".join(spec.name for spec in self.specs()) or "none"
         return ModelNotFound(f"no adapter {name!r} (loaded: {loaded})", param="model")
+
+
+def adapter_digest(folder: Path) -> str:
+    """Sixteen hex digits over config and weights, all of them."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in ADAPTER_FILES:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()

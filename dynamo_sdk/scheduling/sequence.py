@@ -118,9 +118,17 @@ class Sequence:
             keys.append(next_cache_key(keys[-1] if keys else self.cache_root, tokens))
 
 
+def root_of(request: GenerateRequest, config: SchedulerConfig) -> CacheKey:
+    """The parent of the key of its first block."""
+    namespace = config.cache_namespace
+    if request.lora is not None:
+        namespace += config.lora_digests.get(request.lora, b"")
+    return cache_root(namespace, lora=request.lora, cache_salt=request.cache_salt)
+
+
 def findable_keys(request: GenerateRequest, config: SchedulerConfig) -> list[CacheKey]:
     """Keys of its full blocks, as far as they may be found instead of computed: not its last token."""
-    root = cache_root(config.cache_namespace, lora=request.lora, cache_salt=request.cache_salt)
+    root = root_of(request, config)
     tokens = request.prompt + request.generated
     return cache_keys(tokens[:-BYTES_PER_TOKEN], config.block_size, root=root)
 
@@ -154,7 +162,7 @@ def open_sequence(
             f"already; it is {max_tokens}",
             param="max_tokens",
         )
-    root = cache_root(config.cache_namespace, lora=request.lora, cache_salt=request.cache_salt)
+    root = root_of(request, config)
     stop_token_ids = frozenset(request.sampling.stop_token_ids)
     if not request.sampling.ignore_eos:
         stop_token_ids |= config.eos_token_ids

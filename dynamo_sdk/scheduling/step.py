@@ -22,6 +22,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``enable_growth_reserve``: admit nobody unless each running request could still get its next block. With
     it there are fewer preemptions; without it first tokens come sooner when memory is short.
     ``cache_namespace``: names model, dtype and block layout; equal namespaces may share KV.
+    ``lora_digests``: by name, what tells an adapter from others that had or will have it; whoever loads
+    adapters changes it while the scheduler runs.
     ``events_have_tokens``: False leaves ``BlocksStored.token_ids`` empty; who listens goes by the hashes.
     Raises ``ConfigError`` for a limit that cannot work.
     """
@@ -35,6 +37,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     enable_growth_reserve: bool = True
     cache_namespace: bytes = b""
+    lora_digests: dict[str, bytes] = {}
     events_have_tokens: bool = True
 
     @property

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from dynamo_sdk.engines.loras import adapter_digest
 from dynamo_sdk.errors import ConfigError, InvalidRequest, RequestError
 from dynamo_sdk.interfaces import AdaptsLora, Engine
 from dynamo_sdk.runtime.model_path import resolve_lora_path
@@ -17,8 +17,6 @@ from dynamo_sdk.runtime.service import ServiceContext
 from dynamo_sdk.types import LoraSpec, ModelRecord, WorkerRecord
 
 from .agreement import check_agreement
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 class Adapters:
@@ -99,14 +97,3 @@ class Adapters:
                 param="model",
             )
         return self._engine
-
-
-def adapter_digest(folder: Path) -> str:
-    """Sixteen hex digits over config and weights, all of them: adapters of one name must be the same on all
-    workers."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in ADAPTER_FILES:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()

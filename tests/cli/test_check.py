@@ -11,6 +11,7 @@ import pytest
 
 from dynamo_sdk.cli.main import main
 from dynamo_sdk.plugins import Registry
+from dynamo_sdk.runtime.model_path import resolve_model_path
 from tests.docs.pages import page, section, table_rows
 from tests.plugins.conftest import Install, install
 
@@ -73,7 +74,15 @@ def empty_adapter(folder: Path, number: int) -> str:
     return str(folder / f"{number}")
 
 
-LORA_ENGINES = {"echo": empty_adapter}
+def demo_adapter(folder: Path, number: int) -> str:
+    from tests.engines.torch.adapters import save_adapter
+    from tests.engines.torch.models import load_reference
+
+    model = load_reference(resolve_model_path("demo"))
+    return save_adapter(model, folder / f"{number}", seed=number, rank=number + 2).path
+
+
+LORA_ENGINES = {"echo": empty_adapter, "torch": demo_adapter}
 """Adapters for those that serve any."""
 
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import pytest
 
-from dynamo_sdk.engines.loras import LoraTable
+from dynamo_sdk.engines.loras import LoraTable, adapter_digest
 from dynamo_sdk.errors import InvalidRequest, ModelNotFound
 from dynamo_sdk.types import LoraSpec
-
-pytestmark = pytest.mark.anyio
 
 SQL = LoraSpec(name="sql", path="/adapters/sql")
 
@@ -33,6 +33,7 @@ class Loader:
         self.unloaded.append(handle)
 
 
+@pytest.mark.anyio
 async def test_what_is_loaded_can_be_used_and_once_unloaded_is_refused():
     table, loader = LoraTable[int](), Loader()
     with pytest.raises(ModelNotFound, match=r"no adapter 'sql' \(loaded: none\)"), table.using("sql"):
@@ -50,6 +51,7 @@ async def test_what_is_loaded_can_be_used_and_once_unloaded_is_refused():
         await table.unload("sql", loader.unload)
 
 
+@pytest.mark.anyio
 async def test_the_same_again_is_nothing_and_a_taken_name_is_refused():
     table, loader = LoraTable[int](), Loader()
     await table.load(SQL, loader.load)
@@ -59,6 +61,7 @@ async def test_the_same_again_is_nothing_and_a_taken_name_is_refused():
         await table.load(LoraSpec(name="sql", path="/elsewhere"), loader.load)
 
 
+@pytest.mark.anyio
 async def test_a_failed_load_leaves_nothing():
     table, loader = LoraTable[int](), Loader()
     loader.is_broken = True
@@ -70,6 +73,7 @@ async def test_a_failed_load_leaves_nothing():
     assert table.specs() == (SQL,)
 
 
+@pytest.mark.anyio
 async def test_an_adapter_that_comes_just_now_is_no_one_elses():
     table, loader = LoraTable[int](), Loader()
     loader.gate = anyio.Event()
@@ -82,6 +86,7 @@ async def test_an_adapter_that_comes_just_now_is_no_one_elses():
     assert table.specs() == (SQL,)
 
 
+@pytest.mark.anyio
 async def test_unloading_waits_for_those_that_run_and_refuses_others():
     table, loader = LoraTable[int](), Loader()
     await table.load(SQL, loader.load)
@@ -103,6 +108,7 @@ async def test_unloading_waits_for_those_that_run_and_refuses_others():
         assert handle == 2
 
 
+@pytest.mark.anyio
 async def test_a_cancelled_unload_can_be_taken_up_again():
     table, loader = LoraTable[int](), Loader()
     await table.load(SQL, loader.load)
@@ -112,3 +118,15 @@ async def test_a_cancelled_unload_can_be_taken_up_again():
         assert table.specs() == ()
     await table.unload("sql", loader.unload)
     assert loader.unloaded == [1]
+
+
+def adapter(folder: Path, weights: str) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_text(weights)
+    return folder
+
+
+def test_a_digest_names_config_and_weights(tmp_path: Path):
+    one, same, other = (adapter(tmp_path / name, weights) for name, weights in ("ax", "bx", "cy"))
+    assert adapter_digest(one) == adapter_digest(same) != adapter_digest(other)

@@ -16,7 +16,6 @@ from dynamo_sdk import Graph, depends, service
 from dynamo_sdk.errors import ConfigError, InvalidRequest, ModelNotFound
 from dynamo_sdk.launch.inprocess import InProcessLauncher
 from dynamo_sdk.services import DecodeWorker, Frontend, PrefillWorker, Worker
-from dynamo_sdk.services.adapters import adapter_digest
 from dynamo_sdk.types import LoraSpec
 
 pytestmark = pytest.mark.anyio
@@ -250,10 +249,3 @@ async def test_a_worker_that_serves_none_says_so(tmp_path: Path) -> None:
             400,
             True,
         )
-
-
-def test_a_digest_names_config_and_weights(tmp_path: Path) -> None:
-    one, same, other = (
-        Path(adapter(tmp_path, name, weights)) for name, weights in (("a", "x"), ("b", "x"), ("c", "y"))
-    )
-    assert adapter_digest(one) == adapter_digest(same) != adapter_digest(other)

@@ -12,18 +12,14 @@ from dynamo_sdk.types import GenerateRequest, PackedTokens, SamplingParams
 
 def check_request(request: GenerateRequest, *, vocab_size: int) -> None:
     """Raise ``InvalidRequest``, naming the field, for what would fail or surprise inside a step."""
-    check_prompt(request.prompt, request.lora, vocab_size=vocab_size)
+    check_prompt(request.prompt, vocab_size=vocab_size)
     _check_tokens("generated", request.generated, vocab_size)
     _check_sampling(request.sampling, vocab_size)
 
 
-def check_prompt(prompt: PackedTokens, lora: str | None, *, vocab_size: int) -> None:
+def check_prompt(prompt: PackedTokens, *, vocab_size: int) -> None:
     if not prompt:
         raise InvalidRequest("the prompt has no tokens", param="prompt")
-    if lora is not None:
-        raise InvalidRequest(
-            f"the torch engine has no adapter {lora!r}; it serves the base model", param="lora"
-        )
     _check_tokens("prompt", prompt, vocab_size)
 
 

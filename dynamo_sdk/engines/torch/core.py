@@ -28,6 +28,7 @@ from dynamo_sdk.stores import KVTiers
 from dynamo_sdk.types import FinishReason, ForwardPassMetrics, GenerateRequest, LoadSnapshot
 
 from .feeds import KVEventFeed
+from .loras import LoraWeights
 from .mailbox import SamplingMailbox
 from .onboarding import TierLink
 from .reservations import ReservationQueue
@@ -106,8 +107,8 @@ class EngineCore:
 
     # -- requests
 
-    async def add(self, request: GenerateRequest) -> SamplingMailbox:
-        """Queue a request. Whoever calls this calls ``leave`` once, at the end."""
+    async def add(self, request: GenerateRequest, lora: LoraWeights | None = None) -> SamplingMailbox:
+        """Queue a request, with its adapter. Whoever calls this calls ``leave`` once, at the end."""
         arrival_s = time.monotonic()
         keys: list[CacheKey] | None = None
         is_onboarding = False
@@ -117,7 +118,7 @@ class EngineCore:
                 keys, is_onboarding = await self.tiers.look_up(request)
                 if self.failure is not None:
                     raise EngineFailed(self.failure)
-        mailbox = SamplingMailbox(request, arrival_s=arrival_s, eos_token_ids=self._eos_token_ids)
+        mailbox = SamplingMailbox(request, arrival_s=arrival_s, eos_token_ids=self._eos_token_ids, lora=lora)
         try:
             self.scheduler.add(request, keys, is_onboarding=is_onboarding)
         except ValueError as error:
@@ -233,6 +234,7 @@ class EngineCore:
             start=part.start,
             block_ids=part.block_ids,
             sampling=mailbox.sampling if part.is_sampling else None,
+            lora=mailbox.lora,
         )
 
     def _deliver(self, step: Step, sampled: dict[str, SampledToken]) -> None:

@@ -8,12 +8,16 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
+from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.engines.feeds import Feed
+from dynamo_sdk.engines.loras import LoraTable, adapter_digest
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest
 from dynamo_sdk.interfaces import (
+    AdaptsLora,
     BlockMemory,
     BlockReservation,
     Embeds,
@@ -37,6 +41,7 @@ from dynamo_sdk.types import (
     GenerateRequest,
     KVEventBatch,
     LoadSnapshot,
+    LoraSpec,
     unpack_tokens,
 )
 
@@ -46,6 +51,7 @@ from .config import TorchConfig
 from .core import EngineCore
 from .feeds import KVEventFeed
 from .loader import LoadedModel, load_model
+from .loras import LoraWeights
 from .memory import choose_num_blocks
 from .runner import ModelRunner
 
@@ -62,7 +68,7 @@ class _Started:
     core: EngineCore
 
 
-class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBlocks, HasKVTiers):
+class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetrics, ExposesBlocks, HasKVTiers):
     """One model on one device. ``config`` None = all defaults."""
 
     def __init__(self, setup: EngineSetup, config: TorchConfig | None = None) -> None:
@@ -73,6 +79,8 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
         self._thread: ThreadPoolExecutor | None = None
         self._started: _Started | None = None
         self._is_closed = False
+        self._loras = LoraTable[LoraWeights]()
+        self._lora_digests: dict[str, bytes] = {}
 
     # -- life
 
@@ -125,6 +133,7 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
                 eos_token_ids=frozenset(model.eos_token_ids),
                 enable_prefix_caching=self._config.enable_prefix_caching,
                 cache_namespace=cache.layout.fingerprint.encode(),
+                lora_digests=self._lora_digests,
             )
         )
         scheduler.record_kv_events(self._kv_events.has_listeners)
@@ -164,16 +173,17 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         running = self._running()
         check_request(request, vocab_size=running.model.vocab_size)
-        mailbox = await running.core.add(request)
-        try:
-            while not mailbox.is_over:
-                yield await mailbox.next()
-        finally:
-            await running.core.leave(mailbox)
+        with self._loras.using(request.lora) as lora:
+            mailbox = await running.core.add(request, lora)
+            try:
+                while not mailbox.is_over:
+                    yield await mailbox.next()
+            finally:
+                await running.core.leave(mailbox)
 
     async def embed(self, request: EmbedRequest) -> EmbedOutput:
         running = self._running()
-        check_prompt(request.prompt, request.lora, vocab_size=running.model.vocab_size)
+        check_prompt(request.prompt, vocab_size=running.model.vocab_size)
         token_ids = unpack_tokens(request.prompt)
         longest = running.model.context_length
         if len(token_ids) > longest:
@@ -181,11 +191,30 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
                 f"the prompt has {len(token_ids)} tokens, the model takes {longest}", param="prompt"
             )
         event_loop = asyncio.get_running_loop()
-        try:
-            vector = await event_loop.run_in_executor(self._thread, running.runner.embed, token_ids)
-        except Exception as error:
-            raise EngineFailed(f"embedding failed: {error!r}") from error
+        with self._loras.using(request.lora) as lora:
+            try:
+                vector = await event_loop.run_in_executor(self._thread, running.runner.embed, token_ids, lora)
+            except Exception as error:
+                raise EngineFailed(f"embedding failed: {error!r}") from error
         return EmbedOutput(vector=vector, num_prompt_tokens=len(token_ids))
+
+    # -- adapters
+
+    async def load_lora(self, lora: LoraSpec) -> None:
+        await self._loras.load(lora, partial(self._load_lora, lora))
+
+    async def _load_lora(self, lora: LoraSpec) -> LoraWeights:
+        layers, event_loop = self._running().runner.loras, asyncio.get_running_loop()
+        weights = await event_loop.run_in_executor(self._thread, layers.load, lora.path)
+        digest = await event_loop.run_in_executor(self._thread, adapter_digest, Path(lora.path))
+        self._lora_digests[lora.name] = digest.encode()
+        return weights
+
+    async def unload_lora(self, name: str) -> None:
+        await self._loras.unload(name, _drop)
+
+    def loras(self) -> tuple[LoraSpec, ...]:
+        return self._loras.specs()
 
     # -- blocks
 
@@ -201,7 +230,8 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
     async def reserve_blocks(self, request: GenerateRequest) -> BlockReservation:
         running = self._running()
         check_request(request, vocab_size=running.model.vocab_size)
-        return await running.core.reserve(request)
+        with self._loras.using(request.lora):
+            return await running.core.reserve(request)
 
     def release_blocks(self, request_id: str) -> None:
         if self._started is not None:
@@ -241,3 +271,8 @@ class TorchEngine(Engine, Embeds, PublishesKVEvents, PublishesMetrics, ExposesBl
 
     def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
         self._metrics.subscribe(listener)
+
+
+async def _drop(weights: LoraWeights) -> None:
+    """The table held the last reference."""
+    await checkpoint()

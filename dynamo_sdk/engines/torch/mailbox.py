@@ -5,16 +5,26 @@ from __future__ import annotations
 from dynamo_sdk.engines.mailbox import Mailbox
 from dynamo_sdk.types import FinishReason, GenerateRequest, TokenLogprobs, unpack_tokens
 
+from .loras import LoraWeights
 from .sampler import SamplingRow
 
 
 class SamplingMailbox(Mailbox):
-    """``sampling`` sees the output grow; it includes what earlier legs generated."""
+    """``sampling`` sees the output grow; it includes what earlier legs generated. ``lora`` is the request's
+    adapter."""
 
-    __slots__ = ("_output", "sampling")
+    __slots__ = ("_output", "lora", "sampling")
 
-    def __init__(self, request: GenerateRequest, *, arrival_s: float, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        request: GenerateRequest,
+        *,
+        arrival_s: float,
+        eos_token_ids: tuple[int, ...],
+        lora: LoraWeights | None = None,
+    ) -> None:
         super().__init__(request, arrival_s=arrival_s)
+        self.lora = lora
         params = request.sampling
         self._output = unpack_tokens(request.generated)
         self.sampling = SamplingRow(

@@ -18,6 +18,7 @@ from dynamo_sdk.types import TokenLogprobs
 from .attention import DecodeGroup, PagedBatch, PromptChunk
 from .cache import PagedKVCache
 from .loader import LoadedModel
+from .loras import LoraLayers, LoraWeights
 from .sampler import SamplingRow, sample
 
 Indices = npt.NDArray[np.int64]
@@ -26,13 +27,15 @@ Indices = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
     """One sequence of a step. ``token_ids`` are to be computed, the first at position ``start``;
-    ``block_ids`` hold everything up to the last of them. ``sampling`` = None: no token is wanted yet."""
+    ``block_ids`` hold everything up to the last of them. ``sampling`` = None: no token is wanted yet.
+    ``lora``: its adapter."""
 
     request_id: str
     token_ids: Sequence[int]
     start: int
     block_ids: Sequence[int]
     sampling: SamplingRow | None
+    lora: LoraWeights | None = None
 
     @property
     def positions(self) -> range:
@@ -51,6 +54,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, cache: PagedKVCache) -> None:
         self._model = model
         self._cache = cache
+        self.loras = LoraLayers(model.network)
         heads = model.geometry.num_kv_heads
         per_block, size = cache.rows_per_block, cache.block_size
         # Row numbers relative to a block's first row; see PagedKVCache.
@@ -81,10 +85,11 @@ class ModelRunner:
         }
 
     @torch.inference_mode()
-    def embed(self, token_ids: Sequence[int]) -> list[float]:
+    def embed(self, token_ids: Sequence[int], lora: LoraWeights | None = None) -> list[float]:
         """Mean of the last hidden states, of unit length."""
         ids = torch.tensor([token_ids], device=self._model.device)
-        output = self._model.network.base_model(input_ids=ids, use_cache=False)
+        with self.loras.applied([] if lora is None else [(lora, self._to_device(range(len(token_ids))))]):
+            output = self._model.network.base_model(input_ids=ids, use_cache=False)
         mean = output.last_hidden_state[0].float().mean(0)
         vector: list[float] = torch.nn.functional.normalize(mean, dim=0).tolist()
         return vector
@@ -111,15 +116,27 @@ class ModelRunner:
         """Logits ``[len(hidden_rows), vocabulary]`` in float32."""
         ids = [token_id for row in packed for token_id in row.token_ids]
         positions = [position for row in packed for position in row.positions]
-        output = self._model.network(
-            input_ids=self._to_device(ids)[None],
-            position_ids=self._to_device(positions)[None],
-            use_cache=False,
-            logits_to_keep=self._to_device(hidden_rows),
-            paged_batch=batch,
-        )
+        with self.loras.applied(self._adapted(packed)):
+            output = self._model.network(
+                input_ids=self._to_device(ids)[None],
+                position_ids=self._to_device(positions)[None],
+                use_cache=False,
+                logits_to_keep=self._to_device(hidden_rows),
+                paged_batch=batch,
+            )
         logits: torch.Tensor = output.logits[0].float()
         return logits
+
+    def _adapted(self, packed: Sequence[StepRow]) -> list[tuple[LoraWeights, torch.Tensor]]:
+        """Which tokens of the step are each adapter's."""
+        tokens: dict[LoraWeights, list[int]] = {}
+        first = 0
+        for row in packed:
+            end = first + len(row.token_ids)
+            if row.lora is not None:
+                tokens.setdefault(row.lora, []).extend(range(first, end))
+            first = end
+        return [(lora, self._to_device(places)) for lora, places in tokens.items()]
 
     def _batch(self, packed: Sequence[StepRow], num_decodes: int) -> PagedBatch:
         size = self._cache.block_size

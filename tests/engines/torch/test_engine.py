@@ -96,7 +96,6 @@ async def test_embedding_between_steps(llama: Path) -> None:
         (a_request([]), "prompt"),
         (a_request([VOCAB_SIZE]), "prompt"),
         (a_request([1], generated=[VOCAB_SIZE]), "generated"),
-        (a_request([1], lora="tuned"), "lora"),
         (a_request([1], SamplingParams(max_tokens=0)), "max_tokens"),
         (a_request([1], SamplingParams(max_tokens=1, temperature=-0.5)), "temperature"),
         (a_request([1], SamplingParams(max_tokens=1, temperature=math.nan)), "temperature"),
