@@ -67,7 +67,8 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._num_unparsed_bytes = 0
-        self._num_head_bytes = 0  # of URL and headers; all of them may come in one piece
+        self._num_head_bytes = 0  # where `_counts_head`: of URL and headers, which may all come in one piece
+        self._counts_head = False
         self._is_reading = True
         self._is_closed = False
         self._expected: _Expected | None = None
@@ -128,7 +129,11 @@ class Connection(asyncio.Protocol):
     # --- reading
 
     def data_received(self, data: bytes) -> None:
+        num_before = self._num_unparsed_bytes
         self._num_unparsed_bytes += len(data)
+        # A head cannot be too large where all that has come is not; and else only its own bytes tell.
+        self._counts_head = self._num_unparsed_bytes > self._limits.max_head_bytes
+        self._num_head_bytes = num_before
         try:
             while data:
                 try:
@@ -154,21 +159,23 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         if self._is_replaying_head:
             return
-        self._num_head_bytes += len(url)
-        if self._num_head_bytes <= self._limits.max_head_bytes:
+        if not self._counts_head or self._has_room_for(len(url)):
             self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_replaying_head:
             return
-        self._num_head_bytes += len(name) + len(value)
-        if self._num_head_bytes <= self._limits.max_head_bytes:
+        if not self._counts_head or self._has_room_for(len(name) + len(value)):
             self._headers[name.lower()] = value
+
+    def _has_room_for(self, num_bytes: int) -> bool:
+        self._num_head_bytes += num_bytes
+        return self._num_head_bytes <= self._limits.max_head_bytes
 
     def on_headers_complete(self) -> None:
         if self._is_replaying_head or self._is_closed:
             return
-        if self._num_head_bytes > self._limits.max_head_bytes:
+        if self._counts_head and self._num_head_bytes > self._limits.max_head_bytes:
             self._refuse_head()
             return
         self._num_unparsed_bytes = 0

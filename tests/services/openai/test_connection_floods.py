@@ -39,13 +39,16 @@ async def test_a_head_without_end_ends_with_431(flood: bytes) -> None:
 
 
 @pytest.mark.parametrize("head", [b"/" + b"x" * 9000, b"/live HTTP/1.1\r\na: " + b"b" * 9000])
-async def test_a_whole_head_in_one_piece_is_bounded_too(head: bytes) -> None:
-    """No piece of it waits for another, so only what was parsed tells how large it is."""
+@pytest.mark.parametrize("cut", [0, 8000])
+async def test_a_whole_head_in_few_pieces_is_bounded_too(head: bytes, cut: int) -> None:
+    """None of it waits for more, so only what was parsed tells how large it is."""
     head += b"" if b"HTTP" in head else b" HTTP/1.1"
     connections = Connections(OpenAIApp(ScriptedBackend(), limits=HttpLimits(max_head_bytes=8192)))
     connection, wire = connections.make(), Wire()
     connection.connection_made(wire)
-    connection.data_received(b"GET " + head + b"\r\n\r\n")
+    data = b"GET " + head + b"\r\n\r\n"
+    for piece in (data[:cut], data[cut:]):
+        connection.data_received(piece)
     assert wire.written[0].startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
     assert not connections.tasks
     connection.connection_lost(None)
@@ -59,6 +62,18 @@ async def test_a_request_has_nothing_of_the_trailers_before_it() -> None:
         await client.send(GET_LIVE)
         _, headers = await client.head()
         assert headers["x-request-id"] != "mine"
+
+
+async def test_a_small_head_may_come_with_much_body() -> None:
+    request = post(CHAT, chat("x" * 300, max_tokens=1))
+    connections = Connections(OpenAIApp(ScriptedBackend(), limits=HttpLimits(max_head_bytes=200)))
+    connection, wire = connections.make(), Wire()
+    connection.connection_made(wire)
+    for piece in (request[:30], request[30:]):
+        connection.data_received(piece)
+    await asyncio.wait(connections.tasks)
+    assert wire.written[0].startswith(b"HTTP/1.1 200 OK")
+    connection.connection_lost(None)
 
 
 async def test_trailers_without_end_close_the_connection() -> None:
