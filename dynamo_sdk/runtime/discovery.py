@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from dynamo_sdk.errors import DynamoError, HandshakeError, WireError
+from dynamo_sdk.errors import DynamoError, HandshakeError
 from dynamo_sdk.interfaces import Discovery, Fleet, Lease
 from dynamo_sdk.types import WorkerRecord
 
@@ -149,14 +149,18 @@ class EmbeddedDiscovery(Discovery):
                     async for records in stream:
                         is_first, retry_s, self._lost_since_s = False, FIRST_RETRY_S, None
                         yield {record.worker_id: record for record in records}
-            except WireError as error:
+            except DynamoError as error:
+                self._note_lost()
                 if is_first or isinstance(error, HandshakeError):
                     raise
-            if self._lost_since_s is None:
-                self._lost_since_s = self.clock.now_s()
-                self._lost.set()
+            self._note_lost()
             await self.clock.sleep(retry_s)
             retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    def _note_lost(self) -> None:
+        if self._lost_since_s is None:
+            self._lost_since_s = self.clock.now_s()
+            self._lost.set()
 
     async def wait_lost(self, for_s: float) -> None:
         """Return once a ``watch``, which has to be under way, has not reached the registry ``for_s`` long."""

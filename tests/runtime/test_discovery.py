@@ -145,6 +145,21 @@ async def test_a_registry_is_lost_when_it_is_out_of_reach_for_long() -> None:
         await fleet.close()
 
 
+async def test_a_registry_that_has_become_another_one_is_lost() -> None:
+    clock = ManualClock()
+    network = MemoryNetwork(clock=clock)
+    async with embedded(clock, network) as discovery:
+        async with RegistryServer("memory:registry", network=network, clock=clock):
+            fleet = FleetView(discovery)
+            await fleet.start()
+            waiting = asyncio.get_running_loop().create_task(discovery.wait_lost(60.0))
+            await settle()
+        async with RegistryServer("memory:registry", network=network, clock=clock, secret="of others"):
+            await clock.advance(100.0)
+            assert waiting.done()
+        await fleet.close()
+
+
 async def test_leases_and_watchers_survive_a_restart_of_the_registry() -> None:
     clock = ManualClock()
     network = MemoryNetwork(clock=clock)
