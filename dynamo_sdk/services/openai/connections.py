@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -68,5 +69,8 @@ class Connections:
         for connection in list(self._open):
             connection.abort()
 
-    async def wait_gone(self) -> None:
-        await self._all_gone.wait()
+    async def wait_gone(self, timeout_s: float | None = None) -> None:
+        """Return when none is open, or that has taken too long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._all_gone.wait()

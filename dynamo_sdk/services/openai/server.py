@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 
 from .connections import Application, Connections
@@ -24,9 +23,7 @@ async def serve(app: Application, listener: socket.socket, *, shutdown: asyncio.
         await shutdown.wait()
         server.close()
         connections.end()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(app.limits.drain_timeout_s):
-                await connections.wait_gone()
+        await connections.wait_gone(app.limits.drain_timeout_s)
     finally:
         server.close()
         listener.close()
@@ -36,8 +33,6 @@ async def serve(app: Application, listener: socket.socket, *, shutdown: asyncio.
         if connections.tasks:
             await asyncio.wait(connections.tasks, timeout=_CLEAN_UP_S)
         connections.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CLEAN_UP_S):
-                await connections.wait_gone()
+        await connections.wait_gone(_CLEAN_UP_S)
         connections.abort()
-        await connections.wait_gone()
+        await connections.wait_gone(_CLEAN_UP_S)
