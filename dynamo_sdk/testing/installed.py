@@ -25,6 +25,7 @@ from .router import router_kit
 
 CHECKED_KINDS = (Kind.ENGINE, Kind.ROUTER, Kind.PLANNER, Kind.KV_CONNECTOR, Kind.KV_STORE)
 _FOLDER_ARGS = ("path", "folder")
+_STORE_SIZES = {"block_bytes": 4096, "capacity_bytes": 1 << 20}
 _DEFAULT_VOCAB_SIZE = 1000
 _NO_MODEL = Path("/nonexistent/model")
 _MOVED_BY_THE_WORKER = ("direct",)
@@ -104,21 +105,29 @@ def _kv_connector_kit(registry: Registry, name: str, options: CheckOptions) -> K
 
 
 def _kv_store_kit(registry: Registry, name: str, options: CheckOptions) -> Kit[Any]:
-    """A store whose arguments have a folder gets a new one each time, so that it begins empty."""
+    """A store whose arguments have a folder gets a new one each time, so that it begins empty. One that must
+    be told the size of blocks, or its own, is told the kit's unless ``options`` say another."""
     descriptor = registry.kv_stores.require(name)
     config = registry.load_config(descriptor)
     fields = config.model_fields if config is not None else {}
+    args = dict(options.args)
+    for arg, value in _STORE_SIZES.items():
+        if arg in fields and fields[arg].is_required():
+            args.setdefault(arg, value)
+    given = args.get("block_bytes")
+    block_bytes = given if isinstance(given, int) else _STORE_SIZES["block_bytes"]
     folder_arg = next((arg for arg in _FOLDER_ARGS if arg in fields), None)
     if folder_arg is None:
-        registry.validate(descriptor, options.args, where="--set")
-        return kv_store_kit(lambda: registry.build_kv_store(name, options.args))
-    if folder_arg in options.args:
+        registry.validate(descriptor, args, where="--set")
+        return kv_store_kit(lambda: registry.build_kv_store(name, args), block_bytes=block_bytes)
+    if folder_arg in args:
         raise ConfigError(f"--set: leave {folder_arg} out; the store is checked in empty folders of its own")
+    registry.validate(descriptor, {**args, folder_arg: "."}, where="--set")
 
     def over(folder: Path) -> KVStore:
-        return registry.build_kv_store(name, {**options.args, folder_arg: str(folder)})
+        return registry.build_kv_store(name, {**args, folder_arg: str(folder)})
 
-    return kv_store_kit(on_disk=over)
+    return kv_store_kit(on_disk=over, block_bytes=block_bytes)
 
 
 def _vocab_size(model: Path) -> int:

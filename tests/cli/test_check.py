@@ -108,6 +108,28 @@ def test_every_builtin_engine_is_checked() -> None:
     assert {*ENGINE_ARGS, "openai"} == set(Registry.of().engines)
 
 
+STORE_COUNTS = {"ram": (11, 2), "disk": (13, 0)}
+"""``s3`` needs a server, ``shared`` another worker; both are checked with one in ``tests/stores``."""
+
+
+@pytest.mark.parametrize("name", STORE_COUNTS)
+@pytest.mark.parametrize("args", [(), ("--set", "block_bytes=1000")], ids=["blocks of the kit", "others"])
+def test_kv_stores_pass(name: str, args: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("kv-store", name, *args) == 0, capsys.readouterr().out
+    num_passed, num_skipped = STORE_COUNTS[name]
+    ended = f"kv-store {name}: {num_passed} passed, 0 failed, {num_skipped} skipped\n"
+    assert capsys.readouterr().out.endswith(ended)
+
+
+def test_every_builtin_store_is_checked() -> None:
+    assert {*STORE_COUNTS, "s3", "shared"} == set(Registry.of().kv_stores)
+
+
+def test_there_is_no_builtin_planner() -> None:
+    """The first one is checked here as routers are."""
+    assert not Registry.of().planners
+
+
 def test_a_failure_names_rule_place_and_help(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     file = install("numb-sdk", "numb", FAULTY)
     assert check("router", "numb") == 1
