@@ -22,7 +22,7 @@ from dynamo_sdk.transfer.threads import run_to_end
 from .staging import Staging
 from .tier import Tier
 
-LOOKUP_LIMIT_S = 0.1
+LOOKUP_LIMIT_S = 0.25
 """What the tiers have not said by then is not loaded."""
 LOAD_LIMIT_S = 30.0
 """Where nobody knows how long computing takes."""
@@ -90,7 +90,7 @@ class Onboarder:
                     runs.append(run)
                     at += run.num_blocks
         except TimeoutError:
-            logger.debug("a tier took more than %.1f s to say what it has", LOOKUP_LIMIT_S)
+            logger.debug("a tier took more than %.2f s to say what it has", LOOKUP_LIMIT_S)
         return runs
 
     async def _find_run(self, keys: Sequence[CacheKey], *, is_counted: bool) -> FoundRun | None:
