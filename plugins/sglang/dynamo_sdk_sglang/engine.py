@@ -61,6 +61,7 @@ from .gauges import Gauges
 from .handover import Meeting, meet_nobody, read_meeting
 from .hosted import Call, HostProcess
 from .messages import Output, Start, Started
+from .tiers import tier_arguments
 from .translate import ChunkMaker, generate_arguments
 
 _log = logging.getLogger(__name__)
@@ -134,6 +135,8 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
             "forward_pass_metrics_ipc_name": _steps_endpoint(self._folder),
             **defaults(self.config, self.setup.loras),
         }
+        if self.setup.role is not Role.DECODE:  # there SGLang keeps no prefix cache
+            ours |= tier_arguments(self.setup.kv_tiers)
         if self._is_leg:
             ours |= {**self.setup.connector_args, "disaggregation_bootstrap_port": port}
         published = _endpoints(self._folder, 0)

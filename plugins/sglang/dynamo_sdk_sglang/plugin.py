@@ -18,6 +18,7 @@ def dynamo_sdk_engines() -> list[EngineDescriptor]:
             roles=tuple(Role),
             connectors=(CONNECTOR,),
             block_size_arg="page_size",
+            takes_kv_tiers=True,
             requirement="dynamo-sdk-sglang[engine]",
             summary="SGLang's Engine, in a process beside the worker's",
         ),
