@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import dynamo_sdk
-from dynamo_sdk.interfaces import EngineSetup
+from dynamo_sdk.interfaces import EngineSetup, KVTierSetup
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role
 from dynamo_sdk_sglang.config import SglangConfig
 from dynamo_sdk_sglang.engine import SglangEngine
@@ -54,27 +54,35 @@ def model_folder() -> str:
 
 
 def sglang_engine(
-    role: Role, *, num_blocks: int = 128, loras: tuple[LoraSpec, ...] = (), **args: object
+    role: Role,
+    *,
+    num_blocks: int = 128,
+    loras: Sequence[LoraSpec] = (),
+    kv_tiers: Sequence[KVTierSetup] = (),
+    **args: object,
 ) -> SglangEngine:
     """Not yet started. Events are looked at in the tests, so that blocks are few."""
-    setup = EngineSetup(model=ModelSpec(name="model", path=model_folder()), role=role, loras=loras)
-    if role is not Role.AGGREGATED:
-        setup = EngineSetup(
-            model=setup.model,
-            role=role,
-            connector=CONNECTOR,
-            connector_args=SglangConnector().engine_args(role),
-        )
-    tokens = {"max_total_tokens": num_blocks * 16}
-    return SglangEngine(setup, SglangConfig.model_validate({**ARGS, **tokens, **args}))
+    is_leg = role is not Role.AGGREGATED
+    setup = EngineSetup(
+        model=ModelSpec(name="model", path=model_folder()),
+        role=role,
+        connector=CONNECTOR if is_leg else None,
+        connector_args=SglangConnector().engine_args(role) if is_leg else {},
+        loras=tuple(loras),
+        kv_tiers=tuple(kv_tiers),
+    )
+    given: dict[str, object] = {**ARGS, "max_total_tokens": num_blocks * 16}
+    if loras and not has_gpu():
+        given["lora_backend"] = "torch_native"
+    return SglangEngine(setup, SglangConfig.model_validate({**given, **args}))
 
 
-def make_adapter(folder: Path, name: str = "loud") -> LoraSpec:
-    """A LoRA of rank 4 on attention's output, with weights large enough to change every answer."""
+def make_adapter(folder: Path, *, seed: int = 1, rank: int = 4) -> LoraSpec:
+    """A LoRA on attention's output, with weights large enough to change every answer."""
     described = json.loads((Path(model_folder()) / "config.json").read_text())
-    hidden, rank = described["hidden_size"], 4
+    hidden = described["hidden_size"]
     heads = described["num_attention_heads"] * described["head_dim"]
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in range(described["num_hidden_layers"]):
         stem = f"base_model.model.model.layers.{layer}.self_attn.o_proj"
@@ -91,7 +99,7 @@ def make_adapter(folder: Path, name: str = "loud") -> LoraSpec:
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    return LoraSpec(name=name, path=str(folder))
+    return LoraSpec(name=folder.name, path=str(folder))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from dynamo_sdk.testing import generate_request, read_all
 from dynamo_sdk.types import BlocksStored, KVEventBatch, LoraSpec, Role, SamplingParams
 from dynamo_sdk_sglang.engine import SglangEngine
 
-from .conftest import has_gpu, make_adapter, model_folder, sglang_engine
+from .conftest import make_adapter, model_folder, sglang_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -98,8 +98,7 @@ async def test_a_token_that_is_none_does_not_end_the_scheduler(engine: SglangEng
 
 async def test_adapters_are_loaded_used_and_unloaded(tmp_path: Path):
     loud = make_adapter(tmp_path / "loud")
-    backend = {} if has_gpu() else {"lora_backend": "torch_native"}
-    engine = sglang_engine(Role.AGGREGATED, loras=(loud,), **backend)
+    engine = sglang_engine(Role.AGGREGATED, loras=[loud])
     try:
         await engine.start()
         base = generate_request(PROMPTS[1], GREEDY)

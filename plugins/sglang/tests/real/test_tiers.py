@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.services.kv_tiers import tier_setups
 from dynamo_sdk.testing import generate_request, read_all
-from dynamo_sdk.types import BlocksStored, KVEventBatch, KVTier, ModelSpec, Role, SamplingParams
+from dynamo_sdk.types import BlocksStored, KVEventBatch, KVTier, Role, SamplingParams
 from dynamo_sdk.types.plan import KVTierPlan
 from dynamo_sdk_sglang.engine import SglangEngine
 
-from .conftest import has_gpu, model_folder, sglang_engine
+from .conftest import has_gpu, sglang_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -34,18 +33,13 @@ def tiered_engine(folder: Path, ram_bytes: int) -> SglangEngine:
         ),
     )
     on_cpu = {} if has_gpu() else {"hicache_io_backend": "direct", "hicache_mem_layout": "layer_first"}
-    base = sglang_engine(
+    return sglang_engine(
         Role.AGGREGATED,
         num_blocks=DEVICE_BLOCKS,
+        kv_tiers=tier_setups(plans, Registry.of(), "Whole-0"),
         hicache_storage_prefetch_policy="wait_complete",
         **on_cpu,
     )
-    setup = EngineSetup(
-        model=ModelSpec(name="model", path=model_folder()),
-        role=Role.AGGREGATED,
-        kv_tiers=tier_setups(plans, Registry.of(), "Whole-0"),
-    )
-    return SglangEngine(setup, base.config)
 
 
 async def test_what_the_device_and_ram_have_no_room_for_comes_back_from_disk(tmp_path: Path):
