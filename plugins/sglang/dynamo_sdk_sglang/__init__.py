@@ -10,6 +10,7 @@ handover    where the legs of a request meet
 tiers       tiers of the deploy file in SGLang's words
 engine      the interfaces of an engine, on top of a host process
 gauges      how busy the engine is
+steps       what SGLang says of each forward pass
 hosted      a host process, seen from the worker
 messages    what the two say to each other
 host        the program of the host process, which imports SGLang

@@ -15,23 +15,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 import anyio
-import zmq
-import zmq.asyncio
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.engines.loras import LoraTable
+from dynamo_sdk.engines.private_sockets import free_ports, make_private_folder, private_endpoints
 from dynamo_sdk.engines.runnable import known_tokens, num_tokens_left
-from dynamo_sdk.engines.zmq_events import EventEndpoints, ZmqEventSource
+from dynamo_sdk.engines.zmq_events import ZmqEventSource
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, TransferError
 from dynamo_sdk.interfaces import (
     AdaptsLora,
@@ -61,6 +59,7 @@ from .gauges import Gauges
 from .handover import Meeting, meet_nobody, read_meeting
 from .hosted import Call, HostProcess
 from .messages import Output, Start, Started
+from .steps import Step, StepSource
 from .tiers import tier_arguments
 from .translate import ChunkMaker, generate_arguments
 
@@ -70,9 +69,7 @@ ABORT_TIMEOUT_S = 5.0
 """How long a stream that is closed early waits for SGLang to say that it has freed what it held."""
 HEARTBEAT_S = 2
 """SGLang's legs miss a peer after two of these; it does not take less."""
-EVENT_PORT, REPLAY_PORT = 1000, 2000
 NO_SEEDS = "SGLang ignores seeds unless enable_deterministic_inference is set"
-MAX_FOLDER_BYTES = 50
 PROBE_TOKEN = 1
 
 
@@ -92,8 +89,7 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
         self._kv_events: Feed[KVEventBatch] = Feed()
         self._source: ZmqEventSource | None = None
         self._metrics: Feed[ForwardPassMetrics] = Feed()
-        self._reading: list[asyncio.Task[None]] = []
-        self._context = zmq.asyncio.Context()
+        self._steps: StepSource | None = None
         self._loras = LoraTable[None]()
         self._preloaded = set(setup.loras)
 
@@ -104,16 +100,16 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
         if self._has_started or self._is_closed:
             raise EngineStartError("an sglang engine starts once; make a new one")
         self._has_started = True
-        self._folder = _make_folder()
-        port = _free_port(self.config.handover_host)
+        self._folder = make_private_folder("sglang")
+        self._steps = StepSource(f"ipc://{self._folder}/steps", self._on_step)
+        port = free_ports(self.config.handover_host)
         facts = await self._host.start(self._first_message(port), self._environment())
         num_blocks = facts.num_tokens // facts.page_size
         self._gauges.begin(num_blocks=num_blocks, block_size=facts.page_size)
-        ranks = range(facts.dp_size)
-        endpoints = [_endpoints(self._folder, rank) for rank in ranks]
+        endpoints = [private_endpoints(self._folder, rank) for rank in range(facts.dp_size)]
         self._source = ZmqEventSource(endpoints, self._kv_events.publish, block_size=facts.page_size)
         self._source.start()
-        self._reading = [asyncio.create_task(self._read_steps(rank), name=f"steps-{rank}") for rank in ranks]
+        self._steps.start(facts.dp_size)
         self._facts = facts
         is_met_here = self._is_leg and self.setup.role is Role.PREFILL
         return EngineFacts(
@@ -127,19 +123,20 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
 
     def _first_message(self, port: int) -> Start:
         assert self._folder is not None
+        assert self._steps is not None
         ours = {
             "model_path": self.setup.model.path,
             "served_model_name": self.setup.model.name,
             "incremental_streaming_output": True,
             "host": self.config.handover_host,
-            "forward_pass_metrics_ipc_name": _steps_endpoint(self._folder),
+            "forward_pass_metrics_ipc_name": self._steps.endpoint,
             **defaults(self.config, self.setup.loras),
         }
         if self.setup.role is not Role.DECODE:  # there SGLang keeps no prefix cache
             ours |= tier_arguments(self.setup.kv_tiers)
         if self._is_leg:
             ours |= {**self.setup.connector_args, "disaggregation_bootstrap_port": port}
-        published = _endpoints(self._folder, 0)
+        published = private_endpoints(self._folder, 0)
         events = {
             "publisher": "zmq",
             "endpoint": published.publisher,
@@ -149,7 +146,7 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
         return Start(self.config.written, ours, events)
 
     def _environment(self) -> dict[str, str]:
-        timeout_s = str(round(self.config.handover_timeout_s))
+        timeout_s = str(math.ceil(self.config.handover_timeout_s))
         return {
             **os.environ,
             "SGLANG_HOST_IP": self.config.handover_host,
@@ -171,13 +168,11 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
             return
         self._is_closed = True
         with anyio.CancelScope(shield=True):
-            for task in self._reading:
-                task.cancel()
-            await asyncio.gather(*self._reading, return_exceptions=True)
+            if self._steps is not None:
+                await self._steps.close()
             if self._source is not None:
                 await self._source.close()
             await self._host.close()
-        self._context.destroy(linger=0)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -323,45 +318,5 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
     def subscribe_metrics(self, listener: Callable[[ForwardPassMetrics], None]) -> None:
         self._metrics.subscribe(listener)
 
-    async def _read_steps(self, rank: int) -> None:
-        assert self._folder is not None
-        with self._context.socket(zmq.SUB) as steps:
-            steps.setsockopt_string(zmq.SUBSCRIBE, "")
-            steps.connect(f"{_steps_endpoint(self._folder)}.{rank}")
-            while True:
-                frames = await steps.recv_multipart()
-                try:
-                    step = self._gauges.read(frames, time.monotonic())
-                except ValueError as error:
-                    _log.warning("a step of SGLang is left out: %s", error)
-                    continue
-                if step is not None:
-                    self._metrics.publish(step)
-
-
-def _steps_endpoint(folder: str) -> str:
-    """SGLang adds a dot and the rank."""
-    return f"ipc://{folder}/steps"
-
-
-def _endpoints(folder: str, rank: int) -> EventEndpoints:
-    """In a private folder, since events carry prompts. SGLang adds a rank to what looks like a port."""
-    return EventEndpoints(
-        dp_rank=rank,
-        publisher=f"ipc://{folder}/tcp:{EVENT_PORT + rank}",
-        replay=f"ipc://{folder}/replay-tcp:{REPLAY_PORT + rank}",
-    )
-
-
-def _make_folder() -> str:
-    """A private folder whose sockets have short names: the path of one may have some 107 bytes."""
-    root = tempfile.gettempdir()
-    return tempfile.mkdtemp(
-        prefix="dynamo-sdk-sglang-", dir=root if len(os.fsencode(root)) <= MAX_FOLDER_BYTES else "/tmp"
-    )
-
-
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    def _on_step(self, step: Step) -> None:
+        self._metrics.publish(self._gauges.read(step, time.monotonic()))

@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import msgspec
-
 from dynamo_sdk.types import ForwardPassMetrics, LoadSnapshot
 
-
-class _Requests(msgspec.Struct, frozen=True):
-    num_prefill_requests: int = 0
-    sum_prefill_tokens: int = 0
-    num_decode_requests: int = 0
-    sum_decode_kv_tokens: int = 0
-
-
-class _Step(msgspec.Struct, frozen=True):
-    """The part of SGLang's own ``ForwardPassMetrics`` that we read; ``wall_time`` in seconds."""
-
-    wall_time: float
-    scheduled_requests: _Requests
-    queued_requests: _Requests
-
-
-_decode = msgspec.msgpack.Decoder(_Step).decode
+from .steps import Step
 
 
 class Gauges:
@@ -71,15 +51,8 @@ class Gauges:
             num_blocks=self._num_blocks,
         )
 
-    def read(self, frames: Sequence[bytes], now_s: float) -> ForwardPassMetrics | None:
-        """A message of SGLang's publisher of steps; None where it is no step. Raises ``ValueError``."""
-        try:
-            step = _decode(frames[-1])
-        except msgspec.MsgspecError as error:
-            raise ValueError(f"metrics that cannot be read: {error}") from error
+    def read(self, step: Step, now_s: float) -> ForwardPassMetrics:
         scheduled, queued = step.scheduled_requests, step.queued_requests
-        if not (scheduled.num_prefill_requests or scheduled.num_decode_requests):
-            return None
         self._num_steps += 1
         return ForwardPassMetrics(
             step=self._num_steps,

@@ -15,20 +15,19 @@ import importlib
 import logging
 import os
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.engines.feeds import Feed
+from dynamo_sdk.engines.private_sockets import free_ports, make_private_folder, private_endpoints
 from dynamo_sdk.engines.runnable import is_handed_over, known_tokens
-from dynamo_sdk.engines.zmq_events import EventEndpoints, ZmqEventSource
+from dynamo_sdk.engines.zmq_events import ZmqEventSource
 from dynamo_sdk.errors import DynamoError, EngineFailed, EngineStartError, TransferError
 from dynamo_sdk.interfaces import (
     AdaptsLora,
@@ -63,8 +62,6 @@ _log = logging.getLogger(__name__)
 
 ABORT_TIMEOUT_S = 5.0
 """How long a stream that is closed early waits for vLLM to say that it has freed what it held."""
-EVENT_PORT, REPLAY_PORT = 1000, 2000
-MAX_FOLDER_BYTES = 50
 
 
 class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVTiers):
@@ -94,7 +91,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
         await checkpoint()
         if self._starting is not None or self._is_closed:
             raise EngineStartError("a vllm engine starts once; make a new one")
-        self._folder = _make_folder()
+        self._folder = make_private_folder("vllm")
         self._starting = asyncio.get_running_loop().run_in_executor(self._thread, self._construct)
         llm = await asyncio.shield(self._starting)
         if self._is_closed:
@@ -104,7 +101,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
         block_size, dp_size = config.cache_config.block_size, config.parallel_config.data_parallel_size
         num_blocks = config.cache_config.num_gpu_blocks or 0
         self._gauges.begin(num_blocks=num_blocks, dp_size=dp_size)
-        endpoints = [_endpoints(self._folder, rank) for rank in range(dp_size)]
+        endpoints = [private_endpoints(self._folder, rank) for rank in range(dp_size)]
         self._source = ZmqEventSource(endpoints, self._on_kv_events, block_size=block_size)
         self._source.start()
         self._llm = llm
@@ -123,7 +120,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
         if self._setup.connector is not None:
             os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._config.side_channel_host
             num_ranks = int((self._config.model_extra or {}).get("data_parallel_size", 1))
-            port = _free_ports(self._config.side_channel_host, num_ranks)
+            port = free_ports(self._config.side_channel_host, num_ranks)
             os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port)
         try:
             config = importlib.import_module("vllm.config")
@@ -135,7 +132,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
                 f"vLLM cannot be imported ({error}); try: pip install 'dynamo-sdk-vllm[engine]', or name "
                 "the environment that has it: services.X.python"
             ) from error
-        events = _endpoints(self._folder, 0)
+        events = private_endpoints(self._folder, 0)
         ours: dict[str, object] = {
             "kv_events_config": config.KVEventsConfig(
                 enable_kv_cache_events=True,
@@ -346,34 +343,3 @@ def _reader_of_statistics(base: type, listener: Callable[[int, Any, Any], None])
             pass
 
     return Reader
-
-
-def _endpoints(folder: str, rank: int) -> EventEndpoints:
-    """In a private folder, since events carry prompts. vLLM adds a rank to what looks like a port."""
-    return EventEndpoints(
-        dp_rank=rank,
-        publisher=f"ipc://{folder}/tcp:{EVENT_PORT + rank}",
-        replay=f"ipc://{folder}/replay-tcp:{REPLAY_PORT + rank}",
-    )
-
-
-def _make_folder() -> str:
-    """A private folder whose sockets have short names: the path of one may have some 107 bytes."""
-    root = tempfile.gettempdir()
-    return tempfile.mkdtemp(
-        prefix="dynamo-sdk-vllm-", dir=root if len(os.fsencode(root)) <= MAX_FOLDER_BYTES else "/tmp"
-    )
-
-
-def _free_ports(host: str, num_ports: int) -> int:
-    """The first of several in a row: each data-parallel rank takes the next one."""
-    while True:
-        with ExitStack() as probes:
-            first = probes.enter_context(socket.create_server((host, 0)))
-            port: int = first.getsockname()[1]
-            try:
-                for number in range(1, num_ports):
-                    probes.enter_context(socket.create_server((host, port + number)))
-            except (OSError, OverflowError):
-                continue
-            return port

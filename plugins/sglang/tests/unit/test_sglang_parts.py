@@ -31,6 +31,7 @@ from dynamo_sdk_sglang.handover import Meeting, SglangConnector, read_meeting
 from dynamo_sdk_sglang.host import fitting
 from dynamo_sdk_sglang.hosted import cause_in
 from dynamo_sdk_sglang.messages import Last, Output
+from dynamo_sdk_sglang.steps import step_of
 from dynamo_sdk_sglang.translate import ChunkMaker, abort_of, generate_arguments
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -218,13 +219,14 @@ def test_a_step_as_sglang_says_it():
         },
         "queued_requests": {"num_prefill_requests": 2, "sum_prefill_tokens": 50},
     }
-    read = gauges.read([b"", b"", msgspec.msgpack.encode(step)], 7.0)
-    assert read is not None
+    said = step_of([b"", b"", msgspec.msgpack.encode(step)])
+    assert said is not None
+    read = gauges.read(said, 7.0)
     assert (read.step, read.wall_s, read.num_prefill_tokens, read.num_waiting) == (1, 0.25, 30, 2)
-    idle = msgspec.msgpack.encode({**step, "scheduled_requests": {}})
-    assert gauges.read([b"", b"", idle], 8.0) is None
-    with pytest.raises(ValueError, match="cannot be read"):
-        gauges.read([b"nonsense"], 9.0)
+    idle = step_of([b"", b"", msgspec.msgpack.encode({**step, "scheduled_requests": {}})])
+    assert idle is not None
+    assert idle.is_idle
+    assert step_of([b"nonsense"]) is None
 
 
 def test_blocks_in_use_count_while_something_runs():
