@@ -18,7 +18,7 @@ def import_object(import_string: str, *, what: str, requirement: str | None = No
     """
     module_name, _, path = import_string.partition(":")
     try:
-        found: object = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         fix = f"; try: pip install '{requirement}'" if requirement else ""
         where = _where(place_of_error(error))
@@ -30,16 +30,20 @@ def import_object(import_string: str, *, what: str, requirement: str | None = No
             f"{what}: importing {module_name} raised {type(error).__name__}: {error}"
             f"{_where(place_of_error(error))}"
         ) from error
+    found: object = module
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
             close = get_close_matches(name, dir(found), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise PluginError(f"{what}: {import_string} does not exist{hint}") from None
+            where = _where((module.__file__, None))
+            raise PluginError(f"{what}: {import_string} does not exist{hint}{where}") from None
     return found
 
 
 def _where(place: tuple[str | None, int | None]) -> str:
     file, line = place
-    return f" ({file}:{line})" if file else ""
+    if file is None:
+        return ""
+    return f" ({file}:{line})" if line else f" ({file})"

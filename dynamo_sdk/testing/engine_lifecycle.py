@@ -31,16 +31,24 @@ async def facts_make_sense(bench: EngineBench) -> None:
 async def answers_a_probe(bench: EngineBench) -> None:
     """A request for one token is answered soon.
 
-    Readiness and health are probed in this way, because a process that hangs still listens. An engine that
-    fails this has stopped making steps; all checks that need it are skipped. Look for what it waits for, or
-    for a call that blocks the event loop.
+    Readiness and health are probed in this way, because a process that hangs still listens. All checks that
+    need an answer are skipped for an engine that gives none. Where no token came, it has stopped making
+    steps: look for what it waits for, or for a call that blocks the event loop.
     """
     engine = await bench.any_engine()
-    with anyio.move_on_after(bench.probe_timeout_s) as waited:
-        answer = await read_all(engine, bench.greedy(num_tokens=1))
-    if waited.cancelled_caught:
+
+    def give_up(reason: str) -> None:
         for each_role in Role:
-            bench.give_up(each_role, "the engine hangs: see answers_a_probe")
+            bench.give_up(each_role, f"{reason}: see answers_a_probe")
+
+    with anyio.move_on_after(bench.probe_timeout_s) as waited:
+        try:
+            answer = await read_all(engine, bench.greedy(num_tokens=1))
+        except Exception:
+            give_up("the engine does not answer")
+            raise
+    if waited.cancelled_caught:
+        give_up("the engine hangs")
         raise CheckFailed(f"no token came within {bench.probe_timeout_s:g} s")
     require(bool(answer.token_ids), "a probe for one token got none")
 

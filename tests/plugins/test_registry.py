@@ -20,6 +20,7 @@ from dynamo_sdk.plugins import (
     hookimpl,
     import_object,
 )
+from dynamo_sdk.routing import policies
 from dynamo_sdk.types import ModelSpec, Role
 
 SETUP = EngineSetup(model=ModelSpec(name="m", path="."), role=Role.AGGREGATED)
@@ -135,7 +136,7 @@ class Offers:
     ("name", "message"),
     [
         ("wrong-class", "tests.plugins.test_registry:NotARouter is no subclass of Router"),
-        ("typo", "RandomRouterr does not exist; did you mean 'RandomRouter'?"),
+        ("typo", f"RandomRouterr does not exist; did you mean 'RandomRouter'? ({policies.__file__})"),
         (
             "no-module",
             "router 'no-module' needs the module 'acme_is_not_there', which is not installed; "

@@ -1027,6 +1027,23 @@ def test_every_check_has_caught_something() -> None:
     assert {fault.caught_by for fault in FAULTS} == {check.__name__ for check in ENGINE_CHECKS}
 
 
+class CannotAnswer(Fault):
+    """One mistake on the way of every token: told once, and not by each check that needs one."""
+
+    caught_by = "answers_a_probe"
+
+    def next_token(self, request: GenerateRequest, position: int, num_tokens: int) -> int:
+        raise KeyError("a mistake")
+
+
+@pytest.mark.anyio
+async def test_what_breaks_every_answer_is_said_once() -> None:
+    report = await check_engine(lambda role: CannotAnswer())
+    assert [result.name for result in report.failed] == ["answers_a_probe"]
+    skipped = {result.name: result.detail for result in report.skipped}
+    assert skipped["max_tokens_is_exact"] == "the engine does not answer: see answers_a_probe"
+
+
 @pytest.mark.anyio
 async def test_a_hung_engine_is_not_waited_for_again() -> None:
     report = await check_engine(lambda role: Hangs(), probe_timeout_s=0.1, timeout_s=30.0)
