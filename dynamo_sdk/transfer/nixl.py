@@ -2,7 +2,7 @@
 
 ::
 
-    prefill side   register(memory) -> NixlTicket      what others need to reach it
+    prefill side   ticket(memory) -> NixlTicket        what others need to reach it
     decode side    read(ticket, ids, memory, ids)      one-sided: the prefill process does not take part
 
 NIXL (the extra ``nixl``) is imported by the first ``NixlAgent``, which takes seconds; make it on a thread.
@@ -74,9 +74,9 @@ class NixlAgent:
         self._peers: dict[str, bytes] = {}  # name -> the metadata that was loaded
         self._is_closed = False
 
-    def register(self, memory: BlockMemory) -> NixlTicket | None:
-        """Make ``memory`` known to the network; cheap when it is already. None: it does not lie in one piece.
-        Raises ``TransferError``."""
+    def register(self, memory: BlockMemory) -> MemorySpan | None:
+        """Make ``memory`` known to the network; nothing to do when it is already. None: it does not lie in
+        one piece. Raises ``TransferError``."""
         span = memory.span
         if span is None:
             return None
@@ -84,14 +84,24 @@ class NixlAgent:
             if self._is_closed:
                 raise TransferError("the NIXL agent is closed")
             key = (span.address, span.size_bytes)
-            try:
-                if key not in self._registered:
-                    place = [(span.address, span.size_bytes, span.gpu or 0, "")]
+            if key not in self._registered:
+                place = [(span.address, span.size_bytes, span.gpu or 0, "")]
+                try:
                     registration = self._agent.register_memory(place, _kind_of(span.gpu))
-                    self._registered[key] = (memory, registration)
-                metadata = self._agent.get_agent_metadata()
-            except Exception as error:
-                raise TransferError(f"NIXL cannot register {span.size_bytes} bytes: {error}") from error
+                except Exception as error:
+                    raise TransferError(f"NIXL cannot register {span.size_bytes} bytes: {error}") from error
+                self._registered[key] = (memory, registration)
+        return span
+
+    def ticket(self, memory: BlockMemory) -> NixlTicket | None:
+        """Register ``memory`` and say how others reach it. None, and raises: as ``register``."""
+        span = self.register(memory)
+        if span is None:
+            return None
+        try:
+            metadata = self._agent.get_agent_metadata()
+        except Exception as error:
+            raise TransferError(f"NIXL does not say how it is reached: {error}") from error
         return NixlTicket(
             agent=self.name,
             metadata=metadata,

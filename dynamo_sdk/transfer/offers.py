@@ -28,7 +28,7 @@ class MemoryOffers:
         if not is_must and (self._settings.back_end != "auto" or not nixl_pays()):
             return
         try:
-            ticket = self._agent.agent().register(memory)
+            ticket = self._agent.agent().ticket(memory)
         except (ConfigError, TransferError) as error:
             if is_must:
                 raise ConfigError(f"back_end is nixl: {error}") from error
