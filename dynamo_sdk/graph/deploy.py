@@ -55,6 +55,7 @@ class TransferSection(Section):
 
     back_end: BackEndChoice | None = None
     verify: bool | None = None
+    connections: Annotated[int, Field(ge=1, le=16)] | None = None
 
 
 class KVSection(Section):

@@ -16,7 +16,7 @@ from .config import RamStoreConfig
 from .medium import FoundBlock, SlotJob, SlotMedium
 from .slot_store import SlotStore
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 8 << 20
 """The most that moves between two looks at cancellation (one block, if that is more)."""
 
 INLINE_BYTES = 1 << 20

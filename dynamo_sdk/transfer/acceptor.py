@@ -24,6 +24,9 @@ from .address import (
 
 logger = logging.getLogger(__name__)
 
+RETRY_S = 0.1
+"""The pause after a connection could not be accepted."""
+
 
 class Acceptor:
     """``serve`` gets each connection after the handshake. It may raise ``WireError`` and ``OSError``, which
@@ -48,7 +51,7 @@ class Acceptor:
         self._handshake_s = handshake_s
         self._max_connections = max_connections
         self._listeners: list[socket.socket] = []
-        self._accepting: list[asyncio.Task[None]] = []
+        self._is_accepting = False
         self._serving: set[asyncio.Task[None]] = set()
 
     @property
@@ -73,38 +76,50 @@ class Acceptor:
         except BaseException:
             await asyncio.to_thread(self._close_listeners)
             raise
-        self._accepting = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]
+        self._is_accepting = True
+        for listener in self._listeners:
+            self._wait_for(listener)
         return tuple(
             str(bound_address(listener, advertise_host=advertise_host)) for listener in self._listeners
         )
 
     async def close(self) -> None:
         """End every connection and wait for its end. Idempotent."""
-        tasks = [*self._accepting, *self._serving]
+        if self._is_accepting:
+            self._is_accepting = False
+            for listener in self._listeners:
+                asyncio.get_running_loop().remove_reader(listener)
+        tasks = list(self._serving)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         await asyncio.to_thread(self._close_listeners)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connected, _ = await loop.sock_accept(listener)
-            except OSError as error:  # out of file descriptors, or a peer that left while it was waiting
-                logger.warning("accepting a %s failed: %s", self._peer, error)
-                await asyncio.sleep(0.1)
-                continue
-            if len(self._serving) >= self._max_connections:
-                logger.warning(
-                    "a %s was turned away: %d connections are open", self._peer, len(self._serving)
-                )
-                connected.close()
-                continue
-            task = asyncio.create_task(self._serve(connected))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+    def _wait_for(self, listener: socket.socket) -> None:
+        if self._is_accepting:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """A plain call: an accepted connection never waits in a future that ``close`` may have cancelled."""
+        try:
+            connected, _ = listener.accept()
+        except (BlockingIOError, InterruptedError):  # who knocked has left
+            return
+        except OSError as error:  # out of file descriptors, or a peer that left while it was waiting
+            logger.warning("accepting a %s failed: %s", self._peer, error)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(RETRY_S, self._wait_for, listener)
+            return
+        if len(self._serving) >= self._max_connections:
+            logger.warning("a %s was turned away: %d connections are open", self._peer, len(self._serving))
+            connected.close()
+            return
+        task = asyncio.create_task(self._serve(connected))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(lambda _: connected.close())  # also when it was cancelled before it began
 
     async def _serve(self, connected: socket.socket) -> None:
         connected.setblocking(False)
@@ -117,8 +132,6 @@ class Acceptor:
             logger.debug("a %s left: %s", self._peer, error)
         except WireError as error:
             logger.warning("a %s was turned away: %s", self._peer, error)
-        finally:
-            connected.close()
 
     async def _shake_hands(self, connected: socket.socket) -> None:
         secret = None if connected.family == socket.AF_UNIX else self._secret

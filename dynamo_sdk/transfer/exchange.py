@@ -10,6 +10,8 @@ import socket
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 from xxhash import xxh3_128_digest
@@ -28,6 +30,7 @@ from .region import Mappings
 from .reslice import Reslice, UnitCopy
 from .slicing import Slicer
 from .stream import receive_blocks, receive_pieces
+from .threads import run_together
 from .ticket import DirectTicket
 
 BackEnd = Literal["shm", "unix", "tcp", "nixl"]
@@ -83,19 +86,16 @@ class FetchMeans:
 class Exchange:
     """Fetch what one ticket grants. ``run`` once, on a thread; ``abort`` from any other."""
 
-    def __init__(self, order: FetchOrder, means: FetchMeans, link: Link) -> None:
+    def __init__(self, order: FetchOrder, means: FetchMeans, links: Sequence[Link]) -> None:
+        """``links``: the first one claims; the others help where blocks are streamed."""
         self._order = order
         self._means = means
-        self._link = link
-
-    @property
-    def connection(self) -> socket.socket | None:
-        """After ``run``: the one to keep."""
-        return self._link.connection
+        self._link, *self._helpers = links
 
     def abort(self) -> None:
         """Make ``run`` raise soon. Idempotent."""
-        self._link.abort()
+        for link in (self._link, *self._helpers):
+            link.abort()
 
     def run(self) -> TransferReport:
         """Raises ``TransferError``; then the blocks of ``pairs`` hold nothing of worth."""
@@ -126,9 +126,7 @@ class Exchange:
         peer_memory = self._peer_memory(host)
         agent = None if peer_memory is not None else self._agent()
         if peer_memory is None and agent is None:
-            link.send(wire.Claim(ticket_id, indexes))
-            link.receive(wire.Claimed)
-            received = self._stream(connection, own_memory, indexes)
+            received = self._stream(host, connection, own_memory, indexes)
         else:
             link.send(wire.Claim(ticket_id, []))
             if agent is None:
@@ -188,12 +186,18 @@ class Exchange:
     # --- the ways; each returns the checksums of what arrived, if they are wanted
 
     def _stream(
-        self, connection: socket.socket, own_memory: memoryview | None, indexes: list[int]
+        self,
+        host: HostIdentity,
+        connection: socket.socket,
+        own_memory: memoryview | None,
+        indexes: list[int],
     ) -> list[bytes]:
         order, remaining_s = self._order, self._link.remaining_s
         if order.plan is None:
-            receive_blocks(connection, order.into, own_memory, order.own_ids(), remaining_s)
+            self._stream_shares(host, own_memory, indexes)
             return self._own_checksums(own_memory)
+        self._link.send(wire.Claim(order.ticket.ticket_id, indexes))
+        self._link.receive(wire.Claimed)
         slicer = Slicer(order.plan, order.into, own_memory)
         size, checksums, done = order.ticket.layout.block_bytes, [], 0
         for first, piece in receive_pieces(connection, size, len(indexes), remaining_s):
@@ -208,6 +212,28 @@ class Exchange:
             if self._verifies:
                 checksums += [xxh3_128_digest(piece[start : start + size]) for start in offsets.values()]
         return checksums
+
+    def _stream_shares(self, host: HostIdentity, own_memory: memoryview | None, indexes: list[int]) -> None:
+        """An equal share of the blocks over each link."""
+        order, links = self._order, [self._link, *self._helpers]
+        own_ids, ticket_id = order.own_ids(), order.ticket.ticket_id
+        bounds = [len(indexes) * number // len(links) for number in range(len(links) + 1)]
+        shares = [slice(first, end) for first, end in pairwise(bounds)]
+
+        def receive(link: Link, share: slice) -> None:
+            try:
+                connection = link.open(host)
+                if link is not self._link:
+                    link.send(wire.Join(ticket_id, indexes[share]))
+                    link.receive(wire.Claimed)
+                receive_blocks(connection, order.into, own_memory, own_ids[share], link.remaining_s)
+            except Exception as error:  # said here: once the links are aborted, all failures look like that
+                raise link.failure(error) from error
+
+        self._link.send(wire.Claim(ticket_id, indexes[shares[0]]))
+        self._link.receive(wire.Claimed)
+        work = [partial(receive, link, share) for link, share in zip(links, shares, strict=True)]
+        run_together(work, self.abort)
 
     def _copy(
         self, peer_memory: memoryview, own_memory: memoryview | None, indexes: list[int]

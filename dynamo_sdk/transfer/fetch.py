@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,9 @@ from .threads import run_to_end
 from .ticket import DirectTicket, decode_ticket
 
 logger = logging.getLogger(__name__)
+
+MIN_BYTES_PER_CONNECTION = 16 << 20
+"""Less than this is not worth another connection and thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +169,11 @@ class BlockFetcher:
             nixl=self._nixl,
             now=self._now,
         )
-        idle = self._take_idle(peer)
-        link = Link(ticket, idle, secret=self._secret, deadline_s=deadline_s, now=self._now)
-        exchange = Exchange(order, means, link)
+        links = [
+            Link(ticket, self._take_idle(peer), secret=self._secret, deadline_s=deadline_s, now=self._now)
+            for _ in range(self._num_connections(order))
+        ]
+        exchange = Exchange(order, means, links)
         peer.num_active += 1
         self._num_fetching += 1
         try:
@@ -175,7 +181,17 @@ class BlockFetcher:
         finally:
             self._num_fetching -= 1
             peer.num_active -= 1
-            self._put_idle(ticket.addresses, peer, exchange.connection)
+            for link in links:
+                self._put_idle(ticket.addresses, peer, link.connection)
+            self._forget_if_gone(ticket.addresses, peer)
+
+    def _num_connections(self, order: FetchOrder) -> int:
+        """For one stream. A small one, and one whose blocks are cut anew, comes over one."""
+        if order.plan is not None:
+            return 1
+        num_bytes = len(order.pairs) * order.into.layout.block_bytes
+        wanted = self._settings.connections or min(4, max(1, (os.cpu_count() or 1) // 4))
+        return max(1, min(wanted, num_bytes // MIN_BYTES_PER_CONNECTION, len(order.pairs)))
 
     def _take_idle(self, peer: _Peer) -> socket.socket | None:
         if not peer.idle:
@@ -185,16 +201,15 @@ class BlockFetcher:
         return connection
 
     def _put_idle(self, addresses: tuple[str, ...], peer: _Peer, connection: socket.socket | None) -> None:
-        if connection is not None:
-            if self._is_closed or len(peer.idle) >= self._max_idle_per_peer:
-                connection.close()
-            else:
-                connection.setblocking(False)
-                peer.idle.append(connection)
-                # A server says nothing unasked: a readable idle connection is a closed one.
-                loop = asyncio.get_running_loop()
-                loop.add_reader(connection, self._drop_idle, addresses, connection)
-        self._forget_if_gone(addresses, peer)
+        if connection is None:
+            return
+        if self._is_closed or len(peer.idle) >= self._max_idle_per_peer:
+            connection.close()
+            return
+        connection.setblocking(False)
+        peer.idle.append(connection)
+        # A server says nothing unasked: a readable idle connection is a closed one.
+        asyncio.get_running_loop().add_reader(connection, self._drop_idle, addresses, connection)
 
     def _drop_idle(self, addresses: tuple[str, ...], connection: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(connection)

@@ -6,9 +6,6 @@ import ctypes
 
 import numpy as np
 
-COPY_BYTES = 512 << 10
-"""One call's share. What fits into a core's own cache was copied a third faster than larger pieces."""
-
 
 def address_of(memory: memoryview) -> int:
     """Asked for every block, hence the quick way for what can be written."""
@@ -18,9 +15,6 @@ def address_of(memory: memoryview) -> int:
 
 
 def copy_bytes(target: int, source: int, num_bytes: int) -> None:
-    """Addresses; whoever calls keeps the memory alive."""
-    if num_bytes <= COPY_BYTES:
-        ctypes.memmove(target, source, num_bytes)
-        return
-    for start in range(0, num_bytes, COPY_BYTES):
-        ctypes.memmove(target + start, source + start, min(COPY_BYTES, num_bytes - start))
+    """Addresses; whoever calls keeps the memory alive. One call, however large: between two the thread would
+    have to ask for the lock, and wait for whatever the event loop is doing."""
+    ctypes.memmove(target, source, num_bytes)

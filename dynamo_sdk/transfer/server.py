@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from dynamo_sdk.errors import ConnectionLost, ProtocolError, TransferError
@@ -41,13 +41,13 @@ _MIN_TIMER_S = 0.01  # an injected clock may run slower than the loop's: do not 
 
 @dataclass(slots=True, eq=False)
 class _Grant:
-    """What a live ticket holds. ``sending`` is set while its blocks leave through a socket."""
+    """What a live ticket holds. ``sending``: the sockets through which its blocks leave now."""
 
     request_id: str
     block_ids: tuple[int, ...]
     memory: BlockMemory
     release: Callable[[], None]
-    sending: socket.socket | None = None
+    sending: set[socket.socket] = field(default_factory=set[socket.socket])
 
     def at(self, indexes: Sequence[int]) -> list[int]:
         """Block ids. Raises ``ProtocolError`` for an index that there is not."""
@@ -192,8 +192,8 @@ class BlockServer:
     def _release(self, why: str, grants: Iterable[_Grant]) -> None:
         for grant in grants:
             self._counts[why] += 1
-            if grant.sending is not None:
-                shut(grant.sending)
+            for connected in grant.sending:
+                shut(connected)
             try:
                 grant.release()
             except Exception:
@@ -212,10 +212,13 @@ class BlockServer:
 
     async def _serve(self, connected: socket.socket) -> None:
         while True:
-            claim = await self._receive(connected)
-            if not isinstance(claim, wire.Claim):
-                raise ProtocolError(f"expected Claim, got {type(claim).__name__}")
-            await self._serve_claim(connected, claim)
+            asked = await self._receive(connected)
+            if isinstance(asked, wire.Claim):
+                await self._serve_claim(connected, asked)
+            elif isinstance(asked, wire.Join):
+                await self._serve_join(connected, asked)
+            else:
+                raise ProtocolError(f"expected Claim or Join, got {type(asked).__name__}")
 
     async def _serve_claim(self, connected: socket.socket, claim: wire.Claim) -> None:
         self.sweep()
@@ -247,14 +250,24 @@ class BlockServer:
                 self._release("abandoned", [abandoned])
             self._arm()
 
+    async def _serve_join(self, connected: socket.socket, join: wire.Join) -> None:
+        try:
+            grant = self._book.join(join.ticket_id, now_s=self._now())
+        except TransferError as error:
+            await self._send(connected, wire.Refused(error.code, error.message))
+            return
+        block_ids = grant.at(join.indexes)
+        await self._send(connected, wire.Claimed())
+        await self._stream(connected, grant, block_ids)
+
     async def _stream(self, connected: socket.socket, grant: _Grant, block_ids: list[int]) -> None:
-        grant.sending = connected
+        grant.sending.add(connected)
         mapped = self._mappings.map_own(grant.memory)
         work = partial(send_blocks, connected, grant.memory, mapped, block_ids, self._lease())
         try:
             await run_to_end(self._threads, work, partial(shut, connected))
         finally:
-            grant.sending = None
+            grant.sending.discard(connected)
             connected.setblocking(False)
 
     async def _checksums(self, grant: _Grant, indexes: list[int]) -> list[bytes]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
@@ -36,3 +37,25 @@ async def run_to_end(threads: Executor, work: Callable[[], T], abort: Callable[[
                     await asyncio.wait([future])
         future.cancelled() or future.exception()
         raise
+
+
+def run_together(works: Sequence[Callable[[], None]], abort: Callable[[], None]) -> None:
+    """Do all of ``works`` at once, the first on this thread, and return when all have ended. When one raises:
+    call ``abort`` (it makes the others end soon), then raise what was raised first."""
+    errors: list[Exception] = []
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+            abort()
+
+    others = [threading.Thread(target=guarded, args=(work,), name="kv-fetch-lane") for work in works[1:]]
+    for thread in others:
+        thread.start()
+    guarded(works[0])
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]

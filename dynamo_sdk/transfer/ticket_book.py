@@ -87,6 +87,10 @@ class TicketBook(Generic[T]):
         self._push(live.deadline_s, ticket_id)
         return live.holding
 
+    def join(self, ticket_id: bytes, *, now_s: float) -> T:
+        """Read along with whoever claimed it, and finishes. Raises ``TicketUnknown``, ``TicketExpired``."""
+        return self._require(ticket_id, TicketState.FETCHING, now_s).holding
+
     def finish(self, ticket_id: bytes, *, now_s: float) -> T:
         """The reader has read. Returning means that all it read was valid; ``TicketUnknown`` or
         ``TicketExpired`` mean that it must forget it."""

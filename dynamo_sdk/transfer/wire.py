@@ -16,6 +16,8 @@ A fetcher that reads the blocks itself (mapped, or through NIXL) claims without 
 while its claim travels: what it reads from a live ticket is right, and ``Claimed`` and ``Released`` say that
 the ticket was live all along.
 
+Over further connections a fetcher may ``Join`` what it has claimed and is sent some of the blocks there.
+
 ``Refused`` may stand in for each of the server's answers. A frame is a length (four bytes, little endian)
 and a MessagePack array. Closing the connection gives up whatever is being fetched.
 """
@@ -63,6 +65,14 @@ class Claim(msgspec.Struct, frozen=True, array_like=True, tag="claim"):
     indexes: list[int]
 
 
+class Join(msgspec.Struct, frozen=True, array_like=True, tag="join"):
+    """Send other blocks of a ticket that is being fetched, over this connection. ``Claimed`` and the blocks
+    are the answer; the connection that claimed the ticket ends it."""
+
+    ticket_id: bytes
+    indexes: list[int]
+
+
 class Claimed(msgspec.Struct, frozen=True, array_like=True, tag="claimed"):
     pass
 
@@ -86,7 +96,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
     message: str
 
 
-FromFetcher = Introduction | Claim | Done
+FromFetcher = Introduction | Claim | Join | Done
 FromServer = Greeting | Welcome | Claimed | Released | Refused
 
 _encoder = msgspec.msgpack.Encoder()

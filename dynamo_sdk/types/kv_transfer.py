@@ -18,10 +18,14 @@ class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     NIXL where both sides have it and an RDMA network, else a socket. Any other value uses that one or fails.
 
     ``verify``: compare checksums of every block before it counts, which costs both sides a look at all bytes.
+
+    ``connections``: over how many connections the blocks of one large fetch come. None: one for every four
+    cores, four at most, because each keeps one core busy at both ends.
     """
 
     back_end: BackEndChoice = "auto"
     verify: bool = False
+    connections: int | None = None
 
 
 class KVTransferParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -62,6 +62,16 @@ class TicketBookMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.tickets)
     @rule(number=st.integers(0, 1000))
+    def join(self, number: int) -> None:
+        ticket = self.pick(number)
+        if ticket["state"] is TicketState.FETCHING and self.now_s < ticket["deadline"]:
+            assert self.book.join(ticket["id"], now_s=self.now_s) == ticket["id"].decode()
+        else:
+            with pytest.raises(self.refusal(ticket)):
+                self.book.join(ticket["id"], now_s=self.now_s)
+
+    @precondition(lambda self: self.tickets)
+    @rule(number=st.integers(0, 1000))
     def finish(self, number: int) -> None:
         ticket = self.pick(number)
         if ticket["state"] is TicketState.FETCHING and self.now_s < ticket["deadline"]:
