@@ -18,6 +18,9 @@ from dynamo_sdk.types import LoraSpec, ModelRecord, WorkerRecord
 
 from .agreement import check_agreement
 
+NEWS_TRAVEL_S = 0.5
+"""Frontends may send requests for so long after a worker has withdrawn what they are for."""
+
 
 class Adapters:
     """``record`` is what the worker announces without them: one model."""
@@ -58,6 +61,7 @@ class Adapters:
         with self._change(name):
             if self._loaded.pop(name, None) is not None:
                 await self._context.announcement.change(models=self.models())
+                await self._context.clock.sleep(NEWS_TRAVEL_S)
             await engine.unload_lora(name)
 
     async def _load(self, lora: LoraSpec) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 import msgspec
 
 from dynamo_sdk.errors import DynamoError, InvalidRequest, ModelNotFound, Unavailable
-from dynamo_sdk.types import LoraSpec, WorkerRecord
+from dynamo_sdk.types import LoraSpec, Role, WorkerRecord
 
 from .openai.decoding import decode_body
 from .openai.exchange import Exchange
@@ -90,13 +90,18 @@ class LoraAdmin:
         if not workers:
             raise ModelNotFound(f"no worker has an adapter {name!r}", param="lora_name")
         base = next(model.parent for model in workers[0].models if model.name == name)
-        answers = await asyncio.gather(
-            *(self._call(worker, "unload_lora", name, UNLOAD_TIMEOUT_S) for worker in workers),
-            return_exceptions=True,
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, ModelNotFound):
-                raise answer
+        for are_decode in (False, True):  # what is being prefilled still has to be decoded
+            answers = await asyncio.gather(
+                *(
+                    self._call(worker, "unload_lora", name, UNLOAD_TIMEOUT_S)
+                    for worker in workers
+                    if (worker.role is Role.DECODE) is are_decode
+                ),
+                return_exceptions=True,
+            )
+            for answer in answers:
+                if isinstance(answer, BaseException) and not isinstance(answer, ModelNotFound):
+                    raise answer
         return Changed(id=name, parent=base or "", status="unloaded", num_workers=len(workers))
 
     # -- HTTP

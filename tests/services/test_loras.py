@@ -177,6 +177,27 @@ async def test_unloading_lets_requests_end_and_takes_no_new_ones(tmp_path: Path)
     assert answers == [(200, (PROMPT[::-1] * 25))]
 
 
+async def test_what_is_being_prefilled_is_still_decoded(tmp_path: Path) -> None:
+    settings = [
+        *(f"services.{name}.engine=echo" for name in ("Prefill", "Decode")),
+        *("services.Prefill.args.delay_ms=300", "services.Decode.args.delay_ms=50", "model.path=demo"),
+        *("services.Pair.args.lora_endpoints=true", f"model.loras.sql={adapter(tmp_path, 'sql')}"),
+    ]
+    async with running(Graph(Pair), *settings) as asker, anyio.create_task_group() as tasks:
+        answers: list[tuple[int, Any]] = []
+
+        async def ask() -> None:
+            answers.append(await asker.ask("sql"))
+
+        tasks.start_soon(ask)
+        async with aclosing(asker.app.client(Prefill).loads()) as loads:
+            async for load in loads:
+                if load.num_running:
+                    break
+        assert (await asker.post(UNLOAD, lora_name="sql"))[0] == 200
+    assert answers == [(200, PROMPT[::-1])]
+
+
 async def test_where_one_worker_refuses_none_keeps_it(tmp_path: Path) -> None:
     sql = adapter(tmp_path, "sql")
     async with running(Graph(Api), *ECHO, "services.Whole.replicas=2") as asker:
