@@ -18,15 +18,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from dynamo_sdk.errors import ConfigError, TransferError
 from dynamo_sdk.interfaces import BlockMemory, MemorySpan
-
-from .spans import joint_runs
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,10 @@ and nothing can stop it."""
 
 MAX_IN_FLIGHT = 4
 """Requests that are under way at once in one fetch."""
+
+Offsets = npt.NDArray[np.uint64]
+Piece = tuple[Offsets, Offsets, Offsets]
+"""Runs of bytes: offsets there, offsets here, how many."""
 
 _NETWORKS = Path("/sys/class/infiniband")
 
@@ -173,12 +178,15 @@ class NixlAgent:
                 self._peers[peer.agent] = peer.metadata
 
     def _post(
-        self, peer: NixlTicket, span: MemorySpan, runs: Sequence[tuple[int, int, int]], under_way: deque[Any]
+        self,
+        peer: NixlTicket,
+        span: MemorySpan,
+        piece: tuple[Offsets, Offsets, Offsets],
+        under_way: deque[Any],
     ) -> None:
-        """``runs``: offsets there and here, number of bytes."""
-        agent = self._agent
-        theirs = [(peer.address + there, num_bytes, peer.gpu or 0) for there, _, num_bytes in runs]
-        ours = [(span.address + here, num_bytes, span.gpu or 0) for _, here, num_bytes in runs]
+        agent, (there, here, num_bytes) = self._agent, piece
+        theirs = _descriptors(peer.address, peer.gpu, there, num_bytes)
+        ours = _descriptors(span.address, span.gpu, here, num_bytes)
         handle = agent.initialize_xfer(
             "READ",
             agent.get_xfer_descs(ours, _kind_of(span.gpu)),
@@ -267,25 +275,35 @@ def _kind_of(gpu: int | None) -> str:
     return "DRAM" if gpu is None else "VRAM"
 
 
-def _pieces(
-    source_ids: Sequence[int], own_ids: Sequence[int], block_bytes: int
-) -> Iterator[list[tuple[int, int, int]]]:
-    """Runs of neighbours as (offset there, offset here, bytes), bounded batches of them."""
+def _pieces(source_ids: Sequence[int], own_ids: Sequence[int], block_bytes: int) -> Iterator[Piece]:
+    """Runs in which both sides' blocks follow each other, a bounded number of bytes at a time. In arrays,
+    because NIXL takes them as they are."""
+    if not own_ids:
+        return
+    theirs, ours = np.array(source_ids, np.uint64), np.array(own_ids, np.uint64)
+    is_break = (theirs[1:] != theirs[:-1] + 1) | (ours[1:] != ours[:-1] + 1)
     step = max(1, PIECE_BYTES // block_bytes)
-    for start in range(0, len(own_ids), step):
-        theirs, ours = source_ids[start : start + step], own_ids[start : start + step]
-        yield [
-            (theirs[first] * block_bytes, ours[first] * block_bytes, count * block_bytes)
-            for first, count in joint_runs(theirs, ours, step)
-        ]
+    starts = np.union1d(np.flatnonzero(is_break) + 1, np.arange(0, len(ours), step))
+    counts = np.diff(starts, append=len(ours)).astype(np.uint64)
+    for first in range(0, len(ours), step):
+        runs = slice(*np.searchsorted(starts, [first, first + step]))
+        at = starts[runs]
+        yield theirs[at] * block_bytes, ours[at] * block_bytes, counts[runs] * block_bytes
+
+
+def _descriptors(address: int, gpu: int | None, offsets: Offsets, num_bytes: Offsets) -> Offsets:
+    """Rows of (address, bytes, device)."""
+    rows = np.empty((len(offsets), 3), np.uint64)
+    rows[:, 0], rows[:, 1], rows[:, 2] = offsets + address, num_bytes, gpu or 0
+    return rows
 
 
 def _growing_pauses() -> Iterator[None]:
-    """Look often at first, then a thousand times a second."""
-    for number in range(1 << 62):
+    """Look often at first, then some thousand times a second."""
+    for number in count():
         yield
         if number >= 50:
-            time.sleep(min(1e-3, 2e-5 * (number - 49)))
+            time.sleep(min(2e-4, 1e-5 * (number - 49)))
 
 
 def _require_inside(whose: str, block_ids: Sequence[int], num_blocks: int) -> None:

@@ -70,7 +70,7 @@ class FakeAgent:
 
     def get_xfer_descs(self, places, kind):
         assert kind == "DRAM"
-        return places
+        return [tuple(map(int, place)) for place in places]
 
     def initialize_xfer(self, operation, local, remote, peer):
         assert operation == "READ"

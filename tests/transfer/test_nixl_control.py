@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dynamo_sdk.errors import ConfigError, TransferError
 from dynamo_sdk.transfer import nixl as nixl_room
@@ -183,3 +186,22 @@ async def test_blocks_outside_are_refused(nixl, memories) -> None:
             with pytest.raises(TransferError, match="outside"):
                 await fetcher.fetch(params, [(0, own_id)], own, timeout_s=10)
         assert not nixl.handles
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=40), st.integers(1, 6))
+def test_pieces_cover_all_blocks_in_runs(ids: list[tuple[int, int]], step: int) -> None:
+    size = nixl_room.PIECE_BYTES // step
+    pieces = list(nixl_room._pieces([there for there, _ in ids], [here for _, here in ids], size))
+    found = []
+    for number, piece in enumerate(pieces):
+        runs = [tuple(map(int, run)) for run in zip(*piece, strict=True)]
+        blocks = [
+            (there // size + block, here // size + block)
+            for there, here, num_bytes in runs
+            for block in range(num_bytes // size)
+        ]
+        assert len(blocks) == min(step, len(ids) - number * step)
+        for (there, here, num_bytes), following in itertools.pairwise(runs):
+            assert following[:2] != (there + num_bytes, here + num_bytes), "these are one"
+        found += blocks
+    assert found == ids
