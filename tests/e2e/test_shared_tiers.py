@@ -86,5 +86,10 @@ async def test_the_other_worker_is_killed_while_it_is_read(aggregated: Served, p
             assert first.pid is not None
             os.kill(first.pid, signal.SIGKILL)
         assert_same([answer for task in running for answer in task.result()], expected[3:])
-        await watch.wait_until(lambda: len(watch.ready("Whole")) == 2)
+
+        def is_replaced() -> bool:
+            ready = watch.ready("Whole")
+            return len(ready) == 2 and first.worker_id not in [record.worker_id for record in ready]
+
+        await watch.wait_until(is_replaced)
         await watch.check_integrity("Whole")
