@@ -77,10 +77,10 @@ class CandidateBook:
         dp_size: int = 1,
         block_size: int | None = None,
         num_blocks: int | None = None,
-        reads_others: bool = False,
+        sharing: Hashable = None,
     ) -> tuple[int, ...]:
         """A worker has come; returns its seats, by rank. Workers of a ``pool`` do the same work, so what is
-        measured of one is a first guess of the next. ``reads_others``: those of the pool read each other's
+        measured of one is a first guess of the next. ``sharing``: workers of equal ones read each other's
         tiers. One that is there already keeps its seats."""
         if worker_id not in self._workers:
             shared = self._pools.setdefault(pool, SeatPool())
@@ -91,7 +91,7 @@ class CandidateBook:
                 self._sit_down(candidate, shared, block_size or 1) for candidate in candidates
             )
             for seat in self._workers[worker_id]:
-                seat.reads_others = reads_others
+                seat.sharing = sharing
         return self.seats(worker_id)
 
     def leave(self, worker_id: WorkerId) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 from dynamo_sdk.interfaces import Candidate
@@ -92,7 +93,7 @@ class Seat:
     slowness: Slowness = field(default_factory=Slowness)
     decode_s_per_token: Average = field(default_factory=lambda: Average(0.0, 32))
     has_events: bool = False
-    reads_others: bool = False  # the worker reads tiers of others, and they its
+    sharing: Hashable = None  # workers of equal ones read each other's tiers; None: of nobody
     others: float | None = None  # requests that are not ours, signed and smoothed
 
 

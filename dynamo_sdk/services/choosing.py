@@ -89,7 +89,7 @@ class Chooser:
         if keys is not None:
             candidate = _candidate(candidates, decision)
             num_cached_tokens = self._pools.book.cached_tokens(candidate, request.num_tokens, pool.block_size)
-            kv_source = self._kv_source(pool, candidate, ask)
+            kv_source = self._kv_source(candidate, ask)
             self._pools.book.sent(candidate, keys, now_s)  # from now on all of it counts as held there
         dp_rank = decision.dp_rank if chosen.dp_size > 1 else None
         return flow.routed(ask.pool, chosen, now_s, dp_rank, num_cached_tokens, kv_source)
@@ -105,12 +105,13 @@ class Chooser:
         except Exception:  # the request does not depend on what it learns
             logger.exception("router of model %s failed to learn", model)
 
-    def _kv_source(self, pool: Pool, candidate: Candidate, ask: Route) -> KVSource | None:
-        """Another worker that has clearly more of the prompt than the chosen one."""
+    def _kv_source(self, candidate: Candidate, ask: Route) -> KVSource | None:
+        """Another worker that has clearly more of the prompt than the chosen one; of any pool of the model:
+        who decoded an answer has it in its tiers when the next turn is prefilled."""
         found = self._pools.book.kv_source(candidate)
         if found is None or found[0] in ask.excluded:
             return None
-        record = pool.by_id.get(found[0])
+        record = self._pools.worker(found[0])
         if record is None or record.kv_address is None:
             return None
         return KVSource(worker_id=record.worker_id, address=record.kv_address, num_blocks=found[1])

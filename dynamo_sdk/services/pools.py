@@ -99,6 +99,10 @@ class Pools:
         """What a router may know of them."""
         return self.book.candidates(record.worker_id for record in workers)
 
+    def worker(self, worker_id: WorkerId) -> WorkerRecord | None:
+        """Of any pool; None = not there."""
+        return self._fleet.workers.get(worker_id)
+
     def client_of(self, worker: WorkerRecord) -> ServiceClient:
         return self._clients[worker.service]
 
@@ -161,7 +165,7 @@ class Pools:
             dp_size=record.dp_size,
             block_size=served.block_size if served is not None else None,
             num_blocks=record.num_blocks,
-            reads_others=record.kv_address is not None,
+            sharing=None if record.kv_address is None or served is None else served.name,
         )
 
     def _follow_feeds(self, fleet: Fleet) -> None:

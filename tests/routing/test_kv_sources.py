@@ -16,11 +16,13 @@ KEYS = [1]
 
 
 def fleet(**overlaps: Overlap | None) -> CandidateBook:
-    """Workers of one pool that read each other's tiers; a capital first letter: one of another pool."""
+    """Workers that read each other's tiers. A capital first letter: of another pool; with x: of nobody."""
     index = Holders()
     book = CandidateBook(index)
     for name, overlap in overlaps.items():
-        [seat] = book.join(WorkerId(name), pool=name[0].isupper(), reads_others=not name.startswith("x"))
+        [seat] = book.join(
+            WorkerId(name), pool=name[0].isupper(), sharing=None if name.startswith("x") else "model"
+        )
         if overlap is not None:
             index.held.setdefault(1, {})[seat] = overlap
     return book
@@ -65,11 +67,11 @@ def test_a_little_more_is_not_worth_a_question():
     assert look_up(fleet(a=host(few), b=None)) == {"a": (0, None), "b": (0, None)}
 
 
-def test_only_workers_of_one_pool_that_read_and_are_read():
+def test_only_workers_that_read_and_are_read():
     book = fleet(a=host(40), B=None, xc=None, xd=host(80), e=None)
     assert look_up(book) == {
         "a": (0, None),
-        "B": (0, None),
+        "B": (40, ("a", 40)),
         "xc": (0, None),
         "xd": (0, None),
         "e": (40, ("a", 40)),
