@@ -102,6 +102,23 @@ async def test_from_the_disk_of_another_worker(llama: Path, tmp_path: Path) -> N
             assert await num_cached(second, asking(address, "r"), expected) == NUM_BLOCKS * BLOCK_SIZE
 
 
+async def test_the_next_turn_reads_the_answer_of_the_last_one(llama: Path) -> None:
+    """Whoever decoded it has its blocks, too."""
+    async with tiered_engine(llama, ram(), shared()) as first, tiered_engine(llama, shared()) as second:
+        long = msgspec.structs.replace(SAMPLING, max_tokens=40, ignore_eos=True)
+        said = (await answer(first, a_request(PROMPT, long))).token_ids
+        turn = PROMPT + said + random_prompt(8, 6)
+        await offloaded(first)
+        async with serving(first) as (_, address):
+            num_blocks = (len(PROMPT) + len(said) - 1) // BLOCK_SIZE
+            source = KVSource(worker_id="first", address=address, num_blocks=num_blocks)
+            request = a_request(turn, SAMPLING, request_id="next")
+            found = await answer(second, msgspec.structs.replace(request, kv_source=source))
+            assert found.last.usage is not None
+            assert found.last.usage.num_cached_tokens == num_blocks * BLOCK_SIZE
+            assert found.token_ids == (await answer(first, request)).token_ids
+
+
 async def test_a_hint_that_promises_too_much(llama: Path) -> None:
     async with first_engine(llama) as (first, expected), serving(first) as (_, address):
         store, keys = first.tiers.tiers[0].store, list(first.tiers._contents._tiers[0].held)
