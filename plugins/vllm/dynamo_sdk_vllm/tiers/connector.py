@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vllm
+from vllm.distributed.kv_events import BlockRemoved, BlockStored, KVCacheEvent
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -16,12 +18,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.interfaces import KVTierSetup
 from dynamo_sdk.kv import OnboardingPolicy
 from dynamo_sdk.plugins import Registry
+from dynamo_sdk.types import KVTier
+from dynamo_sdk.types.tokens import unpack_tokens
 
 from .config import Shard, read_config, setups_of
+from .events import TierEvent, TierEvents
 from .held import HeldBlocks
 from .memory import PagedMemory
 from .messages import Orders, Report
@@ -36,6 +43,10 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 
+MEDIUM_OF_TIER = {KVTier.HOST: "CPU", KVTier.DISK: "STORAGE", KVTier.REMOTE: "EXTERNAL"}
+"""As vLLM calls what holds a block."""
+
+
 @dataclass
 class OrdersMetadata(KVConnectorMetadata):
     orders: Orders
@@ -48,6 +59,12 @@ class ReportsMetadata(KVConnectorWorkerMetadata):
     def aggregate(self, other: KVConnectorWorkerMetadata) -> ReportsMetadata:
         assert isinstance(other, ReportsMetadata)
         return ReportsMetadata(self.reports + other.reports)
+
+
+class SaltedBlockStored(BlockStored, tag="BlockStored", omit_defaults=True):  # type: ignore[call-arg]
+    """vLLM says a salt with the first block of a sequence, and we with each."""
+
+    cache_salt: str | None = None
 
 
 @dataclass
@@ -93,6 +110,7 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
         make_policy = EagerPolicy if self._config.onboarding == "always" else OnboardingPolicy
         return Planner(
             namer=BlockNamer(self._namespace(), self._block_size),
+            events=TierEvents([setup.tier for setup in self._setups(Shard())]),
             held=HeldBlocks([plan.name for plan in self._config.tiers], config.parallel_config.world_size),
             policy=make_policy(block_size=self._block_size, block_bytes=block_bytes),
             block_size=self._block_size,
@@ -133,6 +151,9 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
     def requires_kv_delivery(self) -> bool:
         return False  # a save that was missed is computed again
 
+    def _setups(self, shard: Shard) -> tuple[KVTierSetup, ...]:
+        return setups_of(self._config.tiers, Registry.discover(), shard)
+
     # -- scheduler
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -167,12 +188,31 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, block_ids[0])
 
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        return [self._event(event) for event in self._planning.events.take()]
+
+    def _event(self, event: TierEvent) -> KVCacheEvent:
+        block, medium = event.block, MEDIUM_OF_TIER[event.tier]
+        name = maybe_convert_block_hash(block.name)
+        if not event.is_stored:
+            return BlockRemoved(block_hashes=[name], medium=medium)
+        return SaltedBlockStored(
+            block_hashes=[name],
+            parent_block_hash=None if block.parent is None else maybe_convert_block_hash(block.parent),
+            token_ids=unpack_tokens(block.tokens),
+            block_size=self._block_size,
+            lora_id=None,
+            lora_name=block.lora,
+            medium=medium,
+            cache_salt=block.cache_salt,
+        )
+
     # -- worker
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         memory = PagedMemory(kv_caches, num_blocks=self._num_blocks, block_size=self._block_size)
         shard = _shard(self._vllm_config)
-        setups = setups_of(self._config.tiers, Registry.discover(), shard)
+        setups = self._setups(shard)
         self._worker = TierWorker(setups, memory, self._num_blocks, self._vllm_config.parallel_config.rank)
         self._worker.start()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import TierRun
@@ -32,20 +32,27 @@ class HeldBlocks:
         self._ranks_of: list[dict[CacheKey, int]] = [{} for _ in tiers]
         self._pending: dict[CacheKey, tuple[int, float]] = {}
 
-    def change(self, rank: int, change: TierChange) -> None:
+    def change(self, rank: int, change: TierChange) -> list[CacheKey]:
+        """Which keys came or went by it."""
         ranks_of, mine = self._ranks_of[change.tier], 1 << rank
+        changed: list[CacheKey] = []
         for key in change.keys:
-            if change.is_stored:
-                ranks_of[key] = ranks_of.get(key, 0) | mine
-                self._pending.pop(key, None)
+            before = ranks_of.get(key, 0)
+            after = before | mine if change.is_stored else before & ~mine
+            if after:
+                ranks_of[key] = after
             else:
-                self._drop(ranks_of, key, mine)
+                ranks_of.pop(key, None)
+            if change.is_stored:
+                self._pending.pop(key, None)
+            if (before == self._everybody) != (after == self._everybody):
+                changed.append(key)
+        return changed
 
-    def lose(self, rank: int, keys: Iterable[CacheKey]) -> None:
-        """These could not be loaded, whatever was said of them."""
-        for key in keys:
-            for ranks_of in self._ranks_of:
-                self._drop(ranks_of, key, 1 << rank)
+    def lose(self, rank: int, keys: Sequence[CacheKey]) -> list[TierChange]:
+        """These could not be loaded, whatever was said of them. What that takes from which tier."""
+        lost = [TierChange(tier, False, tuple(keys)) for tier in range(len(self._tiers))]
+        return [TierChange(change.tier, False, tuple(self.change(rank, change))) for change in lost]
 
     def runs(self, keys: Sequence[CacheKey], lookups: Lookups | None = None) -> list[TierRun]:
         """Runs of leading ``keys``, each in the fastest tier that has its first block."""
@@ -87,11 +94,3 @@ class HeldBlocks:
     def is_pending(self, key: CacheKey, now_s: float) -> bool:
         known = self._pending.get(key)
         return known is not None and now_s - known[1] < PENDING_S
-
-    @staticmethod
-    def _drop(ranks_of: dict[CacheKey, int], key: CacheKey, rank: int) -> None:
-        left = ranks_of.get(key, 0) & ~rank
-        if left:
-            ranks_of[key] = left
-        else:
-            ranks_of.pop(key, None)

@@ -24,6 +24,7 @@ from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import CachedBlock, OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
 from dynamo_sdk.types.tokens import pack_tokens
 
+from .events import KnownBlock, TierEvents
 from .held import HeldBlocks, Lookups
 from .messages import LoadOrder, Orders, Report, Sighting
 from .names import BlockNamer, Named
@@ -46,6 +47,7 @@ class TrackedRequest(Named, Protocol):
     num_prompt_tokens: int
     num_computed_tokens: int
     mm_features: Collection[object]
+    block_hashes: Sequence[bytes]
     prompt_embeds: object | None
 
     @property
@@ -100,6 +102,7 @@ class Planner:
         *,
         namer: BlockNamer,
         held: HeldBlocks,
+        events: TierEvents,
         policy: OnboardingPolicy,
         block_size: int,
         counts_uses: bool,
@@ -107,6 +110,7 @@ class Planner:
     ) -> None:
         self._namer = namer
         self._held = held
+        self.events = events
         self._policy = policy
         self._block_size = block_size
         self._counts_uses = counts_uses
@@ -145,6 +149,9 @@ class Planner:
         now_s = self._now_s()
         runs = self._held.runs(keys)
         num_held = sum(run.num_blocks for run in runs)
+        for place in range(num_device_blocks, num_device_blocks + num_held):
+            if self.events.is_untold(tracked.keys[place]):
+                self._learn(tracked, place)
         if num_held < len(keys) and self._held.is_pending(keys[num_held], now_s):
             if tracked.waits_since_s is None:
                 tracked.waits_since_s = now_s
@@ -229,8 +236,11 @@ class Planner:
         reports = list(reports)
         for report in reports:
             for change in report.changes:
-                self._held.change(report.rank, change)
-            self._held.lose(report.rank, report.lost)
+                changed = self._held.change(report.rank, change)
+                tell = self.events.stored if change.is_stored else self.events.removed
+                tell(change.tier, changed)
+            for change in self._held.lose(report.rank, report.lost):
+                self.events.removed(change.tier, change.keys)
             for request_id in report.cut_short:
                 self._compute(request_id)
             for load in report.loads:
@@ -308,6 +318,7 @@ class Planner:
                 priority=-request.priority,
             )
             saves.append((block, tracked.block_ids[place]))
+            self._learn(tracked, place)
             self._held.expect(key, self._step, now_s)
         tracked.num_saved = max(tracked.num_saved, num_full)
         return saves
@@ -317,6 +328,21 @@ class Planner:
         tracked = self._requests.get(request_id)
         if tracked is not None:
             tracked.may_load = False
+
+    def _learn(self, tracked: _Tracked, place: int) -> None:
+        """What a block is, for events; vLLM has names for blocks where its prefix cache is on."""
+        request, size = tracked.request, self._block_size
+        if place >= len(request.block_hashes):
+            return
+        lora = request.lora_request
+        block = KnownBlock(
+            name=request.block_hashes[place],
+            parent=request.block_hashes[place - 1] if place else None,
+            tokens=pack_tokens(request.all_token_ids[place * size : (place + 1) * size]),
+            lora=None if lora is None else lora.lora_name,
+            cache_salt=request.cache_salt,
+        )
+        self.events.learn(tracked.keys[place], block)
 
     def _measure(self, step: int) -> None:
         """Steps up to ``step`` have ended; the time of one is shared out by tokens among its prompts."""

@@ -16,7 +16,15 @@ from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import KVTierSetup
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.testing import Answer, generate_request, read_all
-from dynamo_sdk.types import ForwardPassMetrics, KVTransferParams, Role, SamplingParams
+from dynamo_sdk.types import (
+    BlocksStored,
+    ForwardPassMetrics,
+    KVEvent,
+    KVTier,
+    KVTransferParams,
+    Role,
+    SamplingParams,
+)
 from dynamo_sdk.types.plan import KVTierPlan
 from dynamo_sdk_vllm.engine import VllmEngine
 from dynamo_sdk_vllm.tiers.config import Shard, setups_of
@@ -77,6 +85,8 @@ async def expected(decode: VllmEngine) -> Callable[[int], list[int]]:
 
 async def test_an_evicted_prompt_comes_back_from_ram(expected: Callable[[int], list[int]]):
     async with running(kv_tiers=tiers(), max_num_batched_tokens=64) as engine:
+        told: list[KVEvent] = []
+        engine.subscribe_kv_events(lambda batch: told.extend(batch.events))
         first = await ask(engine, 0)
         assert (first.token_ids, num_cached(first)) == (expected(0), 0)
         await fill_the_device(engine, 1)
@@ -92,6 +102,13 @@ async def test_an_evicted_prompt_comes_back_from_ram(expected: Callable[[int], l
         await fill_the_device(engine, 1)
         tenant = await ask(engine, 0, cache_salt="tenant")
         assert (tenant.token_ids, num_cached(tenant)) == (expected(0), 0)
+
+        held = [event for event in told if isinstance(event, BlocksStored) and event.tier is KVTier.HOST]
+        salts = {event.cache_salt for event in held}
+        assert salts == {None, "tenant"}
+        device = [event for event in told if isinstance(event, BlocksStored) and event.tier is KVTier.DEVICE]
+        names = {name for event in device for name in event.block_hashes}
+        assert len({name for event in held for name in event.block_hashes} & names) >= 5 * 9
 
         said = engine.kv_tier_statistics()
         (ram,) = said.tiers

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from dynamo_sdk.kv import OnboardingPolicy
+from dynamo_sdk.types import KVTier
 from dynamo_sdk.types.tokens import pack_tokens
+from dynamo_sdk_vllm.tiers.events import TierEvents
 from dynamo_sdk_vllm.tiers.held import PENDING_S, HeldBlocks
 from dynamo_sdk_vllm.tiers.messages import Report, TierChange, TierLoad
 from dynamo_sdk_vllm.tiers.names import BlockNamer
@@ -31,6 +33,7 @@ class Request:
     lora_request: Any = None
     mm_features: list[object] = field(default_factory=list)
     prompt_embeds: object | None = None
+    block_hashes: list[bytes] = field(default_factory=lambda: [b"%d" % place for place in range(99)])
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.all_token_ids)
@@ -49,6 +52,7 @@ class Bench:
         self.now_s = 100.0
         self.planner = Planner(
             namer=BlockNamer(b"model", SIZE, lambda folder: folder.name),
+            events=TierEvents([KVTier.HOST, KVTier.DISK]),
             held=HeldBlocks(["ram", "disk"], num_ranks),
             policy=policy or EagerPolicy(block_size=SIZE, block_bytes=64),
             block_size=SIZE,
@@ -280,3 +284,36 @@ def test_loading_must_have_been_measured_to_win():
     bench.now_s += 1.0
     bench.heard(step=3, settled=3)
     assert bench.planner.match(Request("e", prompt(64)), 0) == 0
+
+
+def test_what_comes_and_goes_is_told_under_vllms_names():
+    bench = Bench()
+    saved = bench.whole(Request("a", prompt(9)), [1, 2, 3])
+    assert bench.planner.events.take() == []
+    bench.stored(saved)
+    first, second = bench.planner.events.take()
+    assert (first.tier, first.is_stored, first.block.name, first.block.parent) == (
+        KVTier.HOST,
+        True,
+        b"0",
+        None,
+    )
+    assert (second.block.parent, second.block.tokens) == (b"0", pack_tokens([5, 6, 7, 8]))
+    keys = [block.key for block, _ in saved.saves]
+    bench.heard(changes=[TierChange(0, False, (keys[1],)), TierChange(0, False, (keys[1],))])
+    (gone,) = bench.planner.events.take()
+    assert (gone.is_stored, gone.block.name) == (False, b"1")
+
+
+def test_what_a_disk_has_from_before_is_told_when_it_is_asked_for():
+    bench, other = Bench(), Bench()
+    keys = tuple(block.key for block, _ in other.whole(Request("a", prompt(9)), [1, 2, 3]).saves)
+    bench.heard(changes=[TierChange(1, True, keys)])
+    assert bench.planner.events.take() == []
+    bench.planner.match(Request("b", prompt(9)), 0)
+    assert [(event.tier, event.block.name) for event in bench.planner.events.take()] == [
+        (KVTier.DISK, b"0"),
+        (KVTier.DISK, b"1"),
+    ]
+    bench.heard(lost=[keys[0]])
+    assert [event.is_stored for event in bench.planner.events.take()] == [False]
