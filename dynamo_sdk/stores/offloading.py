@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
 from dynamo_sdk.interfaces import BlockMemory, BlockOffer
-from dynamo_sdk.kv import CachedBlock, CachesBlocks, TierContents
+from dynamo_sdk.kv import CachedBlock, CachedPlace, CachesBlocks, TierContents
 from dynamo_sdk.transfer.threads import run_to_end
 
 from .staging import Staging
@@ -85,57 +85,56 @@ class Offloader:
         begin_s = time.perf_counter()
         blocks = await self._tier.lacking(blocks)
         async with self._staging.borrow() as buffer:
-            memories = self._staging.blocks(buffer, len(blocks))
-            copied = await self._copy_from_device(blocks, buffer, memories)
+            places = [place for block in blocks if (place := self._pool.place_of(block.key)) is not None]
+            on_device = {place.content.key for place in places}
+            ordered = [block for block in blocks if block.key in on_device]
+            ordered += [block for block in blocks if block.key not in on_device]
+            # Each block keeps its memory to the end: two in one would be one's bytes under the other's key.
+            memory_of = dict(zip(ordered, self._staging.blocks(buffer, len(ordered)), strict=True))
+            copied = set(await self._copy_from_device(ordered, places, buffer))
             num_from_device = len(copied)
-            lacking = [block for block in blocks if block not in copied]
-            copied |= await self._copy_from_tiers(lacking, memories[len(blocks) - len(lacking) :])
+            copied |= await self._copy_from_tiers([b for b in ordered if b not in copied], memory_of)
             counts.num_missed_blocks += len(blocks) - len(copied)
-            if not copied:
+            offered = [block for block in blocks if block in copied]  # parents first, as they came
+            if not offered:
                 return
-            self._contents.expect(self._tier.number, copied)
+            self._contents.expect(self._tier.number, offered)
             try:
                 num_kept = await self._tier.put_many(
                     [
-                        BlockOffer(block.key, data, block.parent, block.priority)
-                        for block, data in copied.items()
+                        BlockOffer(block.key, memory_of[block], block.parent, block.priority)
+                        for block in offered
                     ]
                 )
             finally:
-                self._contents.expect_no_more(self._tier.number, copied)
+                self._contents.expect_no_more(self._tier.number, offered)
         counts.num_offloaded_blocks_from_device += min(num_kept, num_from_device)
         counts.num_offloaded_blocks_from_tiers += max(0, num_kept - num_from_device)
         counts.offloaded_bytes += num_kept * self._staging.block_bytes
         counts.offload_s += time.perf_counter() - begin_s
 
     async def _copy_from_device(
-        self, blocks: Sequence[CachedBlock], buffer: memoryview, memories: Sequence[memoryview]
-    ) -> dict[CachedBlock, memoryview]:
-        """Of ``blocks`` those that lay there unchanged, with their copies in the first ``memories``."""
-        places = [(block, place) for block in blocks if (place := self._pool.place_of(block.key)) is not None]
+        self, blocks: Sequence[CachedBlock], places: Sequence[CachedPlace], buffer: memoryview
+    ) -> list[CachedBlock]:
+        """The first ``blocks``, which lie at ``places``, go to the start of ``buffer``; those that lay there
+        unchanged until they were copied."""
         if not places:
-            return {}
-        block_ids = [place.block_id for _, place in places]
+            return []
+        block_ids = [place.block_id for place in places]
         into = buffer[: len(places) * self._staging.block_bytes]
         await run_to_end(self._threads, partial(self._memory.read, block_ids, into), lambda: None)
-        return {
-            block: data
-            for (block, place), data in zip(places, memories, strict=False)
-            if self._pool.is_unchanged(place)
-        }
+        return [block for block, place in zip(blocks, places, strict=False) if self._pool.is_unchanged(place)]
 
     async def _copy_from_tiers(
-        self, blocks: Sequence[CachedBlock], memories: Sequence[memoryview]
-    ) -> dict[CachedBlock, memoryview]:
-        copied: dict[CachedBlock, memoryview] = {}
+        self, blocks: Sequence[CachedBlock], memory_of: Mapping[CachedBlock, memoryview]
+    ) -> set[CachedBlock]:
+        copied: set[CachedBlock] = set()
         for tier in self._above:
             there = self._contents.keys(tier.number)
-            wanted = [
-                (block, data)
-                for block, data in zip(blocks, memories, strict=True)
-                if block not in copied and block.key in there
-            ]
+            wanted = [block for block in blocks if block not in copied and block.key in there]
             if wanted:
-                found = await tier.get([block.key for block, _ in wanted], [data for _, data in wanted])
-                copied |= {pair[0]: pair[1] for pair, is_there in zip(wanted, found, strict=True) if is_there}
+                found = await tier.get(
+                    [block.key for block in wanted], [memory_of[block] for block in wanted]
+                )
+                copied.update(block for block, is_there in zip(wanted, found, strict=True) if is_there)
         return copied
