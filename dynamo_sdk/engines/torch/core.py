@@ -204,7 +204,7 @@ class EngineCore:
         rows = [self._step_row(part, started_s) for part in step.sequences]
         self._in_flight = frozenset(row.request_id for row in rows)
         self._step_done.clear()
-        sampled: dict[str, SampledToken] = {}
+        sampled: dict[str, SampledToken] | None = None
         try:
             sampled = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._runner.execute, rows
@@ -213,9 +213,9 @@ class EngineCore:
             _log.exception("step %d failed", step.number)
             self._fail_step(f"the model failed: {error!r}")
         self._in_flight = frozenset()
-        self._deliver(step, sampled)
+        self._deliver(step, sampled or {})
         self._step_done.set()
-        if self.tiers is not None and sampled:
+        if self.tiers is not None and sampled is not None:
             now_s = time.monotonic()
             self.tiers.measure(step, now_s - started_s, now_s)
         if self._metrics.has_listeners:
