@@ -26,6 +26,7 @@ from .kv_store import (
     KVStoreFailureKind,
     KVStoreListener,
     KVStoreStatistics,
+    RestoredBlock,
 )
 from .kv_tiers import HasKVTiers, KVTierSetup, KVTiersStatistics, KVTierStatistics, ReadableTiers
 from .launcher import Launcher, LaunchOptions
@@ -91,6 +92,7 @@ __all__ = [
     "PublishesMetrics",
     "ReadableTiers",
     "ReadsPeers",
+    "RestoredBlock",
     "Routed",
     "Router",
     "RouterFact",

@@ -73,6 +73,14 @@ class KVStoreFailure(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int = 1
 
 
+class RestoredBlock(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """What a store still had when it was opened. ``parent`` and ``token_hash`` as they were offered."""
+
+    key: CacheKey
+    parent: CacheKey | None
+    token_hash: int
+
+
 class KVStoreListener:
     """Hears what happens inside a store, on the event loop; must not block. Override what is wanted.
 
@@ -80,6 +88,10 @@ class KVStoreListener:
     """
 
     def stored(self, keys: Sequence[CacheKey]) -> None: ...
+
+    def restored(self, blocks: Sequence[RestoredBlock]) -> None:
+        """These are findable from the start on. Default: as ``stored``."""
+        self.stored([block.key for block in blocks])
 
     def removed(self, keys: Sequence[CacheKey]) -> None: ...
 
@@ -91,12 +103,15 @@ class KVStoreListener:
 
 class BlockOffer(msgspec.Struct, frozen=True, gc=False, eq=False):
     """A block that a store may keep. ``parent``: the block before it in its sequence, for stores that evict
-    the ends of sequences first. Higher ``priority`` stays longer where the policy knows priorities."""
+    the ends of sequences first. Higher ``priority`` stays longer where the policy knows priorities.
+    ``token_hash``: 64 bits that name its tokens, 0 = unknown; a store that survives a restart gives them
+    back (``RestoredBlock``), so that routers can be told what it has."""
 
     key: CacheKey
     data: bytes | bytearray | memoryview
     parent: CacheKey | None = None
     priority: int = 0
+    token_hash: int = 0
 
 
 class KVStore(ABC):

@@ -6,11 +6,11 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from dynamo_sdk.interfaces.kv_store import CacheKey
+from dynamo_sdk.interfaces.kv_store import CacheKey, RestoredBlock
 from dynamo_sdk.types.kv_events import BlocksStored, KVTier
 from dynamo_sdk.types.tokens import unpack_tokens
 
@@ -51,12 +51,15 @@ class CachesBlocks(Protocol):
     def is_unchanged(self, place: CachedPlace) -> bool: ...
 
 
-def chains(blocks: Iterable[CachedBlock]) -> list[list[CachedBlock]]:
+B = TypeVar("B", CachedBlock, CachedBlock | RestoredBlock)
+
+
+def chains(blocks: Iterable[B]) -> list[list[B]]:
     """The blocks, cut into runs of consecutive ones where one has not exactly one successor; parents first.
     A run whose first block has its parent elsewhere begins a tree of its own."""
     by_key = {block.key: block for block in blocks}
-    children: dict[CacheKey, list[CachedBlock]] = {}
-    found: list[list[CachedBlock]] = []
+    children: dict[CacheKey, list[B]] = {}
+    found: list[list[B]] = []
     for block in by_key.values():
         if block.parent is None or block.parent not in by_key:
             found.append([block])
@@ -87,6 +90,19 @@ def stored_event(
         tier=tier,
         lora=first.lora,
         cache_salt=first.cache_salt,
+    )
+
+
+def restored_event(blocks: Sequence[RestoredBlock], block_size: int, *, tier: KVTier) -> BlocksStored:
+    """The same for blocks of which only hashes are known."""
+    parent = blocks[0].parent
+    return BlocksStored(
+        block_hashes=event_names([block.key for block in blocks]),
+        parent_hash=None if parent is None else event_names((parent,))[0],
+        token_ids=(),
+        block_size=block_size,
+        tier=tier,
+        token_hashes=tuple([block.token_hash for block in blocks]),
     )
 
 

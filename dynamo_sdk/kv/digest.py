@@ -28,23 +28,32 @@ _NAME_BYTES = 8
 def digest(event: KVEvent) -> KVDigest:
     """The same event without tokens. Raises ``ValueError`` when tokens and names are not equally many."""
     match event:
+        case BlocksStored() if event.token_hashes:
+            if len(event.token_hashes) != len(event.block_hashes):
+                raise ValueError(f"{len(event.token_hashes)} hashes for {len(event.block_hashes)} blocks")
+            return _stored(event, pack_words(event.token_hashes))
         case BlocksStored():
             if len(event.token_ids) != len(event.block_hashes) * event.block_size:
                 num_tokens, num_blocks = len(event.token_ids), len(event.block_hashes)
                 raise ValueError(f"{num_tokens} tokens for {num_blocks} blocks of {event.block_size}")
             seed = routing_seed(lora=event.lora, cache_salt=event.cache_salt)
-            return StoredDigest(
-                names=_pack_names(event.block_hashes),
-                hashes=pack_words(block_hashes(pack_tokens(event.token_ids), event.block_size, seed=seed)),
-                parent=None if event.parent_hash is None else block_name(event.parent_hash),
-                tier=event.tier,
-            )
+            hashes = block_hashes(pack_tokens(event.token_ids), event.block_size, seed=seed)
+            return _stored(event, pack_words(hashes))
         case BlocksRemoved():
             return RemovedDigest(names=_pack_names(event.block_hashes), tier=event.tier)
         case BlocksMoved():
             return MovedDigest(names=_pack_names(event.block_hashes), tier=event.tier, to_tier=event.to_tier)
         case BlocksCleared():
             return event
+
+
+def _stored(event: BlocksStored, hashes: bytes) -> StoredDigest:
+    return StoredDigest(
+        names=_pack_names(event.block_hashes),
+        hashes=hashes,
+        parent=None if event.parent_hash is None else block_name(event.parent_hash),
+        tier=event.tier,
+    )
 
 
 def block_name(name: EngineBlockHash) -> int:

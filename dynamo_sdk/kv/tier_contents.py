@@ -1,8 +1,8 @@
 """``TierContents``: what the tiers below one device hold, and the KV events that say so.
 
 A tier knows keys alone. Its events need what a block follows and which tokens it has; so whoever brings a
-block down says that first (``expect``). What a tier has from before, after a restart, is told once a
-request asks for it (``learn``).
+block down says that first (``expect``). A tier that survived a restart may remember enough (``restored``);
+what it has of which nothing is known is told once a request asks for it (``learn``).
 
 Who reads events can place a block only after one that they know. A block whose predecessor is neither on the
 device nor told of in any tier is not told of, until it is learnt again.
@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
 
-from dynamo_sdk.interfaces.kv_store import CacheKey
+from dynamo_sdk.interfaces.kv_store import CacheKey, RestoredBlock
 from dynamo_sdk.types.kv_events import BlocksRemoved, KVEvent, KVTier
 
-from .cached_block import CachedBlock, chains, event_names, stored_event
+from .cached_block import CachedBlock, chains, event_names, restored_event, stored_event
+
+KnownBlock = CachedBlock | RestoredBlock
 
 
 class _Tier:
     def __init__(self, name: KVTier) -> None:
         self.name = name
-        self.held: dict[CacheKey, CachedBlock | None] = {}  # None = nothing is known of it but its key
+        self.held: dict[CacheKey, KnownBlock | None] = {}  # None = nothing is known of it but its key
         self.expected: dict[CacheKey, CachedBlock] = {}
         self.told: set[CacheKey] = set()
 
@@ -44,7 +46,7 @@ class TierContents:
         self._events_have_tokens = events_have_tokens
         self._is_recording = False
         self._events: list[KVEvent] = []
-        self._run: list[CachedBlock] = []  # of a BlocksStored that is still growing,
+        self._run: list[KnownBlock] = []  # of a BlocksStored that is still growing,
         self._run_tier = KVTier.DEVICE  # and its tier
 
     def keys(self, tier: int) -> Container[CacheKey]:
@@ -70,6 +72,13 @@ class TierContents:
         for key in keys:
             block = there.held[key] = there.expected.get(key)
             if block is not None:
+                self._tell(there, block)
+
+    def restored(self, tier: int, blocks: Iterable[RestoredBlock]) -> None:
+        there = self._tiers[tier]
+        for block in blocks:
+            there.held[block.key] = block if block.token_hash else None
+            if block.token_hash:
                 self._tell(there, block)
 
     def removed(self, tier: int, keys: Sequence[CacheKey]) -> None:
@@ -122,25 +131,30 @@ class TierContents:
             waiting = [(tier, chain) for tier, chain in waiting if not self._tell_chain(tier, chain)]
         return self.take_events()
 
-    def _tell_chain(self, tier: _Tier, chain: Sequence[CachedBlock]) -> bool:
+    def _tell_chain(self, tier: _Tier, chain: Sequence[KnownBlock]) -> bool:
         is_placed = self._is_placed(chain[0])
         for block in chain if is_placed else ():
             self._tell(tier, block)
         return is_placed
 
-    def _tell(self, tier: _Tier, block: CachedBlock) -> None:
+    def _tell(self, tier: _Tier, block: KnownBlock) -> None:
         if not self._is_recording or block.key in tier.told or not self._is_placed(block):
             return
         is_told = self._is_told(block.key, tier.name)
         tier.told.add(block.key)
         if is_told:
             return
-        if self._run and (self._run_tier is not tier.name or self._run[-1].key != block.parent):
+        if self._run and not self._goes_on(tier, block):
             self._end_run()
         self._run.append(block)
         self._run_tier = tier.name
 
-    def _is_placed(self, block: CachedBlock) -> bool:
+    def _goes_on(self, tier: _Tier, block: KnownBlock) -> bool:
+        """One event can say both what is last in the run and ``block``."""
+        last = self._run[-1]
+        return self._run_tier is tier.name and last.key == block.parent and type(last) is type(block)
+
+    def _is_placed(self, block: KnownBlock) -> bool:
         parent = block.parent
         if parent is None or self._is_on_device(parent):
             return True
@@ -151,10 +165,14 @@ class TierContents:
         return any(key in tier.told for tier in self._tiers if tier.name is name)
 
     def _end_run(self) -> None:
-        if self._run:
+        run, self._run = self._run, []
+        cached = [block for block in run if isinstance(block, CachedBlock)]
+        restored = [block for block in run if isinstance(block, RestoredBlock)]
+        if cached:
             self._events.append(
                 stored_event(
-                    self._run, self._block_size, tier=self._run_tier, has_tokens=self._events_have_tokens
+                    cached, self._block_size, tier=self._run_tier, has_tokens=self._events_have_tokens
                 )
             )
-            self._run = []
+        if restored:
+            self._events.append(restored_event(restored, self._block_size, tier=self._run_tier))

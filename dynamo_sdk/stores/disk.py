@@ -104,7 +104,10 @@ class DiskMedium(SlotMedium):
             return []
         self._checksums = {entry.slot: entry.checksum for entry in entries}
         self._sequence = itertools.count(entries[-1].sequence + 1)
-        return [FoundBlock(entry.slot, entry.key, entry.parent, entry.priority) for entry in entries]
+        return [
+            FoundBlock(entry.slot, entry.key, entry.parent, entry.priority, entry.token_hash)
+            for entry in entries
+        ]
 
     def _require_room(self, folder: Path) -> None:
         size_bytes = self.num_slots * self.slot_bytes
@@ -149,6 +152,7 @@ class DiskMedium(SlotMedium):
             block_checksum(job.key, job.memory),
             parent,
             job.offer.priority,
+            job.offer.token_hash,
         )
 
     def read(self, jobs: Sequence[SlotJob], should_stop: Callable[[], bool]) -> None:

@@ -37,6 +37,7 @@ class FoundBlock:
     key: CacheKey
     parent: CacheKey | None
     priority: int
+    token_hash: int
 
 
 class SlotMedium(ABC):

@@ -19,7 +19,14 @@ from concurrent.futures import Executor
 from functools import partial
 
 from dynamo_sdk.interfaces import BlockMemory, BlockOffer
-from dynamo_sdk.kv import CachedBlock, CachedPlace, CachesBlocks, TierContents
+from dynamo_sdk.kv import (
+    CachedBlock,
+    CachedPlace,
+    CachesBlocks,
+    TierContents,
+    block_hashes,
+    routing_seed,
+)
 from dynamo_sdk.transfer.threads import run_to_end
 
 from .staging import Staging
@@ -102,7 +109,13 @@ class Offloader:
             try:
                 num_kept = await self._tier.put_many(
                     [
-                        BlockOffer(block.key, memory_of[block], block.parent, block.priority)
+                        BlockOffer(
+                            block.key,
+                            memory_of[block],
+                            block.parent,
+                            block.priority,
+                            self._token_hash(block),
+                        )
                         for block in offered
                     ]
                 )
@@ -112,6 +125,11 @@ class Offloader:
         counts.num_offloaded_blocks_from_tiers += max(0, num_kept - num_from_device)
         counts.offloaded_bytes += num_kept * self._staging.block_bytes
         counts.offload_s += time.perf_counter() - begin_s
+
+    def _token_hash(self, block: CachedBlock) -> int:
+        seed = routing_seed(lora=block.lora, cache_salt=block.cache_salt)
+        hashes = block_hashes(block.tokens, self._memory.layout.block_size, seed=seed)
+        return hashes[0] if hashes else 0
 
     async def _copy_from_device(
         self, blocks: Sequence[CachedBlock], places: Sequence[CachedPlace], buffer: memoryview

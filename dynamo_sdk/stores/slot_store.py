@@ -24,6 +24,7 @@ from dynamo_sdk.interfaces import (
     KVStoreFailureKind,
     KVStoreListener,
     KVStoreStatistics,
+    RestoredBlock,
 )
 from dynamo_sdk.kv import EvictionPolicy, SlotReservation, StoreIndex
 from dynamo_sdk.transfer.threads import run_to_end
@@ -74,7 +75,9 @@ class SlotStore(KVStore):
         )
         self._is_open = True
         if found:
-            self._listener.stored([block.key for block in found])
+            self._listener.restored(
+                [RestoredBlock(block.key, block.parent, block.token_hash) for block in found]
+            )
 
     async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
         return (await self.put_many([BlockOffer(key, block)]))[0]

@@ -19,10 +19,11 @@ from xxhash import xxh3_64_intdigest
 from dynamo_sdk.interfaces import CacheKey
 
 HEADER_BYTES = 4096
-_MAGIC = b"dynamo-sdk kv 1\n"
+_MAGIC = b"dynamo-sdk kv 2\n"
 _HEADER = Struct("<16sQQ")
-_ENTRY = Struct("<QQ16sBBi32s32s")
-"""Check, sequence, checksum, lengths of key and parent, priority, key, parent (``MAX_KEY_BYTES`` each)."""
+_ENTRY = Struct("<QQ16sBBiQ32s32s")
+"""Check, sequence, checksum, lengths of key and parent, priority, hash of the tokens, key and parent
+(``MAX_KEY_BYTES`` each)."""
 ENTRY_BYTES = _ENTRY.size
 _CHECK_BYTES = 8
 _PRIORITY_LIMIT = (1 << 31) - 1
@@ -39,6 +40,7 @@ class TableEntry:
     checksum: bytes
     parent: CacheKey | None = None
     priority: int = 0
+    token_hash: int = 0
 
 
 class SlotTable:
@@ -99,17 +101,33 @@ def _pack(entry: TableEntry) -> bytes:
     parent = entry.parent or b""
     priority = max(-_PRIORITY_LIMIT, min(entry.priority, _PRIORITY_LIMIT))
     packed = _ENTRY.pack(
-        0, entry.sequence, entry.checksum, len(entry.key), len(parent), priority, entry.key, parent
+        0,
+        entry.sequence,
+        entry.checksum,
+        len(entry.key),
+        len(parent),
+        priority,
+        entry.token_hash,
+        entry.key,
+        parent,
     )
     return _check(entry.slot, packed).to_bytes(_CHECK_BYTES, "little") + packed[_CHECK_BYTES:]
 
 
 def _unpack(slot: int, packed: bytes) -> TableEntry | None:
-    check, sequence, checksum, key_bytes, parent_bytes, priority, key, parent = _ENTRY.unpack(packed)
+    check, sequence, checksum, key_bytes, parent_bytes, priority, token_hash, key, parent = _ENTRY.unpack(
+        packed
+    )
     if not key_bytes or check != _check(slot, packed):
         return None
     return TableEntry(
-        slot, sequence, CacheKey(key[:key_bytes]), checksum, CacheKey(parent[:parent_bytes]) or None, priority
+        slot,
+        sequence,
+        CacheKey(key[:key_bytes]),
+        checksum,
+        CacheKey(parent[:parent_bytes]) or None,
+        priority,
+        token_hash,
     )
 
 

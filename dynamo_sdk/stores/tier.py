@@ -16,6 +16,7 @@ from dynamo_sdk.interfaces import (
     KVStoreFailureKind,
     KVStoreListener,
     KVTierStatistics,
+    RestoredBlock,
 )
 from dynamo_sdk.kv import CachedBlock, NotPresent, OffloadQueue, TierContents
 from dynamo_sdk.types import KVTier
@@ -72,6 +73,10 @@ class Tier(KVStoreListener):
 
     def stored(self, keys: Sequence[CacheKey]) -> None:
         self._contents.stored(self.number, keys)
+        self._on_change()
+
+    def restored(self, blocks: Sequence[RestoredBlock]) -> None:
+        self._contents.restored(self.number, blocks)
         self._on_change()
 
     def removed(self, keys: Sequence[CacheKey]) -> None:

@@ -19,7 +19,8 @@ class KVTier(StrEnum):
 
 class BlocksStored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="stored"):
     """Consecutive full blocks. ``token_ids`` holds ``len(block_hashes) * block_size`` ids; none where the
-    listener asked for none, because it goes by ``block_hashes``."""
+    listener asked for none, because it goes by ``block_hashes``, or where nobody knows them any more: then
+    ``token_hashes`` has the ``BlockHash`` of each block."""
 
     block_hashes: tuple[EngineBlockHash, ...]
     parent_hash: EngineBlockHash | None
@@ -28,6 +29,7 @@ class BlocksStored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     tier: KVTier = KVTier.DEVICE
     lora: str | None = None
     cache_salt: str | None = None
+    token_hashes: tuple[int, ...] = ()
 
 
 class BlocksRemoved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="removed"):

@@ -1,19 +1,27 @@
 """What tiers hold, and the events that tell it: an index that reads them must find the same prefixes."""
 
+from array import array
+
+import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from dynamo_sdk.interfaces import RestoredBlock
 from dynamo_sdk.kv import (
     BlockPool,
     CachedBlock,
     PrefixIndex,
     TierContents,
+    block_hashes,
     cache_keys,
     cache_root,
+    digest,
     prefix_keys,
+    routing_seed,
 )
-from dynamo_sdk.types import KVTier, pack_tokens
+from dynamo_sdk.types import BlocksStored, KVTier, pack_tokens
 
 SIZE = 2
 ROOT = cache_root(b"model")
@@ -28,6 +36,11 @@ def blocks_of(prompt):
         found.append(CachedBlock(key, parent, tokens, None, None))
         parent = key
     return found
+
+
+def restored(block):
+    (token_hash,) = block_hashes(block.tokens, SIZE, seed=routing_seed())
+    return RestoredBlock(block.key, block.parent, token_hash)
 
 
 BLOCKS = {block.key: block for prompt in PROMPTS for block in blocks_of(prompt)}
@@ -45,9 +58,16 @@ class ContentsAgainstIndex(RuleBasedStateMachine):
         self.held = [set(), set()]
         self.index = PrefixIndex()
         if is_warm:
-            self.held[1].update(block.key for block in blocks_of(PROMPTS[0]))
+            known = [restored(block) for block in blocks_of(PROMPTS[0])]
+            self.held[1].update(block.key for block in known)
+            self.contents.restored(1, known[2:] + known[:2])
+        else:
+            self.held[1].update(block.key for block in blocks_of(PROMPTS[2]))
             self.contents.stored(1, sorted(self.held[1]))
-        assert self.contents.snapshot() == ()
+        for event in self.contents.snapshot():
+            assert self.index.apply(0, event)
+        if is_warm:
+            self.ask(PROMPTS[0], is_learnt=False)
 
     def publish(self):
         """Device first: what lies below may follow it."""
@@ -90,9 +110,10 @@ class ContentsAgainstIndex(RuleBasedStateMachine):
         self.publish()
 
     @rule(prompt=st.sampled_from(PROMPTS))
-    def ask(self, prompt):
+    def ask(self, prompt, is_learnt=True):
         """After a request asked for it, an index sees what of its prefix is anywhere."""
-        self.contents.learn(blocks_of(prompt))
+        if is_learnt:
+            self.contents.learn(blocks_of(prompt))
         self.publish()
         keys = cache_keys(prompt, SIZE, root=ROOT)
         expected = [self.place(key) for key in keys]
@@ -153,3 +174,12 @@ def test_nothing_is_recorded_before_somebody_reads():
     assert not contents.is_untold(blocks[0].key)
     (event,) = contents.snapshot()
     assert (len(event.block_hashes), event.tier, event.parent_hash) == (4, KVTier.HOST, None)
+
+
+def test_hashes_stand_for_tokens_that_nobody_knows() -> None:
+    stored = BlocksStored(
+        block_hashes=(1, 2), parent_hash=None, token_ids=(), block_size=2, token_hashes=(7, 8)
+    )
+    assert digest(stored).hashes == array("Q", [7, 8]).tobytes()
+    with pytest.raises(ValueError, match="1 hashes for 2 blocks"):
+        digest(msgspec.structs.replace(stored, token_hashes=(7,)))
