@@ -1,9 +1,10 @@
-"""A worker's tiers, open to the other workers of its pool: a server for them to read from, and the secret
+"""A worker's tiers, open to the other workers of its model: a server for them to read from, and the secret
 with which its own store reads theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynamo_sdk.errors import ConfigError
@@ -11,7 +12,11 @@ from dynamo_sdk.interfaces import Engine, HasKVTiers, KVStore, ReadsPeers
 from dynamo_sdk.metrics import definitions as d
 from dynamo_sdk.metrics.kv_tiers import TierMetrics
 from dynamo_sdk.stores import PeerServer
+from dynamo_sdk.types.plan import KVTierPlan
 
+logger = logging.getLogger(__name__)
+
+SHARED = "shared"
 StoreFactory = Callable[[int], KVStore]
 
 
@@ -45,11 +50,15 @@ class SharedTiers:
         await self.server.close()
 
 
-async def serve_tiers(engine: Engine, address: str, secret: str | None) -> SharedTiers | None:
-    """Listen at ``address`` for those who read what the engine keeps; None where it reads from nobody itself.
-    Raises ``ConfigError`` when it keeps nothing that could be read."""
+async def serve_tiers(
+    engine: Engine, tiers: Sequence[KVTierPlan], address: str, secret: str | None
+) -> SharedTiers | None:
+    """Listen at ``address`` for those who read what the engine keeps in ``tiers``; None where it reads from
+    nobody itself. Raises ``ConfigError`` when it keeps nothing that could be read."""
     readable = engine.readable_tiers() if isinstance(engine, HasKVTiers) else None
     if readable is None:
+        if any(tier.kind == SHARED for tier in tiers):
+            logger.warning("this engine reads nothing of other workers: its tier %r has no effect", SHARED)
         return None
     if not readable.stores:
         raise ConfigError(

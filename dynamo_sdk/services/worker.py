@@ -201,7 +201,7 @@ class Worker(EngineService, ManagedService):
         if service.connector == DIRECT:
             await self._start_handover(context)
         self._shared_tiers = await serve_tiers(
-            self._engine, _address_beside(context.record.address, "tiers"), context.secret
+            self._engine, model.kv_tiers, _address_beside(context.record.address, "tiers"), context.secret
         )
         await self._try_out(spec.name)
         record = self._announce(context.record, spec, facts)

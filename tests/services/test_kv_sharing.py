@@ -9,6 +9,7 @@ from dynamo_sdk.metrics import WorkerMetrics
 from dynamo_sdk.services.kv_sharing import serve_tiers, trusting
 from dynamo_sdk.stores import PeerStore, PeerStoreConfig, RamStore, RamStoreConfig
 from dynamo_sdk.types import KVSource, ModelSpec, Role
+from dynamo_sdk.types.plan import KVTierPlan
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +49,7 @@ async def test_one_worker_reads_what_another_one_opens(secret):
     await store.start()
     await reader.start()
     await store.put(KEY, BLOCK)
-    shared = await serve_tiers(owner, "tcp:127.0.0.1:0", secret)
+    shared = await serve_tiers(owner, (), "tcp:127.0.0.1:0", secret)
     reader.expect([KEY, b"other" * 4], KVSource(worker_id="w", address=shared.address, num_blocks=1))
     assert await reader.get(KEY) == BLOCK
     assert await reader.get(b"other" * 4) is None
@@ -66,9 +67,17 @@ async def test_one_worker_reads_what_another_one_opens(secret):
 
 
 async def test_nothing_is_opened_where_there_is_nothing_to_read():
-    assert await serve_tiers(engine(), "tcp:127.0.0.1:0", None) is None
+    assert await serve_tiers(engine(), (), "tcp:127.0.0.1:0", None) is None
     tiered = engine(Tiered)
-    assert await serve_tiers(tiered, "tcp:127.0.0.1:0", None) is None
+    assert await serve_tiers(tiered, (), "tcp:127.0.0.1:0", None) is None
     tiered.readable = ReadableTiers(stores=(), block_bytes=SIZE)
     with pytest.raises(ConfigError, match="put a tier such as ram before shared"):
-        await serve_tiers(tiered, "tcp:127.0.0.1:0", None)
+        await serve_tiers(tiered, (), "tcp:127.0.0.1:0", None)
+
+
+async def test_a_tier_without_effect_is_said(caplog):
+    plans = [KVTierPlan(name="ram", kind="ram"), KVTierPlan(name="shared", kind="shared")]
+    assert await serve_tiers(engine(), plans[:1], "tcp:127.0.0.1:0", None) is None
+    assert not caplog.messages
+    assert await serve_tiers(engine(), plans, "tcp:127.0.0.1:0", None) is None
+    assert "its tier 'shared' has no effect" in caplog.text

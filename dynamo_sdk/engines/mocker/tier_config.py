@@ -46,7 +46,7 @@ class SimTierConfig(PluginConfig):
 
 
 def planned_tiers(plans: Sequence[KVTierPlan]) -> tuple[SimTierConfig, ...]:
-    """A model's tiers as the plan has them."""
+    """A model's tiers as the plan has them, but for what other workers hold: that is not simulated."""
     return tuple(
         SimTierConfig.model_validate(
             {
@@ -59,8 +59,12 @@ def planned_tiers(plans: Sequence[KVTierPlan]) -> tuple[SimTierConfig, ...]:
             }
         )
         for plan in plans
+        if plan.kind not in NOT_SIMULATED
     )
 
+
+NOT_SIMULATED = frozenset({"shared"})
+"""A worker's tier of this kind has nothing that it wrote itself."""
 
 EVENT_TIERS = {"ram": KVTier.HOST, "disk": KVTier.DISK}
 """What KV events call a kind; all others are remote."""
@@ -72,8 +76,6 @@ SPEEDS = {
     "disk": TierSpeed(latency_ms=0.1, read_gb_per_s=6.0, write_gb_per_s=2.0, num_channels=1),
     # Object storage in the same building: one request is slow, many at once fill 40 Gbit/s.
     "s3": TierSpeed(latency_ms=30.0, read_gb_per_s=0.6, write_gb_per_s=0.3, num_channels=8),
-    # Another host's memory over 100 Gbit/s, as published of prefill and decode workers on libfabric.
-    "shared": TierSpeed(latency_ms=37.0, read_gb_per_s=9.6, write_gb_per_s=9.6, num_channels=1),
 }
 
 

@@ -15,10 +15,12 @@ from dynamo_sdk.engines.mocker import (
     build_cores,
 )
 from dynamo_sdk.engines.mocker.channels import Channels
+from dynamo_sdk.engines.mocker.tier_config import planned_tiers
 from dynamo_sdk.engines.mocker.tiers import SimTiers
 from dynamo_sdk.errors import EngineStartError
 from dynamo_sdk.kv import OnboardingReason
 from dynamo_sdk.types import BlocksRemoved, BlocksStored, GenerateRequest, KVEventBatch, KVTier, Role
+from dynamo_sdk.types.plan import KVTierPlan
 
 from .virtual import Life, ask, new_core, prefill_ms, prompt, run
 
@@ -278,3 +280,8 @@ def test_whatever_comes_everybody_is_served_and_events_tell_the_truth(
     held([*[step.events for step in steps if step.events is not None], *settle(core)])
     core.check_integrity()
     assert core.load(0.0).num_free_blocks == num_blocks
+
+
+def test_what_other_workers_hold_is_left_out() -> None:
+    plans = [KVTierPlan(name="ram", kind="ram", capacity_bytes=1), KVTierPlan(name="shared", kind="shared")]
+    assert [tier.kind for tier in planned_tiers(plans)] == ["ram"]

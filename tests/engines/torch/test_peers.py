@@ -39,7 +39,7 @@ def shared(secret: str | None = SECRET, **settings: Any) -> KVTierSetup:
 
 @asynccontextmanager
 async def serving(engine: TieredEngine) -> AsyncGenerator[tuple[PeerServer, str], None]:
-    shared = await serve_tiers(engine, "tcp:127.0.0.1:0", SECRET)
+    shared = await serve_tiers(engine, (), "tcp:127.0.0.1:0", SECRET)
     assert shared is not None
     try:
         yield shared.server, shared.address
