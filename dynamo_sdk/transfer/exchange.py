@@ -165,7 +165,7 @@ class Exchange:
     def _agent(self) -> NixlAgent | None:
         wanted, order = self._means.settings.back_end, self._order
         offer, is_forced = order.ticket.nixl, wanted == "nixl"
-        if wanted == "stream" or (wanted == "auto" and (offer is None or not nixl_pays())):
+        if wanted == "stream" or (wanted == "auto" and (offer is None or not nixl_pays(order.into))):
             return None
         if offer is None or order.plan is not None or order.into.span is None:
             if is_forced:
@@ -176,11 +176,11 @@ class Exchange:
             return None
         try:
             agent = self._means.nixl.agent()
-        except ConfigError as error:
+            agent.register(order.into)
+        except (ConfigError, TransferError) as error:
             if is_forced:
                 raise TransferError(str(error)) from error
             return None
-        agent.register(order.into)
         return agent
 
     # --- the ways; each returns the checksums of what arrived, if they are wanted

@@ -25,13 +25,14 @@ class MemoryOffers:
         """Offer ``memory`` through NIXL from now on, where the settings want that or it pays. Takes seconds.
         Raises ``ConfigError`` when NIXL is a must and cannot work."""
         is_must = self._settings.back_end == "nixl"
-        if not is_must and (self._settings.back_end != "auto" or not nixl_pays()):
+        if not is_must and (self._settings.back_end != "auto" or not nixl_pays(memory)):
             return
         try:
             ticket = self._agent.agent().ticket(memory)
         except (ConfigError, TransferError) as error:
             if is_must:
                 raise ConfigError(f"back_end is nixl: {error}") from error
+            logger.warning("KV blocks are not offered through NIXL: %s", error)
             return
         if ticket is not None:
             self._nixl[ticket.address] = ticket

@@ -15,7 +15,7 @@ BackEndChoice = Literal["auto", "shm", "nixl", "stream"]
 
 class TransferSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How blocks are to travel. ``back_end``: ``auto`` maps the memory of a peer on the same host, else uses
-    NIXL where both sides have it and an RDMA network, else a socket. Any other value uses that one or fails.
+    NIXL where both sides have it and it pays, else a socket. Any other value uses that one or fails.
 
     ``verify``: compare checksums of every block before it counts, which costs both sides a look at all bytes.
 

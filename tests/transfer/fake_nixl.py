@@ -29,6 +29,7 @@ class FakeNixl:
     num_polls: int = 2
     outcome: str = "DONE"
     is_installed: bool = True
+    can_register: bool = True
     registered: dict[int, int] = field(default_factory=dict)  # address -> bytes, over all agents
     handles: list[FakeHandle] = field(default_factory=list)
     disconnected: threading.Event = field(default_factory=threading.Event)
@@ -50,6 +51,8 @@ class FakeAgent:
 
     def register_memory(self, places, kind):
         assert kind == "DRAM"
+        if not self._nixl.can_register:
+            raise Broken("NIXL_ERR_NOT_SUPPORTED")
         for address, num_bytes, _, _ in places:
             self._nixl.registered[address] = num_bytes
         return places

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_sdk.errors import ConfigError, TransferError
+from dynamo_sdk.interfaces import MemorySpan
 from dynamo_sdk.transfer import nixl as nixl_room
 from dynamo_sdk.transfer.nixl import AgentOnDemand, NixlAgent
+from dynamo_sdk.transfer.ticket import decode_ticket
 from dynamo_sdk.types import KVLayout, TransferSettings
 
 from .conftest import ManualClock, content, fill, host_memory, pattern
@@ -124,7 +126,7 @@ async def test_auto_takes_nixl_where_it_pays_and_memory_cannot_be_mapped(
     nixl, memories, monkeypatch, pays
 ) -> None:
     for room in ("offers", "exchange"):
-        monkeypatch.setattr(f"dynamo_sdk.transfer.{room}.nixl_pays", lambda: pays)
+        monkeypatch.setattr(f"dynamo_sdk.transfer.{room}.nixl_pays", lambda _: pays)
     source, own = host_memory(memories, 2), host_memory(memories, 2)
     for host, expected in ((None, "shm"), (ELSEWHERE, "nixl" if pays else "tcp")):
         async with (
@@ -134,6 +136,31 @@ async def test_auto_takes_nixl_where_it_pays_and_memory_cannot_be_mapped(
             await server.register(source)
             params = server.issue("r", [0], source, ttl_s=30, release=lambda: None)
             assert (await fetcher.fetch(params, [(0, 0)], own, timeout_s=10)).back_end == expected
+
+
+async def test_auto_streams_what_nixl_cannot_register(nixl, memories, monkeypatch) -> None:
+    for room in ("offers", "exchange"):
+        monkeypatch.setattr(f"dynamo_sdk.transfer.{room}.nixl_pays", lambda _: True)
+    source, own = host_memory(memories, 2), host_memory(memories, 2)
+    async with (
+        serving(TCP, nixl=on_demand(nixl)) as server,
+        fetching(host=ELSEWHERE, nixl=on_demand(nixl)) as fetcher,
+    ):
+        await server.register(source)
+        nixl.can_register = False
+        params = server.issue("r", [0], source, ttl_s=30, release=lambda: None)
+        assert (await fetcher.fetch(params, [(0, 0)], own, timeout_s=10)).back_end == "tcp"
+        other = host_memory(memories, 2)
+        await server.register(other)
+        params = server.issue("other", [0], other, ttl_s=30, release=lambda: None)
+        assert decode_ticket(params).nixl is None
+
+
+def test_nixl_pays_for_memory_on_a_gpu(memories) -> None:
+    class OnGpu(CopiedMemory):
+        span = MemorySpan(address=4096, size_bytes=8192, gpu=0)
+
+    assert nixl_room.nixl_pays(OnGpu(host_memory(memories, 2)))
 
 
 @pytest.mark.parametrize(
