@@ -222,17 +222,16 @@ class MockerCore:
         Whatever is added or aborted meets the step under way as in ``step``: ``end_run`` after that one.
         """
         transfers, tiers = self._transfers, self.tiers
-        arrival_s = transfers.next_arrival_s if transfers else None
-        if tiers is not None:
-            if tiers.has_events:
-                return None
-            arrival_s = _earlier(arrival_s, tiers.next_s)
         if self._arrived:  # left out of the last step; its first one is of interest
             return None
-        if arrival_s is not None and arrival_s <= now_s:
+        arrival_s = transfers.next_arrival_s if transfers else None
+        if transfers and (transfers.num_waiting or (arrival_s is not None and arrival_s <= now_s)):
             return None
-        if transfers and transfers.num_waiting:
-            return None
+        if tiers is not None:
+            if (load_s := tiers.next_load_s) is not None and load_s <= now_s:
+                return None
+            tiers.advance(now_s)
+            arrival_s = _earlier(arrival_s, tiers.next_s)
         plan = self._scheduler.plan_run(self._tokens.next_ids)
         if plan is None:
             return None
@@ -242,6 +241,8 @@ class MockerCore:
             now_s += self._work_s(0, 0, num_requests, num_kv_tokens)
             ends_s.append(now_s)
             if arrival_s is not None and now_s >= arrival_s:
+                break
+            if tiers is not None and tiers.has_events:
                 break
             num_kv_tokens += num_requests
         self._run_ends_s = tuple(ends_s)

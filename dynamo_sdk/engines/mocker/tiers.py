@@ -236,6 +236,11 @@ class SimTiers:
         moments += [at_s for tier in self.tiers if (at_s := tier.next_s) is not None]
         return min(moments, default=None)
 
+    @property
+    def next_load_s(self) -> float | None:
+        """When the next load is over."""
+        return self._loads[0][0] if self._loads else None
+
     def advance(self, now_s: float) -> list[Load]:
         """Do all that is due by ``now_s``. Requests whose blocks have arrived can run now."""
         arrived: list[Load] = []

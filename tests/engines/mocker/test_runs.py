@@ -60,6 +60,7 @@ def drive(core: MockerCore, arrivals: list[Arrival], *, has_runs: bool) -> Histo
     ),
     st.integers(26, 60),
     st.sampled_from([0, 10**6]),
+    st.booleans(),
 )
 @example(  # once a request lacked a block; long after it had one, a reservation was refused because of it
     workload=[
@@ -72,10 +73,11 @@ def drive(core: MockerCore, arrivals: list[Arrival], *, has_runs: bool) -> Histo
     ],
     num_blocks=30,
     kv_bytes=0,
+    has_tiers=False,
 )
 @settings(max_examples=100, deadline=None)
 def test_steps_at_once_are_single_steps(
-    workload: list[tuple[float, list[int], int, Role]], num_blocks: int, kv_bytes: int
+    workload: list[tuple[float, list[int], int, Role]], num_blocks: int, kv_bytes: int, has_tiers: bool
 ) -> None:
     arrivals: list[Arrival] = []
     for number, (at_s, tokens, max_tokens, role) in enumerate(sorted(workload, key=lambda row: row[0])):
@@ -87,6 +89,8 @@ def test_steps_at_once_are_single_steps(
         )
         arrivals.append((at_s, request))
     settings = {"block_size": 2, "num_blocks": num_blocks, "kv_bytes_per_token": kv_bytes}
+    if has_tiers and kv_bytes:
+        settings["tiers"] = [{"kind": "ram", "capacity": 2 * num_blocks * 2 * kv_bytes}]
     single = drive(new_core(**settings), arrivals, has_runs=False)
     assert drive(new_core(**settings), arrivals, has_runs=True) == single
 
