@@ -16,7 +16,7 @@ from .asking import Answer, Body, assert_same, client_of, complete, completion, 
 from .running import GRAPHS
 from .serving import Metrics, Served, Watch, scrape, serve
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ONBOARDED = "kvbm_onboarded_blocks_total"
 DEPLOY = """

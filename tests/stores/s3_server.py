@@ -1,6 +1,7 @@
 """A real S3 server in a process of its own, and a proxy that spoils its answers."""
 
 import asyncio
+import contextlib
 import re
 import subprocess
 import sys
@@ -41,35 +42,39 @@ class BadProxy:
         self.fault = None
         self.requests = []
         self.url = ""
+        self.tasks = set()
 
     async def answer(self, reader, writer):
-        try:
-            while True:
-                request = await _message(reader)
-                self.requests.append(" ".join(request.split(b"\r\n", 1)[0].decode().split()[:2]))
-                if self.fault == "hang":
-                    await reader.read()
-                    return
-                if self.fault == "503":
-                    writer.write(b"HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\n\r\n")
-                    continue
-                server_reader, server_writer = await asyncio.open_connection(
-                    self._target.hostname, self._target.port
-                )
+        self.tasks.add(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            await self._answer_all(reader, writer)
+        await _close(writer)
+
+    async def _answer_all(self, reader, writer):
+        while True:
+            request = await _message(reader)
+            self.requests.append(" ".join(request.split(b"\r\n", 1)[0].decode().split()[:2]))
+            if self.fault == "hang":
+                await reader.read()
+                return
+            if self.fault == "503":
+                writer.write(b"HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\n\r\n")
+                continue
+            server_reader, server_writer = await asyncio.open_connection(
+                self._target.hostname, self._target.port
+            )
+            try:
                 server_writer.write(request)
                 is_head = request.startswith(b"HEAD")
                 answer = await _message(server_reader, has_body=not is_head)
-                server_writer.close()
-                if request.startswith(b"GET"):
-                    answer = self._spoilt(answer)
-                writer.write(answer)
-                await writer.drain()
-                if self.fault == "cut" and request.startswith(b"GET"):
-                    return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            writer.close()
+            finally:
+                await _close(server_writer)
+            if request.startswith(b"GET"):
+                answer = self._spoilt(answer)
+            writer.write(answer)
+            await writer.drain()
+            if self.fault == "cut" and request.startswith(b"GET"):
+                return
 
     def _spoilt(self, answer):
         head, body = answer.split(b"\r\n\r\n", 1)
@@ -79,6 +84,12 @@ class BadProxy:
         if self.fault == "flip":
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         return head + b"\r\n\r\n" + body
+
+
+async def _close(writer):
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def _message(reader, *, has_body=True):
@@ -96,3 +107,7 @@ async def bad_proxy(url):
         yield proxy
     finally:
         server.close()
+        for task in proxy.tasks:
+            task.cancel()
+        if proxy.tasks:
+            await asyncio.wait(proxy.tasks)
