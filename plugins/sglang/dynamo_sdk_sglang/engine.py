@@ -239,6 +239,8 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
             raise InvalidRequest(
                 f"token {largest} is not in the vocabulary of {facts.vocab_size}", param="prompt"
             )
+        if request.sampling.min_tokens and self.config.written.get("skip_tokenizer_init"):
+            raise InvalidRequest("SGLang knows no min_tokens without its tokenizer", param="min_tokens")
 
     def _meeting(self, request: GenerateRequest) -> Meeting | None:
         """Raises ``TicketUnknown``, and ``EngineFailed`` for what this engine is not there for."""

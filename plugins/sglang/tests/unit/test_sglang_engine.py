@@ -86,6 +86,9 @@ async def test_what_sglang_raises_is_a_refusal(started: Started):
             await read_all(engine, generate_request([7], replace(SAMPLING, temperature=-1.0)))
         with pytest.raises(InvalidRequest, match="vocabulary"):
             await read_all(engine, generate_request([20_000], SAMPLING))
+    async with started(skip_tokenizer_init=True) as engine:
+        with pytest.raises(InvalidRequest, match="min_tokens"):
+            await read_all(engine, generate_request([7], replace(SAMPLING, min_tokens=2)))
 
 
 async def test_a_version_that_lacks_what_counts_refuses_it(started: Started):

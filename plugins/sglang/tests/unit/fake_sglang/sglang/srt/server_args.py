@@ -13,6 +13,7 @@ class ServerArgs:
     page_size: int = 16
     dp_size: int = 1
     schedule_policy: str = "fcfs"
+    skip_tokenizer_init: bool = False
     kv_events_config: str | None = None
     incremental_streaming_output: bool = False
     disaggregation_mode: str = "null"
