@@ -20,6 +20,8 @@ import psutil
 import pytest
 import yaml
 
+from dynamo_sdk.launch.processes import MARK_VARIABLE
+
 from .conftest import ARGS
 
 GRAPHS = Path(__file__).parent / "graphs.py"
@@ -136,15 +138,22 @@ def test_disaggregated_is_aggregated(num_prefill: int, expected: dict[str, list[
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chat if chunk.choices)
         assert len(text.split()) > 3
         if num_prefill > 1:
-            lose_a_prefill_worker(tree)
+            lose_sglang_of(tree, "Prefill.0")
             assert token_ids(complete(client)) == expected["greedy"], "the other one has done it"
 
 
-def lose_a_prefill_worker(tree: list[psutil.Process]) -> None:
-    marked = [process for process in tree if "Prefill.0" in process.environ().get("DYNAMO_SDK_WORKER_ID", "")]
-    assert marked
-    for process in marked:
-        process.kill()
+def lose_sglang_of(tree: list[psutil.Process], worker: str) -> None:
+    """What the worker runs is killed, and not the worker."""
+    replicas = [process for process in tree if worker in process.environ().get(MARK_VARIABLE, "")]
+    hosts = {
+        process
+        for replica in replicas
+        for process in replica.children(recursive=True)
+        if process.cmdline()[1:3] == ["-m", "dynamo_sdk_sglang.host"]
+    }
+    assert len(hosts) == 1
+    for host in hosts:
+        host.kill()
 
 
 @pytest.mark.skipif(VLLM_PYTHON is None, reason="needs an environment with vLLM, too: make test-engines")
