@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from dynamo_sdk.errors import ConfigError, DynamoError, EngineFailed, EngineStartError, InvalidRequest
 from dynamo_sdk.launch.processes import GuardedProcess
@@ -56,6 +57,7 @@ class Call:
 
     async def next(self) -> Output | None:
         """None at the end. Raises what SGLang raised."""
+        await checkpoint_if_cancelled()  # what has come already is taken without a turn of the event loop
         answer = await self._answers.get()
         if isinstance(answer, DynamoError):
             raise answer

@@ -80,6 +80,25 @@ async def test_leaving_aborts_that_request_and_no_other(started: Started):
         tasks.cancel_scope.cancel()
 
 
+async def test_leaving_counts_also_when_all_has_come(started: Started):
+    async with started() as engine:
+        stream = engine.generate(generate_request([7], replace(SAMPLING, max_tokens=30)))
+        await anext(stream)
+        later = generate_request([7], replace(SAMPLING, max_tokens=60))
+        assert len((await read_all(engine, later)).token_ids) == 60
+        num_chunks = 0
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async for _ in stream:
+                num_chunks += 1
+        assert scope.cancelled_caught
+        assert num_chunks == 0
+        await stream.aclose()
+        load = engine.load()
+        assert load is not None
+        assert load.num_running == 0
+
+
 async def test_what_sglang_raises_is_a_refusal(started: Started):
     async with started() as engine:
         with pytest.raises(InvalidRequest, match="must not be negative"):
