@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.interfaces import Engine, EngineSetup, KVStore
+from dynamo_sdk.interfaces import Engine, EngineSetup, KVStore, ReadsPeers
 from dynamo_sdk.plugins import Kind, Registry
 from dynamo_sdk.runtime.model_path import resolve_lora_path, resolve_model_path
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role
@@ -119,6 +119,8 @@ def _kv_store_kit(registry: Registry, name: str, options: CheckOptions) -> Kit[A
     folder_arg = next((arg for arg in _FOLDER_ARGS if arg in fields), None)
     if folder_arg is None:
         registry.validate(descriptor, args, where="--set")
+        if isinstance(registry.build_kv_store(name, args), ReadsPeers):
+            raise ConfigError(f"kv-store {name!r} keeps nothing itself; check the stores that it reads")
         return kv_store_kit(lambda: registry.build_kv_store(name, args), block_bytes=block_bytes)
     if folder_arg in args:
         raise ConfigError(f"--set: leave {folder_arg} out; the store is checked in empty folders of its own")
