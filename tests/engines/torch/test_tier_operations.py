@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 
 from dynamo_sdk.engines.torch.onboarding import TierLink
 from dynamo_sdk.errors import InvalidRequest
-from dynamo_sdk.interfaces import BlockMemory, KVTierSetup
-from dynamo_sdk.kv import PrefixIndex
+from dynamo_sdk.interfaces import BlockMemory, CacheKey, KVTierSetup
+from dynamo_sdk.kv import PrefixIndex, cache_keys, cache_root
 from dynamo_sdk.scheduling import Scheduler, SchedulerConfig, SequenceState
 from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
-from dynamo_sdk.types import GenerateRequest, KVLayout, KVTier
+from dynamo_sdk.types import GenerateRequest, KVLayout, KVTier, pack_tokens
 from dynamo_sdk.types.plan import KVTierPlan
-from tests.scheduling.fake_model import EOS, expected_output, link, make_request, root_of, sample
+from tests.scheduling.fake_model import EOS, chain, expected_output, link, make_request, root_of, sample
 
 from .tiers import AlwaysLoad
 
@@ -150,6 +150,7 @@ class Worker:
         self.folder, self.min_uses = folder, min_uses
         self.requests: dict[str, GenerateRequest] = {}
         self.outputs: dict[str, list[int]] = {}
+        self.truth: dict[CacheKey, bytes] = {}  # every block that could ever be right
         self.num_made = self.num_finished = self.num_loaded = 0
 
     async def start(self) -> None:
@@ -177,11 +178,27 @@ class Worker:
         request = make_request(
             f"r{self.num_made}", prompt, max_tokens=max_tokens, cache_salt=salt, priority=self.num_made % 2
         )
+        self.note_truth(request)
         keys, is_onboarding = await self.link.look_up(request)
         with contextlib.suppress(InvalidRequest):
             self.scheduler.add(request, keys, is_onboarding=is_onboarding)
             self.requests[request.request_id] = request
             self.outputs[request.request_id] = []
+
+    def note_truth(self, request: GenerateRequest) -> None:
+        tokens = [*request.token_ids(), *expected_output(request, CONFIG)[0]]
+        root = cache_root(CONFIG.cache_namespace, cache_salt=request.cache_salt)
+        numbers = np.array(chain(request, tokens), dtype=np.uint64)
+        for place, key in enumerate(cache_keys(pack_tokens(tokens), BLOCK_SIZE, root=root)):
+            self.truth[key] = numbers[place * BLOCK_SIZE : (place + 1) * BLOCK_SIZE].tobytes()
+
+    async def check_tiers(self) -> None:
+        """What lies in them is what belongs under its key."""
+        await self.tiers.wait_idle()
+        for number, tier in enumerate(self.tiers.tiers):
+            for key in list(self.tiers._contents._tiers[number].held):
+                block = await tier.store.get(key)
+                assert block is None or block == self.truth[key]
 
     async def step(self) -> bool:
         """Whether there was anything to compute. Loads go on meanwhile."""
@@ -249,7 +266,7 @@ class Worker:
                 await self.loads()
         assert not self.requests
         assert self.scheduler.num_free_blocks == NUM_BLOCKS
-        await self.tiers.wait_idle()
+        await self.check_tiers()
         self.index.check_integrity()
 
 
@@ -292,7 +309,7 @@ async def run(steps: Sequence[tuple[Any, ...]], folder: Path, min_uses: int) -> 
                 case "turn":
                     await asyncio.sleep(0)
                 case "idle":
-                    await worker.tiers.wait_idle()
+                    await worker.check_tiers()
                 case "finish":
                     await worker.finish()
                 case "loads":
