@@ -10,6 +10,8 @@ the median of the rounds' ratios. TTFTs are those after the first turn, whose pr
 * ``slow-disk``: a disk tier that gives ``--disk-mb-s``, and the cost rule;
 * ``slow-disk-always``: the same disk, and everything that it has is loaded: what the rule protects from.
 
+``--fresh``: no prompt repeats anything, so that all offloading is for nothing: what tiers cost then.
+
 A small random model is built in a temporary folder. Example::
 
     python benchmarks/kv_tiers.py --sides off ram --rounds 3
@@ -136,6 +138,8 @@ async def chat(engine: TorchEngine, user: int, options: argparse.Namespace, outc
     for turn in range(options.turns):
         await asyncio.sleep(rng.expovariate(1 / options.think_s))
         num_new = options.first_tokens if turn == 0 else options.turn_tokens
+        if options.fresh:
+            num_new, history = len(history) + num_new, []
         history += [rng.randrange(VOCAB) for _ in range(num_new)]
         request = GenerateRequest(
             request_id=f"{user}-{turn}",
@@ -213,6 +217,7 @@ def main() -> None:
     parser.add_argument("--turn-tokens", type=int, default=32)
     parser.add_argument("--output-tokens", type=int, default=4)
     parser.add_argument("--think-s", type=float, default=1.0, help="mean pause before a turn")
+    parser.add_argument("--fresh", action="store_true", help="as long, but nothing is ever said again")
     parser.add_argument("--device-share", type=float, default=0.15, help="of all prefixes together")
     parser.add_argument("--tier-mib", type=int, default=512)
     parser.add_argument("--disk-mb-s", type=float, default=1.0)
