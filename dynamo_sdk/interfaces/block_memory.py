@@ -99,6 +99,12 @@ class ExposesBlocks(ABC):
         Raises ``InvalidRequest`` when it can never fit.
         """
 
+    def kv_identity(self, request: GenerateRequest) -> bytes:
+        """What the request's KV depends on beside its tokens and the layout, such as the weights of its
+        adapter. Blocks go from one engine to another only where both say the same. Asked while a prefill leg
+        holds its blocks, and right after ``reserve_blocks``."""
+        return b""
+
     @abstractmethod
     def release_blocks(self, request_id: str) -> None:
         """Give held or reserved blocks back. Idempotent; unknown ids and running requests are ignored."""

@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from dynamo_sdk.errors import InvalidRequest
+from dynamo_sdk.errors import InvalidRequest, TransferError
 from dynamo_sdk.interfaces.block_memory import BlockReservation
 from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.kv.block_pool import BlockPool
@@ -53,7 +53,7 @@ from .batch import Batch
 from .blocks import SequenceBlocks
 from .decode_run import DecodeRun, NextTokens
 from .queue import SequenceQueue
-from .sequence import Sequence, SequenceState, open_sequence
+from .sequence import Sequence, SequenceState, open_sequence, root_of
 from .step import RunPlan, SchedulerConfig, SequenceUpdate, Step, WantsLoad
 
 
@@ -90,8 +90,8 @@ class Scheduler:
         """Queue a request, or continue from its reservation. ``keys``: see ``open_sequence``.
         ``is_onboarding``: when it is admitted, wait for KV from lower tiers (``Step.onboarding``).
 
-        Raises ``InvalidRequest`` (too long, id in use) and ``ValueError`` when its tokens are not those that
-        were reserved for.
+        Raises ``InvalidRequest`` (too long, id in use), ``ValueError`` when its tokens are not those that
+        were reserved for, and ``TransferError`` when its adapter or salt is not.
         """
         sequence = self._sequences.get(request.request_id)
         if sequence is not None and sequence.state is SequenceState.RESERVED and request.role is Role.DECODE:
@@ -412,6 +412,11 @@ class Scheduler:
     def _continue_reserved(self, sequence: Sequence, request: GenerateRequest) -> None:
         if (request.prompt, request.generated) != (sequence.request.prompt, sequence.request.generated):
             raise ValueError(f"request {request.request_id!r} has other tokens than were reserved for")
+        if root_of(request, self.config) != sequence.cache_root:
+            raise TransferError(
+                f"request {request.request_id!r}: its adapter was replaced after blocks were reserved for "
+                "it; prefill again"
+            )
         self._leave_run()
         sequence.request = request
         self._num_reserved -= 1

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from hashlib import blake2b
 
 import msgspec
 
@@ -20,6 +21,7 @@ from dynamo_sdk.interfaces import Engine, ExposesBlocks
 from dynamo_sdk.runtime.clock import Clock
 from dynamo_sdk.transfer import BlockFetcher, BlockServer, TransferReport
 from dynamo_sdk.types import FinishReason, GenerateChunk, GenerateRequest, LegTiming, Role, TransferSettings
+from dynamo_sdk.types.tokens import BYTES_PER_TOKEN
 
 TICKET_TTL_S = 120.0
 """How long a prefill worker holds blocks for a decode worker that is busy; a decode worker that dies gives
@@ -97,6 +99,7 @@ class BlockHandover:
                 blocks.block_memory,
                 ttl_s=self._ttl_s,
                 release=partial(self._free, request_id),
+                content=kv_content(request.prompt + request.generated, blocks.kv_identity(request)),
             )
             self._num_held += 1
         except BaseException:
@@ -123,15 +126,23 @@ class BlockHandover:
             raise Overloaded(f"no place came free for a hand-over in {ttl_s:.0f} s") from None
         try:
             first, ids = reservation.num_cached_blocks, reservation.block_ids
+            known = request.prompt + request.generated[:-BYTES_PER_TOKEN]  # the last one is to be computed
             return await self.fetcher.fetch(
                 ticket,
                 list(enumerate(ids))[first:],
                 blocks.block_memory,
                 timeout_s=end_s - self._clock.now_s(),
+                content=kv_content(known, blocks.kv_identity(request)),
             )
         except BaseException:
             blocks.release_blocks(request.request_id)
             raise
+
+
+def kv_content(tokens: bytes, identity: bytes) -> bytes:
+    """16 bytes that name the KV of packed ``tokens``; ``identity`` as of ``ExposesBlocks.kv_identity``."""
+    lengths = len(identity).to_bytes(8, "little")
+    return blake2b(lengths + identity + tokens, digest_size=16, person=b"kv handover").digest()
 
 
 def _with_report(chunk: GenerateChunk, report: TransferReport) -> GenerateChunk:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from dynamo_sdk.errors import TicketExpired, TransferError
+from dynamo_sdk.errors import TicketExpired, TicketUnknown, TransferError
 from dynamo_sdk.interfaces import BlockMemory
 from dynamo_sdk.types import KVTransferParams, TransferSettings
 
@@ -93,13 +93,15 @@ class BlockFetcher:
         into: BlockMemory,
         *,
         timeout_s: float,
+        content: bytes = b"",
         allows_missing_heads: bool = False,
     ) -> TransferReport:
         """Copy blocks and end the ticket. ``pairs``: (index of an own block in the sequence, its id).
 
         The ticket's blocks may be built otherwise than ours (``reslice``). Heads that the prefill worker does
         not hold are refused, or left as they are with ``allows_missing_heads``: then fetch from its other
-        ranks, too, one after the other.
+        ranks, too, one after the other. ``content``: what should lie in them, as ``BlockServer.issue`` was
+        told; a ticket for anything else is ``TicketUnknown``.
 
         Returning means that every byte was read while the prefill worker vouched for it. No pairs is
         fine: the prefill side is told that nothing is needed. Raises ``TransferError`` (``TicketExpired``,
@@ -108,6 +110,8 @@ class BlockFetcher:
         """
         ticket = decode_ticket(params)
         self._check(params, pairs)
+        if ticket.content != content:
+            raise TicketUnknown("the ticket is for other tokens or another adapter; prefill again")
         order = order_of(ticket, pairs, into, allows_missing_heads=allows_missing_heads)
         deadline_s = self._now() + timeout_s
         task = asyncio.current_task()

@@ -130,8 +130,10 @@ class BlockServer:
         *,
         ttl_s: float,
         release: Callable[[], None],
+        content: bytes = b"",
     ) -> KVTransferParams:
-        """A ticket for these blocks, good for one fetch that starts within ``ttl_s``.
+        """A ticket for these blocks, good for one fetch that starts within ``ttl_s``. ``content``: names what
+        lies in them, for ``BlockFetcher.fetch`` to compare.
 
         ``release`` is called exactly once, on the event loop: after the fetch, on ``revoke``, at the end
         of ``ttl_s``, when the reader dies or hangs, or on ``close``. When this raises it is not called.
@@ -153,6 +155,7 @@ class BlockServer:
             host=self._host,
             region=self._offers.region(memory),
             nixl=self._offers.nixl(memory),
+            content=content,
         )
         return encode_ticket(ticket, ttl_s=ttl_s)
 

@@ -30,6 +30,7 @@ class DirectTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ``addresses`` of the block server: ``unix:/path`` or ``tcp:host:port``, the best one first.
     ``block_ids``: where the blocks lie in the server's memory, in order; a fetcher that maps the memory
     reads them there, every other one names those that it wants by their position in this list.
+    ``content``: names what lies in the blocks; a fetcher that means something else takes none of it.
     """
 
     ticket_id: bytes
@@ -39,6 +40,7 @@ class DirectTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     host: HostIdentity
     region: RegionTicket | None = None
     nixl: NixlTicket | None = None
+    content: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -139,6 +139,26 @@ async def test_a_ticket_is_good_for_one_fetch(sides: tuple[Side, Side]) -> None:
     assert num_busy_blocks(decode) == before, "the reservation was given back"
 
 
+@pytest.mark.parametrize("difference", ["prompt", "generated", "adapter"])
+async def test_a_ticket_for_other_kv_is_refused(
+    sides: tuple[Side, Side], difference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of the right number and layout, but not of this request: they would be found by its keys."""
+    prefill, decode = sides
+    first, ticket = await prefilled(prefill)
+    asked = request(Role.DECODE, generated=pack_tokens(first), kv_transfer=ticket)
+    if difference == "prompt":
+        asked = msgspec.structs.replace(asked, prompt=pack_tokens(PROMPT[::-1]))
+    elif difference == "generated":
+        asked = msgspec.structs.replace(asked, generated=pack_tokens([*first, 1]))
+    else:
+        monkeypatch.setattr(decode.engine, "kv_identity", lambda _: b"another version of the adapter")
+    before = num_busy_blocks(decode)
+    with pytest.raises(TicketUnknown, match="other tokens or another adapter"):
+        await run(decode, asked)
+    assert num_busy_blocks(decode) == before
+
+
 async def test_released_blocks_cannot_be_fetched(sides: tuple[Side, Side]) -> None:
     prefill, decode = sides
     before = num_busy_blocks(prefill)

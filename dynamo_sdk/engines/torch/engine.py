@@ -233,6 +233,9 @@ class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetric
         with self._loras.using(request.lora):
             return await running.core.reserve(request)
 
+    def kv_identity(self, request: GenerateRequest) -> bytes:
+        return b"" if request.lora is None else self._lora_digests.get(request.lora, b"")
+
     def release_blocks(self, request_id: str) -> None:
         if self._started is not None:
             self._started.core.release(request_id)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dynamo_sdk.errors import InvalidRequest, ModelNotFound
-from dynamo_sdk.types import BlocksStored, EmbedRequest, KVEventBatch, LoraSpec, pack_tokens
+from dynamo_sdk.errors import InvalidRequest, ModelNotFound, TransferError
+from dynamo_sdk.types import BlocksStored, EmbedRequest, KVEventBatch, LoraSpec, Role, pack_tokens
 
 from .adapters import merged, save_adapter
 from .models import greedy_reference, logprobs_reference, random_prompt
-from .running import GREEDY, a_request, answer, running_engine
+from .running import GREEDY, a_request, answer, assert_all_free, running_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +98,26 @@ async def test_kv_is_found_by_weights_and_not_by_name(
         assert await num_cached("x") == 36
     named = {event.lora for batch in batches for event in batch.events if isinstance(event, BlocksStored)}
     assert named == {"x", None}
+
+
+async def test_blocks_that_were_reserved_for_an_adapter_are_of_no_use_to_its_successor(
+    llama: Path, references: References, tmp_path: Path
+) -> None:
+    """The name is the same; the KV that came meanwhile is not what the new weights give."""
+    one = save_adapter(references["llama"], tmp_path / "one")
+    other = save_adapter(references["llama"], tmp_path / "other", seed=2)
+    request = a_request(PROMPTS[2], lora="x", role=Role.DECODE, generated=[1])
+    async with running_engine(llama) as engine:
+        await engine.load_lora(LoraSpec(name="x", path=one.path))
+        identity = engine.kv_identity(request)
+        await engine.reserve_blocks(request)
+        await engine.unload_lora("x")
+        await engine.load_lora(LoraSpec(name="x", path=other.path))
+        assert engine.kv_identity(request) != identity
+        with pytest.raises(TransferError, match="replaced"):
+            await answer(engine, request)
+        engine.release_blocks(request.request_id)
+        assert_all_free(engine)
 
 
 async def test_embeddings_of_an_adapter_are_its_own(
