@@ -90,8 +90,9 @@ class KvCost(BatchScorer):
             beside_s = candidate.prefill_s_per_active_token * num_active_tokens
 
             num_uncached, num_lower = float(num_tokens), 0.0
-            if candidate.overlap is not NO_OVERLAP:
-                if candidate.overlap.num_blocks > candidate.overlap.device_blocks:
+            overlap = candidate.overlap
+            if overlap is not NO_OVERLAP:
+                if overlap.host_blocks or overlap.disk_blocks or overlap.remote_blocks:
                     num_lower = self._num_saved_below(request, candidate, s_per_token)
                 num_uncached -= self._num_cached(request, candidate, num_lower)
                 usual_s = mean_recent_s + 2 * (s_per_request + s_per_token * num_tokens)

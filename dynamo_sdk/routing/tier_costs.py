@@ -28,7 +28,7 @@ def share_saved(load_s: float | None, block_s: float, credit: float) -> float:
 def num_useful_blocks(candidate: Candidate, block_size: int) -> int:
     """Of the prompt's blocks that it holds, those that it would not compute all the same."""
     overlap = candidate.overlap
-    if overlap.num_blocks == overlap.device_blocks:
+    if not (overlap.host_blocks or overlap.disk_blocks or overlap.remote_blocks):
         return overlap.device_blocks
     times, block_s = load_times(candidate), candidate.prefill_s_per_token * block_size
     below = (

@@ -9,6 +9,9 @@ profile        how long a step takes, from a table of measurements
 tokens         which token comes next: a pure function of (seed, position)
 model          what little of the model must be known: vocabulary, context, end tokens, bytes of KV
 transfers      the way of a prompt's KV from a prefill to a decode worker
+tiers          what a rank keeps below its device, and when it is loaded: books and decisions of live tiers
+tier           one of them in virtual time; channels: how long its transfers take
+tier_config    how large they are and how fast; tier_statistics: what they did
 core           one rank in virtual time: requests in, steps out; no loop and no clock
 build          from the config to cores
 precise_clock  live time, to microseconds
