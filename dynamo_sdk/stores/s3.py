@@ -198,7 +198,8 @@ class S3Store(KVStore):
             return [False] * len(keys)
         now_s = self._monotonic_s()
         unknown = [key for key in dict.fromkeys(keys) if self._presence.look_up(key, now_s) is None]
-        await self._lookups.wait(unknown)
+        for start in range(0, len(unknown), self._config.num_concurrent):
+            await self._lookups.wait(unknown[start : start + self._config.num_concurrent])
         now_s = self._monotonic_s()
         return [bool(self._presence.look_up(key, now_s)) for key in keys]
 

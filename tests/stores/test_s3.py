@@ -110,6 +110,13 @@ async def test_workers_share_the_bucket_and_upload_once(url):
             assert two.witness.keys == {key(2)}
 
 
+async def test_many_are_asked_about(url):
+    settings = config(url, num_concurrent=2)
+    async with Started(settings) as one, Started(settings) as two:
+        await one.put_many(offers(*range(0, 40, 2)))
+        assert await two.contains([key(number) for number in range(40)]) == [True, False] * 20
+
+
 async def test_answers_are_believed_for_a_while(url):
     async with bad_proxy(url) as proxy:
         settings = config(proxy.url, present_s=60, absent_s=5)
