@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 import torch
 from msgspec.structs import replace
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dynamo_sdk.errors import ConfigError, EngineStartError, InvalidRequest
 from dynamo_sdk.testing import Outcome, check_engine, generate_request, read_all
-from dynamo_sdk.types import BlocksStored, KVEventBatch, LoraSpec, Role, SamplingParams
+from dynamo_sdk.types import BlocksStored, KVEventBatch, Role, SamplingParams
 from dynamo_sdk_vllm.engine import VllmEngine
 from dynamo_sdk_vllm.handover import VllmNixlConnector
 
+from .adapters import greedy_of, make_adapter, merged
 from .conftest import model_folder, vllm_engine
 
 pytestmark = pytest.mark.anyio
@@ -41,16 +39,6 @@ async def test_greedy_is_that_of_transformers(engine: VllmEngine):
     for prompt in PROMPTS:
         request = generate_request(prompt, SamplingParams(max_tokens=24, min_tokens=24, temperature=0.0))
         assert (await read_all(engine, request)).token_ids == greedy_of(model, prompt)
-
-
-def greedy_of(model: Any, prompt: list[int]) -> list[int]:
-    """What ``transformers`` says next."""
-    with torch.inference_mode():
-        whole = model.generate(
-            torch.tensor([prompt]), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0
-        )
-    tokens: list[int] = whole[0, len(prompt) :].tolist()
-    return tokens
 
 
 async def test_a_prompt_that_comes_again_is_cached(engine: VllmEngine):
@@ -103,43 +91,6 @@ async def test_smaller_priorities_run_first(engine: VllmEngine):
         for number in range(24):
             tasks.start_soon(ask, number, -1 if number == 23 else 5)
     assert done.index(23) < 16
-
-
-def make_adapter(folder: Path, *, seed: int = 1, rank: int = 4) -> LoraSpec:
-    """A LoRA on the queries, with weights large enough to change every answer."""
-    described = json.loads((Path(model_folder()) / "config.json").read_text())
-    hidden = described["hidden_size"]
-    heads = described["num_attention_heads"] * described["head_dim"]
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for layer in range(described["num_hidden_layers"]):
-        stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, hidden, generator=generator)
-        tensors[f"{stem}.lora_B.weight"] = torch.randn(heads, rank, generator=generator)
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": 8,
-        "target_modules": ["q_proj"],
-        "task_type": "CAUSAL_LM",
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return LoraSpec(name=folder.name, path=str(folder))
-
-
-def merged(adapter: LoraSpec) -> Any:
-    """The model with the adapter's weights added to its own."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
-    config = json.loads((Path(adapter.path) / "adapter_config.json").read_text())
-    tensors = load_file(Path(adapter.path) / "adapter_model.safetensors")
-    for layer, block in enumerate(model.model.layers):
-        stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        down, up = (tensors[f"{stem}.lora_{part}.weight"] for part in "AB")
-        block.self_attn.q_proj.weight.data += config["lora_alpha"] / config["r"] * up @ down
-    return model
 
 
 async def test_an_adapter_gives_what_merged_weights_give(tmp_path: Path):

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,9 @@ import openai
 import psutil
 import pytest
 
+from dynamo_sdk.types import LoraSpec
+
+from .adapters import greedy_of, make_adapter, merged
 from .conftest import SMALL
 
 GRAPHS = Path(__file__).parent / "graphs.py"
@@ -36,14 +39,17 @@ STOP_TIMEOUT_S = 60.0
 
 
 @contextmanager
-def running(tmp_path: Path, graph: str, **replicas: int) -> Iterator[openai.OpenAI]:
+def running(
+    tmp_path: Path, graph: str, *, loras: Iterable[LoraSpec] = (), **replicas: int
+) -> Iterator[openai.OpenAI]:
     """From ready to a polite stop, which must leave no process behind."""
     services = {
         name: {"engine": "vllm", "python": sys.executable, "replicas": count, "args": ARGS}
         for name, count in replicas.items()
     }
     deploy = tmp_path / "deploy.yaml"
-    deploy.write_text(json.dumps({"model": {"path": "demo", "name": "demo"}, "services": services}))
+    model = {"path": "demo", "name": "demo", "loras": {lora.name: lora.path for lora in loras}}
+    deploy.write_text(json.dumps({"model": model, "services": services}))
     main = "from dynamo_sdk.cli import main; main()"
     process = subprocess.Popen(
         [LIGHT_PYTHON, "-c", main, "run", f"{GRAPHS}:{graph}", "-f", str(deploy), "--port", "0"],
@@ -70,11 +76,11 @@ def running(tmp_path: Path, graph: str, **replicas: int) -> Iterator[openai.Open
 
 
 def complete(
-    client: openai.OpenAI, prompt: list[int] = PROMPT, **sampling: object
+    client: openai.OpenAI, prompt: list[int] = PROMPT, *, model: str = "demo", **sampling: object
 ) -> openai.types.Completion:
     body = {"ignore_eos": True, "return_token_ids": True}
     options = {"max_tokens": 24, "temperature": 0, **sampling}
-    return client.completions.create(model="demo", prompt=prompt, extra_body=body, **options)  # type: ignore[call-overload]
+    return client.completions.create(model=model, prompt=prompt, extra_body=body, **options)  # type: ignore[call-overload]
 
 
 def token_ids(answer: openai.types.Completion) -> list[int]:
@@ -102,9 +108,13 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("num_prefill", [1, 2])
 def test_disaggregated_is_aggregated(num_prefill: int, expected: dict[str, list[int]], tmp_path: Path):
-    with running(tmp_path, "disaggregated", Prefill=num_prefill, Decode=1) as client:
+    loud = make_adapter(tmp_path / "loud")
+    adapted = greedy_of(merged(loud), PROMPT)
+    with running(tmp_path, "disaggregated", Prefill=num_prefill, Decode=1, loras=[loud]) as client:
+        assert {model.id for model in client.models.list()} == {"demo", "loud"}
         for _ in range(3):
             assert token_ids(complete(client)) == expected["greedy"]
+            assert token_ids(complete(client, model="loud", max_tokens=len(adapted))) == adapted
         assert token_ids(complete(client, temperature=1, seed=3)) == expected["sampled"]
         chat = client.chat.completions.create(
             model="demo",
