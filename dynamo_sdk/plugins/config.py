@@ -20,14 +20,16 @@ class PluginConfig(BaseModel):
 
 
 def validated(model: type[M], args: Mapping[str, object], *, where: str) -> M:
-    """``args`` as a ``model``; ``where`` is their path. Raises ``ConfigError``, one line per wrong value."""
+    """``args`` as a ``model``; ``where`` is their path, or the option that gave them. Raises ``ConfigError``,
+    one line per wrong value."""
     try:
         return model.model_validate(dict(args))
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         lines: list[str] = []
         for problem in problems:
-            path = ".".join([where, *(str(part) for part in problem["loc"])])
+            below = ".".join(str(part) for part in problem["loc"])
+            path = f"{where} {below}" if where.startswith("--") else f"{where}.{below}"
             if problem["type"] == "extra_forbidden":
                 lines.append(f"{path}: unknown argument{_nearest(str(problem['loc'][-1]), model)}")
             elif problem["type"] == "missing":

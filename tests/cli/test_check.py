@@ -169,7 +169,7 @@ def test_a_plugin_that_blocks_everything_is_ended_with_its_place(install: Instal
         (("router", "kvv"), "did you mean 'kv'?"),
         (("router", "random", "--set", "x=1"), "router 'random' takes no arguments"),
         (("kv-store", "shared"), "kv-store 'shared' keeps nothing itself; check the stores that it reads"),
-        (("engine", "echo", "--set", "delay=1"), "--set.delay: unknown argument; did you mean 'delay_ms'?"),
+        (("engine", "echo", "--set", "delay=1"), "--set delay: unknown argument; did you mean 'delay_ms'?"),
         (("engine", "echo", "--set", "delay_ms"), "write ARG=VALUE"),
         (("engine", "echo", "--model", "./nowhere"), "no folder './nowhere'"),
     ],
