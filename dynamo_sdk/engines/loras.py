@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from typing import Generic, TypeVar
 
 from dynamo_sdk.errors import InvalidRequest, ModelNotFound
 from dynamo_sdk.types import LoraSpec
+
+from .weights import files_digest
 
 HandleT = TypeVar("HandleT")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -97,10 +98,5 @@ class LoraTable(Generic[HandleT]):
 
 
 def adapter_digest(folder: Path) -> str:
-    """Sixteen hex digits over config and weights, all of them."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in ADAPTER_FILES:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
+    """32 hex digits over config and weights, all of them."""
+    return files_digest(folder / name for name in ADAPTER_FILES if (folder / name).is_file())

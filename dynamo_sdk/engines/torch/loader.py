@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from dynamo_sdk.engines.weights import files_digest
 from dynamo_sdk.errors import EngineStartError
 
 from .attention import ATTENTION_NAME, paged_attention
@@ -73,20 +74,13 @@ def load_model(path: str, config: TorchConfig) -> LoadedModel:
 
 
 def model_digest(folder: Path) -> str:
-    """Sixteen hex digits over the config and a sample of every weight file (size, and pages spread over
-    it): cheap for hundreds of gigabytes, and different for two fine-tunes of one model."""
-    digest = hashlib.blake2b(digest_size=8)
+    """32 hex digits over what the config says and every byte of the weights."""
+    digest = hashlib.blake2b(digest_size=16)
     settings = json.loads((folder / "config.json").read_text())
     for key in ("_name_or_path", "transformers_version"):
         settings.pop(key, None)
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as weights:
-            for page in range(64):
-                weights.seek(size * page // 64)
-                digest.update(weights.read(4096))
+    digest.update(files_digest(folder.glob("*.safetensors")).encode())
     return digest.hexdigest()
 
 

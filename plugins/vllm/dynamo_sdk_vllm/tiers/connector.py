@@ -32,7 +32,7 @@ from .events import TierEvent, TierEvents
 from .held import HeldBlocks
 from .memory import PagedMemory
 from .messages import Orders, Report
-from .names import BlockNamer, files_digest, namespace_of
+from .names import BlockNamer, folder_digest, namespace_of
 from .planning import EagerPolicy, Planner, StepFacts
 from .statistics import Said, merged, of_scheduler, of_worker, total
 from .worker import TierWorker
@@ -134,7 +134,7 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
         return namespace_of(
             {
                 "vllm": vllm.__version__,
-                "weights": files_digest(folder),
+                "weights": folder_digest(folder),
                 "config": described,
                 "dtype": str(model.dtype),
                 "quantization": model.quantization,

@@ -13,15 +13,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
+from dynamo_sdk.engines.weights import files_digest
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import cache_root, next_cache_key
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, pack_tokens
 
 DIGEST_BYTES = 16
-WHOLE_FILE_BYTES = 64 << 20
-"""Up to this, a file is read from beginning to end; of a larger one, ``NUM_PAGES`` pages spread over it."""
-NUM_PAGES = 1024
-PAGE_BYTES = 4096
 _PATTERNS = ("config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.pt")
 
 
@@ -44,24 +41,12 @@ class Named(Protocol):
     lora_request: Lora | None
 
 
-def files_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
     """Over configuration and weights in ``folder``. Raises ``OSError`` where there are none."""
-    digest = blake2b(digest_size=DIGEST_BYTES)
-    files = sorted({file for pattern in _PATTERNS for file in folder.glob(pattern)})
+    files = {file for pattern in _PATTERNS for file in folder.glob(pattern)}
     if not files:
         raise FileNotFoundError(f"no configuration and no weights in {folder}")
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as content:
-            if size <= WHOLE_FILE_BYTES:
-                while piece := content.read(1 << 20):
-                    digest.update(piece)
-                continue
-            for page in range(NUM_PAGES):
-                content.seek((size - PAGE_BYTES) * page // (NUM_PAGES - 1))
-                digest.update(content.read(PAGE_BYTES))
-    return digest.hexdigest()
+    return files_digest(files)
 
 
 class BlockNamer:
@@ -71,7 +56,7 @@ class BlockNamer:
         self,
         namespace: bytes,
         block_size: int,
-        digest_of: Callable[[Path], str] = files_digest,
+        digest_of: Callable[[Path], str] = folder_digest,
     ) -> None:
         self._namespace = namespace
         self._block_size = block_size

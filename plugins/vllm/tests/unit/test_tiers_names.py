@@ -9,8 +9,7 @@ import pytest
 
 from dynamo_sdk.kv import cache_keys, cache_root
 from dynamo_sdk.types.tokens import pack_tokens
-from dynamo_sdk_vllm.tiers import names
-from dynamo_sdk_vllm.tiers.names import BlockNamer, files_digest, namespace_of
+from dynamo_sdk_vllm.tiers.names import BlockNamer, folder_digest, namespace_of
 
 
 def request(**facts: object) -> SimpleNamespace:
@@ -37,27 +36,16 @@ def test_an_adapter_is_its_weights(tmp_path: Path):
     assert len({first, second, BlockNamer(b"model", 4).root(request())}) == 3
 
 
-def test_every_byte_of_small_weights_counts(tmp_path: Path):
+def test_every_byte_of_the_weights_counts(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        files_digest(tmp_path)
+        folder_digest(tmp_path)
     weights = tmp_path / "model.safetensors"
     digests = set()
     for place in range(4):
         weights.write_bytes(bytes(number == place for number in range(4)))
-        digests.add(files_digest(tmp_path))
+        digests.add(folder_digest(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    assert len(digests | {files_digest(tmp_path)}) == 5
-
-
-def test_large_weights_are_sampled_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(names, "WHOLE_FILE_BYTES", 1000)
-    content = bytearray(100_000)
-    weights = tmp_path / "model.safetensors"
-    digests = set()
-    for place in (0, 50_000, 99_999):
-        weights.write_bytes(content[:place] + b"x" + content[place + 1 :])
-        digests.add(files_digest(tmp_path))
-    assert len(digests) == 3
+    assert len(digests | {folder_digest(tmp_path)}) == 5
 
 
 def test_a_namespace_is_all_of_its_facts():
