@@ -53,7 +53,7 @@ workloads = st.builds(
     st.lists(followers, max_size=3),
 )
 fleets = st.builds(
-    lambda router, num_workers, num_decode, num_blocks, block_size, dp_size, caching: fleet(
+    lambda router, num_workers, num_decode, num_blocks, block_size, dp_size, caching, tiers: fleet(
         router,
         num_workers=num_workers,
         num_decode_workers=num_decode,
@@ -63,6 +63,7 @@ fleets = st.builds(
         max_num_batched_tokens=32,
         dp_size=dp_size,
         enable_prefix_caching=caching,
+        tiers=tiers,
     ),
     st.sampled_from(["round-robin", "least-loaded", "power-of-two", longest_prefix]),
     st.integers(1, 3),
@@ -71,6 +72,7 @@ fleets = st.builds(
     st.sampled_from([3, 4, 8]),
     st.integers(1, 2),
     st.booleans(),
+    st.sampled_from([(), ({"kind": "ram", "capacity": "128MiB"},), ({"kind": "disk"},)]),
 )
 options = st.builds(
     SimOptions,

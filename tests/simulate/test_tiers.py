@@ -6,7 +6,10 @@ from statistics import mean
 
 import pytest
 
+from dynamo_sdk.bench.report import Targets
 from dynamo_sdk.simulate import Outcome, simulate
+from dynamo_sdk.simulate.report import make_report
+from dynamo_sdk.simulate.text import rows
 from dynamo_sdk.simulate.workloads import parse_generator
 
 from .fleets import fleet
@@ -76,3 +79,17 @@ def test_equal_runs_are_equal() -> None:
     runs = [chats("kv", 2, load, num_blocks=512, tiers=[RAM]) for _ in range(2)]
     assert runs[0].requests == runs[1].requests
     assert runs[0].tiers == runs[1].tiers
+
+
+def test_the_report_shows_each_tier() -> None:
+    load = "chats,sessions=20,turns=6,rate=2,message_tokens=1024,output_tokens=64,think_s=5"
+    outcomes = [chats("kv", 1, load, num_blocks=512, tiers=tiers) for tiers in ([], [RAM])]
+    workload = parse_generator(load).make(seed=0, block_tokens=64)
+    report = make_report(workload, outcomes, targets=Targets(), settings={})
+    shown = {name.strip(): [show(policy) for policy in report.policies] for name, show in rows(report)}
+    ram = outcomes[1].tiers.tiers[0]
+    assert shown["ram: blocks asked for"] == ["-", f"{ram.num_lookup_blocks:,}"]
+    assert shown["found"] == ["-", f"{ram.num_hit_blocks / ram.num_lookup_blocks:.1%}"]
+    assert shown["prefixes loaded"] == ["-", str(outcomes[1].tiers.num_decisions["load"])]
+    assert report.policies[0].tiers is None
+    assert report.policies[1].reuse.loaded
