@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         _require_one_group(kv_cache_config)
+        _require_bytes_of_tokens_alone(vllm_config)
         extra = vllm_config.kv_transfer_config.kv_connector_extra_config
         self._config = read_config(extra)
         self._block_size = vllm_config.cache_config.block_size
@@ -187,6 +189,10 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, block_ids[0])
+
+    def reset_cache(self) -> bool:
+        self._planning.start_anew(secrets.token_bytes(16))
+        return True
 
     def take_events(self) -> Iterable[KVCacheEvent]:
         return [self._event(event) for event in self._planning.events.take()]
@@ -292,6 +298,18 @@ def _require_one_group(kv_cache_config: KVCacheConfig) -> None:
 
 def _is_full_attention(spec: str) -> bool:
     return spec in ("FullAttentionSpec", "MLAAttentionSpec")
+
+
+def _require_bytes_of_tokens_alone(config: Any) -> None:
+    """What else a block's bytes would depend on."""
+    for part, setting, usual in (
+        (config.cache_config, "calculate_kv_scales", False),
+        (config.parallel_config, "decode_context_parallel_size", 1),
+        (config.parallel_config, "prefill_context_parallel_size", 1),
+    ):
+        value = getattr(part, setting, usual)
+        if value != usual:
+            raise ConfigError(f"KV tiers do not go together with {setting}: {value}; leave one of them out")
 
 
 def _shard(config: Any) -> Shard:

@@ -69,6 +69,10 @@ class BlockNamer:
             self._namespace, lora=self._adapter(request.lora_request), cache_salt=request.cache_salt
         )
 
+    def start_anew(self, generation: bytes) -> None:
+        """All names from now on are others than those until now."""
+        self._namespace = namespace_of({"before": self._namespace.hex(), "generation": generation.hex()})
+
     def extend(self, keys: list[CacheKey], request: Named, num_blocks: int, *, root: CacheKey) -> None:
         """Make ``keys`` those of the first ``num_blocks`` blocks."""
         size = self._block_size

@@ -67,7 +67,7 @@ class _Match:
 class _Tracked:
     """``block_ids``: vLLM's, in order. ``num_device_blocks``: of them, those that vLLM had when it asked.
     ``num_saved``: of the first blocks, those that need no saving any more. ``num_known_tokens``: of the first
-    ones, those whose KV had arrived when the request was admitted."""
+    ones, those whose KV had arrived when the request was admitted. ``is_new``: no step has run since."""
 
     request: TrackedRequest
     root: CacheKey
@@ -76,6 +76,7 @@ class _Tracked:
     num_saved: int = 0
     num_device_blocks: int = 0
     num_known_tokens: int = 0
+    is_new: bool = True
     match: _Match | None = None
     waits_since_s: float | None = None
     is_counted: bool = False
@@ -181,7 +182,7 @@ class Planner:
             return
         num_known = max(request.num_computed_tokens, tracked.num_device_blocks * size)
         self._overwritten += block_ids[num_known // size :]
-        tracked.block_ids, tracked.num_known_tokens = list(block_ids), num_known
+        tracked.block_ids, tracked.num_known_tokens, tracked.is_new = list(block_ids), num_known, True
         match, tracked.match = tracked.match, None
         tracked.num_saved = min(tracked.num_saved, tracked.num_device_blocks)
         if match is None or not num_external_tokens:
@@ -197,6 +198,13 @@ class Planner:
     def ended(self, request_id: str) -> None:
         """Finished or aborted."""
         self._requests.pop(request_id, None)
+
+    def start_anew(self, generation: bytes) -> None:
+        """What was computed until now is of no use any more, as when vLLM was given other weights: blocks
+        have other names from now on. ``generation`` was never given before."""
+        self._namer.start_anew(generation)
+        for tracked in self._requests.values():
+            tracked.may_save = tracked.may_load = False
 
     # -- a step
 
@@ -293,10 +301,9 @@ class Planner:
     def _to_save(self, tracked: _Tracked, num_tokens: int, now_s: float) -> list[tuple[CachedBlock, int]]:
         """Full after the step, of tokens that are known now: drafts that may be refused are not."""
         request, size = tracked.request, self._block_size
-        if not tracked.num_saved and request.num_computed_tokens > tracked.num_known_tokens:
-            tracked.may_save = (
-                False  # another connector loads in this very step, and may yet say that it failed
-            )
+        is_new, tracked.is_new = tracked.is_new, False
+        if is_new and request.num_computed_tokens // size > tracked.num_known_tokens // size:
+            tracked.may_save = False  # another connector loads in this step, and may yet say that it failed
         if not tracked.may_save:
             return []
         num_full = min(

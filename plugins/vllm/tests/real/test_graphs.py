@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -38,9 +39,17 @@ PROMPT = [7 * token % 1000 + 10 for token in range(200)]
 STOP_TIMEOUT_S = 60.0
 
 
+RAM_TIER = {"tiers": [{"kind": "ram", "capacity": "64MiB"}]}
+
+
 @contextmanager
 def running(
-    tmp_path: Path, graph: str, *, loras: Iterable[LoraSpec] = (), **replicas: int
+    tmp_path: Path,
+    graph: str,
+    *,
+    loras: Iterable[LoraSpec] = (),
+    kv: dict[str, object] | None = None,
+    **replicas: int,
 ) -> Iterator[openai.OpenAI]:
     """From ready to a polite stop, which must leave no process behind."""
     services = {
@@ -49,7 +58,7 @@ def running(
     }
     deploy = tmp_path / "deploy.yaml"
     model = {"path": "demo", "name": "demo", "loras": {lora.name: lora.path for lora in loras}}
-    deploy.write_text(json.dumps({"model": model, "services": services}))
+    deploy.write_text(json.dumps({"model": model, "services": services, "kv": kv or {}}))
     main = "from dynamo_sdk.cli import main; main()"
     process = subprocess.Popen(
         [LIGHT_PYTHON, "-c", main, "run", f"{GRAPHS}:{graph}", "-f", str(deploy), "--port", "0"],
@@ -89,10 +98,18 @@ def token_ids(answer: openai.types.Completion) -> list[int]:
     return extra["token_ids"]
 
 
+def num_blocks_in_ram(client: openai.OpenAI) -> float:
+    """Of all workers, as vLLM said with its last step."""
+    text = httpx.get(str(client.base_url.join("/metrics"))).text
+    lines = [line for line in text.splitlines() if line.startswith("kvbm_blocks{") and 'tier="ram"' in line]
+    return sum(float(line.split()[-1]) for line in lines)
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
-    """Of two aggregated workers behind the KV router; the second time, the prompt is where it was."""
-    with running(tmp_path_factory.mktemp("aggregated"), "aggregated", Whole=2) as client:
+    """Of two aggregated workers with a RAM tier behind the KV router; the second time, the prompt is where
+    it was."""
+    with running(tmp_path_factory.mktemp("aggregated"), "aggregated", kv=RAM_TIER, Whole=2) as client:
         first = complete(client)
         for _ in range(4):
             again = complete(client)
@@ -100,6 +117,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
             assert again.usage.prompt_tokens_details is not None
             assert again.usage.prompt_tokens_details.cached_tokens == 192, "it went where its KV is"
             assert token_ids(again) == token_ids(first)
+        assert num_blocks_in_ram(client) >= 6
         return {
             "greedy": token_ids(first),
             "sampled": token_ids(complete(client, temperature=1, seed=3)),

@@ -189,6 +189,19 @@ async def leg(
     return await ask(engine, number, request_id=name, role=role, kv_transfer=ticket)
 
 
+async def test_what_bytes_may_depend_on_is_refused():
+    from dynamo_sdk_vllm.tiers.connector import _require_bytes_of_tokens_alone
+
+    def config(**settings: object) -> SimpleNamespace:
+        part = SimpleNamespace(**settings)
+        return SimpleNamespace(cache_config=part, parallel_config=part)
+
+    _require_bytes_of_tokens_alone(config(decode_context_parallel_size=1))
+    for settings in ({"calculate_kv_scales": True}, {"decode_context_parallel_size": 2}):
+        with pytest.raises(ConfigError, match="leave one of them out"):
+            _require_bytes_of_tokens_alone(config(**settings))
+
+
 async def test_kv_that_is_not_of_one_kind_is_refused():
     from dynamo_sdk_vllm.tiers.connector import _require_one_group
 

@@ -125,6 +125,32 @@ def test_a_prompt_in_chunks_is_saved_as_it_goes_and_so_are_generated_tokens():
     assert (block_id, block.tokens) == (9, pack_tokens([9, 10, 99, 98]))
 
 
+def test_a_prompt_shorter_than_a_block_is_saved_when_the_block_is_full():
+    bench = Bench()
+    request = Request("a", prompt(3))
+    bench.planner.match(request, 0)
+    bench.admit(request, [7])
+    assert bench.step({request: 3}).saves == []
+    request.all_token_ids.append(99)
+    assert [block_id for _, block_id in bench.step({request: 1}).saves] == [7]
+
+
+def test_after_other_weights_nothing_from_before_is_used():
+    bench = Bench()
+    bench.stored(bench.whole(Request("a", prompt(9)), [1, 2, 3]))
+    before = Request("b", prompt(9))
+    assert bench.planner.match(before, 0) == 8
+    bench.planner.start_anew(b"1")
+    assert bench.planner.match(before, 0) == 0
+    bench.admit(before, [4, 5, 6])
+    assert bench.step({before: 9}).saves == []
+    after = bench.whole(Request("c", prompt(9)), [7, 8, 9])
+    assert len(after.saves) == 2
+    bench.planner.start_anew(b"2")
+    bench.stored(after)
+    assert bench.planner.match(Request("d", prompt(9)), 0) == 0
+
+
 def test_tokens_that_are_not_known_yet_are_not_saved():
     """Drafts, and tokens that are sampled while the next step is planned."""
     bench = Bench()
