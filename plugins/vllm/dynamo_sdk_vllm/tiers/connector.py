@@ -18,7 +18,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+)
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
 from dynamo_sdk.errors import ConfigError
@@ -84,6 +87,13 @@ class TierStatistics(KVConnectorStats):
 
     def is_empty(self) -> bool:
         return not self.data
+
+
+class NoPromMetrics(KVConnectorPromMetrics):
+    """A ``MultiConnector`` insists on series for whoever has statistics; the SDK has its own."""
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        pass
 
 
 class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
@@ -263,6 +273,10 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> TierStatistics:
         return TierStatistics(data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *arguments: Any) -> NoPromMetrics:
+        return NoPromMetrics(*arguments)
 
     def shutdown(self) -> None:
         if self._worker is not None:
