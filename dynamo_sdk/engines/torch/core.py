@@ -108,7 +108,19 @@ class EngineCore:
     # -- requests
 
     async def add(self, request: GenerateRequest, lora: LoraWeights | None = None) -> SamplingMailbox:
-        """Queue a request, with its adapter. Whoever calls this calls ``leave`` once, at the end."""
+        """Queue a request, with its adapter. Whoever gets a mailbox calls ``leave`` once, at the end."""
+        self._num_consumers += 1
+        self._idle.clear()
+        try:
+            mailbox = await self._queue(request, lora)
+        except BaseException:
+            self._has_left()
+            raise
+        self._mailboxes[request.request_id] = mailbox
+        self._wake.set()
+        return mailbox
+
+    async def _queue(self, request: GenerateRequest, lora: LoraWeights | None) -> SamplingMailbox:
         arrival_s = time.monotonic()
         keys: list[CacheKey] | None = None
         is_onboarding = False
@@ -123,11 +135,12 @@ class EngineCore:
             self.scheduler.add(request, keys, is_onboarding=is_onboarding)
         except ValueError as error:
             raise InvalidRequest(str(error), param="generated") from error
-        self._mailboxes[request.request_id] = mailbox
-        self._num_consumers += 1
-        self._idle.clear()
-        self._wake.set()
         return mailbox
+
+    def _has_left(self) -> None:
+        self._num_consumers -= 1
+        if not self._num_consumers:
+            self._idle.set()
 
     async def reserve(self, request: GenerateRequest) -> BlockReservation:
         """Blocks for a hand-over, in turn. Raises ``Overloaded`` when too many wait already."""
@@ -154,9 +167,7 @@ class EngineCore:
 
     async def leave(self, mailbox: SamplingMailbox) -> None:
         """The consumer is gone. Whatever the request still holds is free when this returns."""
-        self._num_consumers -= 1
-        if not self._num_consumers:
-            self._idle.set()
+        self._has_left()
         request_id = mailbox.request.request_id
         if self.tiers is not None and self._mailboxes.get(request_id) is mailbox:
             await self.tiers.cancel(request_id)

@@ -14,6 +14,7 @@ import pytest
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import BlockOffer, CacheKey
 from dynamo_sdk.kv import PrefixIndex, prefix_keys
+from dynamo_sdk.runtime.clock import settle
 from dynamo_sdk.stores import DiskStore, DiskStoreConfig
 from dynamo_sdk.stores.block_file import OsBlockFile
 from dynamo_sdk.types import KVEventBatch, KVTier, SamplingParams, pack_tokens
@@ -277,6 +278,28 @@ async def test_others_go_on_while_one_loads_and_it_counts_as_waiting(
         assert found.token_ids == expected[0]
         assert found.last.timing is not None
         assert found.last.timing.transfer_bytes == 10 * engine.block_memory.layout.block_bytes
+
+
+async def test_draining_waits_for_whoever_asks_the_tiers(llama: Path) -> None:
+    class Thinking(DictStore):
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+
+        async def count_prefix(self, keys: Sequence[CacheKey]) -> int:
+            self.asked.set()
+            await self.may_answer.wait()
+            return 0
+
+    store = Thinking()
+    async with tiered_engine(llama, tier("own", lambda _: store, capacity_bytes=None)) as engine:
+        asking = asyncio.create_task(answer(engine, a_request(PROMPTS[0])))
+        await store.asked.wait()
+        draining = asyncio.create_task(engine.drain())
+        await settle()
+        assert not draining.done()
+        store.may_answer.set()
+        await draining
+        await asking
+        assert_all_free(engine)
 
 
 async def test_a_client_that_leaves_while_its_prefix_loads(llama: Path, expected: list[list[int]]) -> None:
