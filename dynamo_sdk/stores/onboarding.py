@@ -84,24 +84,31 @@ class Onboarder:
         try:
             async with asyncio.timeout(LOOKUP_LIMIT_S):
                 while at < len(keys) and len(runs) < MAX_RUNS:
-                    run = await self._find_run(keys[at:], is_counted=is_counted)
+                    run = await self._find_run(keys[at:])
                     if run is None:
                         break
                     runs.append(run)
                     at += run.num_blocks
         except TimeoutError:
             logger.debug("a tier took more than %.2f s to say what it has", LOOKUP_LIMIT_S)
+        if is_counted:
+            self._count(runs, len(keys))
         return runs
 
-    async def _find_run(self, keys: Sequence[CacheKey], *, is_counted: bool) -> FoundRun | None:
+    async def _find_run(self, keys: Sequence[CacheKey]) -> FoundRun | None:
         for tier in self._tiers:
             num_blocks = await tier.count_prefix(keys)
-            if is_counted:
-                tier.counts.num_lookup_blocks += len(keys)
-                tier.counts.num_hit_blocks += num_blocks
             if num_blocks:
                 return FoundRun(tier, num_blocks)
         return None
+
+    def _count(self, runs: Sequence[FoundRun], num_blocks: int) -> None:
+        """Each block once, though a tier may be asked again behind another one's run."""
+        for tier in self._tiers:
+            num_hits = sum(run.num_blocks for run in runs if run.tier is tier)
+            tier.counts.num_lookup_blocks += num_blocks
+            tier.counts.num_hit_blocks += num_hits
+            num_blocks -= num_hits
 
     def decide(
         self,
