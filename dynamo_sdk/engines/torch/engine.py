@@ -205,8 +205,12 @@ class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetric
 
     async def _load_lora(self, lora: LoraSpec) -> LoraWeights:
         layers, event_loop = self._running().runner.loras, asyncio.get_running_loop()
-        weights = await event_loop.run_in_executor(self._thread, layers.load, lora.path)
         digest = await event_loop.run_in_executor(self._thread, adapter_digest, Path(lora.path))
+        weights = await event_loop.run_in_executor(self._thread, layers.load, lora.path)
+        if await event_loop.run_in_executor(self._thread, adapter_digest, Path(lora.path)) != digest:
+            raise InvalidRequest(
+                f"adapter {lora.name!r}: its files changed while they were read", param="lora"
+            )
         self._lora_digests[lora.name] = digest.encode()
         return weights
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dynamo_sdk.engines.torch.loras import LoraLayers, LoraWeights
 from dynamo_sdk.errors import InvalidRequest, ModelNotFound, TransferError
 from dynamo_sdk.types import BlocksStored, EmbedRequest, KVEventBatch, LoraSpec, Role, pack_tokens
 
@@ -118,6 +119,25 @@ async def test_blocks_that_were_reserved_for_an_adapter_are_of_no_use_to_its_suc
             await answer(engine, request)
         engine.release_blocks(request.request_id)
         assert_all_free(engine)
+
+
+async def test_an_adapter_that_changes_while_it_is_read_is_refused(
+    llama: Path, references: References, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its blocks would have the name of weights that it has not."""
+    lora = save_adapter(references["llama"], tmp_path / "lora")
+    load = LoraLayers.load
+
+    def load_late(self: LoraLayers, path: str) -> LoraWeights:
+        weights = load(self, path)
+        save_adapter(references["llama"], tmp_path / "lora", seed=2)
+        return weights
+
+    async with running_engine(llama) as engine:
+        monkeypatch.setattr(LoraLayers, "load", load_late)
+        with pytest.raises(InvalidRequest, match="changed while they were read"):
+            await engine.load_lora(lora)
+        assert engine.loras() == ()
 
 
 async def test_embeddings_of_an_adapter_are_its_own(
