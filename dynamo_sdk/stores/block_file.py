@@ -8,12 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynamo_sdk.transfer.spans import buffers_after
+from dynamo_sdk.transfer.spans import MAX_BUFFERS, buffers_after
 
 from .arena import PAGE_BYTES, page_aligned
-
-MAX_BUFFERS = 1024
-"""More than this the kernel takes in one call only where it is configured so."""
 
 
 class BlockFile(ABC):

@@ -10,12 +10,10 @@ from queue import SimpleQueue
 
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.transfer.address import shut
-from dynamo_sdk.transfer.spans import buffers_after
+from dynamo_sdk.transfer.spans import MAX_BUFFERS, buffers_after
 
 from .checksum import block_checksum
 from .peer_wire import Piece, frame
-
-MAX_BUFFERS = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 PIECE_BYTES = 4 << 20
 """The most bytes moved between two looks at the clock and at cancellation (one block, if that is more)."""
 
+MAX_BUFFERS = 1024
+"""More than this the kernel takes in one call only where it is configured so."""
+
 
 def blocks_per_piece(block_bytes: int) -> int:
     return max(1, PIECE_BYTES // block_bytes)

@@ -15,13 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dynamo_sdk.errors import ConnectionLost
 from dynamo_sdk.interfaces import BlockMemory
 
-from .spans import blocks_per_piece, buffers_after, neighbour_runs
-
-MAX_BUFFERS = 1024
-"""More than this the kernel takes in one call only where it is configured so."""
-
-MAX_BUFFERS = 1024
-"""More than this the kernel takes in one call only where it is configured so."""
+from .spans import MAX_BUFFERS, blocks_per_piece, buffers_after, neighbour_runs
 
 _timeval = struct.Struct("@ll")
 
