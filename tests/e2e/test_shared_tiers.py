@@ -12,7 +12,10 @@ from random import Random
 import httpx
 import pytest
 
+from dynamo_sdk.types import WorkerRecord
+
 from .asking import Answer, Body, assert_same, client_of, complete, completion, decided, random_tokens
+from .conftest import QUICKSTART
 from .running import GRAPHS
 from .serving import Metrics, Served, Watch, scrape, serve
 
@@ -27,6 +30,22 @@ services:
 """
 
 
+DISAGGREGATED = """
+router: kv
+kv: {tiers: [{kind: ram, capacity: 512MiB}, {kind: shared}]}
+services:
+  Prefill: {cpus: 1}
+  Decode: {cpus: 1}
+"""
+
+
+@pytest.fixture
+def legs(tmp_path: Path) -> Iterator[Served]:
+    (tmp_path / "deploy.yaml").write_text(DISAGGREGATED)
+    with serve(QUICKSTART, "-f", str(tmp_path / "deploy.yaml")) as served:
+        yield served
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Served]:
     (tmp_path / "deploy.yaml").write_text(DEPLOY)
@@ -39,9 +58,20 @@ def prompts(seed: int, num: int) -> list[Body]:
     return [completion(random_tokens(rng, rng.randrange(600, 900)), 8) for _ in range(num)]
 
 
-async def ask(client: httpx.AsyncClient, bodies: list[Body], worker_id: str) -> list[Answer]:
-    """At ``worker_id``, one after the other."""
-    return [await complete(client, {**body, "dynamo": {"worker": worker_id}}) for body in bodies]
+async def ask(client: httpx.AsyncClient, bodies: list[Body], worker_id: str | None = None) -> list[Answer]:
+    """At ``worker_id`` (None: wherever), one after the other."""
+    named = {} if worker_id is None else {"dynamo": {"worker": worker_id}}
+    return [await complete(client, body | named) for body in bodies]
+
+
+async def wait_for_prefill(client: httpx.AsyncClient) -> None:
+    """Until the frontend sends prompts to a prefill worker; without one, decode workers do it all."""
+    body = completion(random_tokens(Random(9), 20), 2, dynamo={"explain": True})
+    async with asyncio.timeout(60):
+        while True:
+            document = (await client.post("/v1/completions", json=body)).raise_for_status().json()
+            if any(choice["pool"] == "prefill" for choice in document["dynamo"]["explain"]):
+                return
 
 
 async def wait_for_blocks(client: httpx.AsyncClient, worker_id: str, num_blocks: int) -> Metrics:
@@ -51,6 +81,11 @@ async def wait_for_blocks(client: httpx.AsyncClient, worker_id: str, num_blocks:
             metrics = await scrape(client)
             if metrics.total("kvbm_blocks", worker_id=worker_id, tier="ram") >= num_blocks:
                 return metrics
+
+
+def is_replaced(watch: Watch, killed: WorkerRecord, num_workers: int) -> bool:
+    ready = watch.ready(killed.service)
+    return len(ready) == num_workers and killed.worker_id not in [record.worker_id for record in ready]
 
 
 async def test_answers_from_the_memory_of_another_worker(aggregated: Served, pair: Served) -> None:
@@ -86,10 +121,25 @@ async def test_the_other_worker_is_killed_while_it_is_read(aggregated: Served, p
             assert first.pid is not None
             os.kill(first.pid, signal.SIGKILL)
         assert_same([answer for task in running for answer in task.result()], expected[3:])
-
-        def is_replaced() -> bool:
-            ready = watch.ready("Whole")
-            return len(ready) == 2 and first.worker_id not in [record.worker_id for record in ready]
-
-        await watch.wait_until(is_replaced)
+        await watch.wait_until(lambda: is_replaced(watch, first, 2))
         await watch.check_integrity("Whole")
+
+
+async def test_a_new_prefill_worker_reads_from_the_decode_worker(aggregated: Served, legs: Served) -> None:
+    """The old one was killed with all that it had cached; who got its blocks still has them."""
+    bodies, expected = await decided(aggregated.url, prompts(3, 10), 6)
+    async with Watch(legs.address) as watch, client_of(legs.url) as client:
+        [decode] = watch.ready("Decode")
+        [prefill] = watch.ready("Prefill")
+        assert_same(await ask(client, bodies), expected)
+        await wait_for_blocks(client, decode.worker_id, 6 * 600 // 16)
+        assert prefill.pid is not None
+        os.kill(prefill.pid, signal.SIGKILL)
+        await watch.wait_until(lambda: is_replaced(watch, prefill, 1))
+        await wait_for_prefill(client)
+
+        assert_same(await ask(client, bodies), expected)
+        metrics = await scrape(client)
+        assert metrics.total(ONBOARDED, role="prefill", tier="shared") > 50
+        assert metrics.total("kvbm_shared_blocks_total", worker_id=decode.worker_id) > 50
+        await watch.check_integrity("Prefill", "Decode")
