@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import anyio
 import msgspec
@@ -211,11 +211,14 @@ async def adapters_are_handed_over(bench: EngineBench) -> None:
     if not bench.is_exact:
         raise NotApplicable("the engine is not exact")
     legs = await Legs.of(bench)
-    async with _loaded(bench, legs.prefill) as adapters, _loaded(bench, legs.decode):
+    alone = await legs.alone(bench)
+    async with AsyncExitStack() as stack:
+        for engine in dict.fromkeys((legs.prefill, legs.decode, alone)):
+            adapters = await stack.enter_async_context(_loaded(bench, engine))
         for adapter in adapters:
             request = replace(await _request(bench, seed=1038, role=Role.DECODE), lora=adapter.name)
             joined = await legs.run(_another(request))
-            whole = await read_all(legs.decode, replace(_another(request), role=Role.AGGREGATED))
+            whole = await read_all(alone, replace(_another(request), role=Role.AGGREGATED))
             require(
                 joined == whole.token_ids,
                 f"with an adapter the two legs gave {joined}, one engine {whole.token_ids}",

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Collection, Coroutine, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -67,6 +68,9 @@ def main() -> None:
         engine.loop.run_until_complete(Host(engine).serve(worker, started))
     finally:
         engine.shutdown()
+        shared = getattr(getattr(engine.tokenizer_manager, "load_snapshot_reader", None), "path", None)
+        if shared is not None:  # in shared memory; SGLang leaves it there
+            Path(shared).unlink(missing_ok=True)
 
 
 def construct(start: Start) -> Any:
