@@ -13,7 +13,17 @@ from pathlib import Path
 from xxhash import xxh3_128
 
 DIGEST_BYTES = 16
+_PATTERNS = ("config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.pt")
 _PIECE_BYTES = 1 << 20
+
+
+def folder_digest(folder: Path) -> str:
+    """``files_digest`` of the configuration and weights of a model or an adapter. Raises ``OSError`` where
+    there are none."""
+    files = {file for pattern in _PATTERNS for file in folder.glob(pattern)}
+    if not files:
+        raise FileNotFoundError(f"no configuration and no weights in {folder}")
+    return files_digest(files)
 
 
 def files_digest(files: Iterable[Path]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_sdk.engines.weights import files_digest
+from dynamo_sdk.engines.weights import files_digest, folder_digest
 
 
 def test_contents_and_names_count_and_order_and_place_do_not(tmp_path: Path) -> None:
@@ -26,3 +26,15 @@ def test_contents_and_names_count_and_order_and_place_do_not(tmp_path: Path) -> 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files_digest([tmp_path / "none"])
+
+
+def test_every_byte_of_a_folders_weights_counts(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        folder_digest(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    digests = set()
+    for place in range(4):
+        weights.write_bytes(bytes(number == place for number in range(4)))
+        digests.add(folder_digest(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert len(digests | {folder_digest(tmp_path)}) == 5

@@ -24,6 +24,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 )
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
+from dynamo_sdk.engines.weights import folder_digest
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import KVTierSetup
 from dynamo_sdk.kv import OnboardingPolicy
@@ -36,7 +37,7 @@ from .events import TierEvent, TierEvents
 from .held import HeldBlocks
 from .memory import PagedMemory
 from .messages import Orders, Report
-from .names import BlockNamer, folder_digest, namespace_of
+from .names import BlockNamer, namespace_of
 from .planning import EagerPolicy, Planner, StepFacts
 from .statistics import Said, merged, of_scheduler, of_worker, total
 from .worker import TierWorker
@@ -330,4 +331,7 @@ def _shard(config: Any) -> Shard:
     parallel = config.parallel_config
     if parallel.world_size == 1 and parallel.data_parallel_size == 1:
         return Shard()
-    return Shard(f"rank-{parallel.data_parallel_rank}-{parallel.rank}", parallel.world_size)
+    return Shard(
+        f"rank-{parallel.data_parallel_rank}-{parallel.rank}",
+        parallel.world_size * parallel.data_parallel_size,
+    )

@@ -13,13 +13,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
-from dynamo_sdk.engines.weights import files_digest
+from dynamo_sdk.engines.weights import folder_digest
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import cache_root, next_cache_key
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, pack_tokens
 
 DIGEST_BYTES = 16
-_PATTERNS = ("config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.pt")
 
 
 class Lora(Protocol):
@@ -39,14 +38,6 @@ class Named(Protocol):
     all_token_ids: Sequence[int]
     cache_salt: str | None
     lora_request: Lora | None
-
-
-def folder_digest(folder: Path) -> str:
-    """Over configuration and weights in ``folder``. Raises ``OSError`` where there are none."""
-    files = {file for pattern in _PATTERNS for file in folder.glob(pattern)}
-    if not files:
-        raise FileNotFoundError(f"no configuration and no weights in {folder}")
-    return files_digest(files)
 
 
 class BlockNamer:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from dynamo_sdk.kv import cache_keys, cache_root
 from dynamo_sdk.types.tokens import pack_tokens
-from dynamo_sdk_vllm.tiers.names import BlockNamer, folder_digest, namespace_of
+from dynamo_sdk_vllm.tiers.names import BlockNamer, namespace_of
 
 
 def request(**facts: object) -> SimpleNamespace:
@@ -34,18 +32,6 @@ def test_an_adapter_is_its_weights(tmp_path: Path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
     second = BlockNamer(b"model", 4).root(request(lora_request=lora))
     assert len({first, second, BlockNamer(b"model", 4).root(request())}) == 3
-
-
-def test_every_byte_of_the_weights_counts(tmp_path: Path):
-    with pytest.raises(FileNotFoundError):
-        folder_digest(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    digests = set()
-    for place in range(4):
-        weights.write_bytes(bytes(number == place for number in range(4)))
-        digests.add(folder_digest(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    assert len(digests | {folder_digest(tmp_path)}) == 5
 
 
 def test_a_namespace_is_all_of_its_facts():
