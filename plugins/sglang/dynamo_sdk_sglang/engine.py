@@ -60,7 +60,7 @@ from .handover import Meeting, meet_nobody, read_meeting
 from .hosted import Call, HostProcess
 from .messages import Output, Start, Started
 from .steps import Step, StepSource
-from .tiers import tier_arguments
+from .tiers import kv_identity, tier_arguments
 from .translate import ChunkMaker, generate_arguments
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,10 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
         self._folder = make_private_folder("sglang")
         self._steps = StepSource(f"ipc://{self._folder}/steps", self._on_step)
         port = free_ports(self.config.handover_host)
-        facts = await self._host.start(self._first_message(port), self._environment())
+        identity = ""
+        if len(self.setup.kv_tiers) > 1:
+            identity = await asyncio.to_thread(kv_identity, self.setup, self.config.written)
+        facts = await self._host.start(self._first_message(port, identity), self._environment())
         num_blocks = facts.num_tokens // facts.page_size
         self._gauges.begin(num_blocks=num_blocks, block_size=facts.page_size)
         endpoints = [private_endpoints(self._folder, rank) for rank in range(facts.dp_size)]
@@ -121,7 +124,7 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
             unclaimed={} if facts.has_seeds else {Promise.SEED_BY_POSITION: NO_SEEDS},
         )
 
-    def _first_message(self, port: int) -> Start:
+    def _first_message(self, port: int, identity: str) -> Start:
         assert self._folder is not None
         assert self._steps is not None
         ours = {
@@ -133,7 +136,7 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
             **defaults(self.config, self.setup.loras),
         }
         if self.setup.role is not Role.DECODE:  # there SGLang keeps no prefix cache
-            ours |= tier_arguments(self.setup.kv_tiers)
+            ours |= tier_arguments(self.setup.kv_tiers, identity)
         if self._is_leg:
             ours |= {**self.setup.connector_args, "disaggregation_bootstrap_port": port}
         published = private_endpoints(self._folder, 0)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib
+import json
 import logging
 import threading
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import BlockOffer, CacheKey, KVStore
 from dynamo_sdk.plugins import Registry
 
@@ -23,14 +25,25 @@ ResultT = TypeVar("ResultT")
 _log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 60.0
+_NO_PART_OF_KV = ("extra_config", "enable_storage_metrics")
 _base: Any = importlib.import_module("sglang.srt.mem_cache.hicache_storage").HiCacheStorage
 
 
 class StoreBackend(_base):  # type: ignore[misc]
-    """SGLang's names of pages depend on tokens, adapter and salt; ours also on the model and on this rank's
-    part of it. A call that fails or takes too long is a miss."""
+    """SGLang's names of pages depend on tokens, adapter and salt; ours also on the weights, on SGLang's
+    version and settings, on how a page lies in memory, and on this rank's part of it. A call that fails or
+    takes too long is a miss; when it returns, nobody reads or writes its pages any more.
+
+    Raises ``ConfigError`` for an SGLang whose names do not depend on adapter and salt.
+    """
 
     def __init__(self, storage_config: Any, kwargs: object = None) -> None:
+        utils = importlib.import_module("sglang.srt.mem_cache.utils")
+        if not hasattr(utils, "storage_namespace_seed"):
+            raise ConfigError(
+                "this version of SGLang would mix the stored pages of adapters and cache salts; take a newer "
+                "one, or no tier below ram"
+            )
         self._config = storage_config
         self._uint8 = importlib.import_module("torch").uint8
         self._store: KVStore | None = None
@@ -42,9 +55,14 @@ class StoreBackend(_base):  # type: ignore[misc]
         """SGLang's host memory, from which the size of a page is known."""
         super().register_mem_pool_host(mem_pool_host)
         page = mem_pool_host.get_dummy_flat_data_page()
-        config = self._config
-        part = (config.tp_rank, config.tp_size, config.pp_rank, config.pp_size, str(page.dtype), page.numel())
-        self._identity = hashlib.blake2b(repr((config.model_name, *part)).encode()).digest()
+        part = {name: value for name, value in vars(self._config).items() if name not in _NO_PART_OF_KV}
+        facts = {
+            "engine": self._config.extra_config["identity"],
+            "sglang": importlib.import_module("sglang").__version__,
+            "part": part,
+            "page": [str(page.dtype), page.numel(), str(getattr(mem_pool_host, "layout", ""))],
+        }
+        self._identity = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
         self._store = self._run(self._open(page.numel() * page.element_size()))
 
     async def _open(self, page_bytes: int) -> KVStore:
@@ -128,7 +146,9 @@ class StoreBackend(_base):  # type: ignore[misc]
         return memoryview(page.view(self._uint8).numpy()).cast("B")
 
     def _run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_TIMEOUT_S)
+        """Work that took too long has ended, too, when this raises ``TimeoutError``: SGLang uses the pages
+        again, and what was still read from them would be kept under their old names."""
+        return asyncio.run_coroutine_threadsafe(_limited(work), self._loop).result()
 
     def _try(self, work: Coroutine[Any, Any, ResultT], otherwise: ResultT) -> ResultT:
         try:
@@ -136,3 +156,8 @@ class StoreBackend(_base):  # type: ignore[misc]
         except Exception as error:
             _log.warning("the KV store did not answer SGLang: %s: %s", type(error).__name__, error)
             return otherwise
+
+
+async def _limited(work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        return await work

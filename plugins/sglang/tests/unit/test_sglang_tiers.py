@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import importlib
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +19,12 @@ import torch
 from conftest import HERE
 
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.interfaces import KVTierSetup
+from dynamo_sdk.interfaces import EngineSetup, KVTierSetup
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.services.kv_tiers import tier_setups
+from dynamo_sdk.types import LoraSpec, ModelSpec
 from dynamo_sdk.types.plan import KVTierPlan
-from dynamo_sdk_sglang.tiers import tier_arguments
+from dynamo_sdk_sglang.tiers import kv_identity, tier_arguments
 
 RAM = KVTierPlan(name="ram", kind="ram", capacity_bytes=3_000_000, args={"capacity_bytes": 3_000_000})
 FLOATS = 256
@@ -36,27 +40,29 @@ def setups(*plans: KVTierPlan) -> tuple[KVTierSetup, ...]:
 
 
 def test_ram_is_sglangs_own_and_what_is_below_a_store(tmp_path: Path):
-    assert tier_arguments(()) == {}
-    arguments = tier_arguments(setups(RAM, disk(tmp_path)))
+    assert tier_arguments((), "") == {}
+    arguments = tier_arguments(setups(RAM, disk(tmp_path)), "i")
     assert arguments["hicache_size"] == 0.003
     assert arguments["hicache_write_policy"] == "write_through"
     backend = json.loads(arguments["hicache_storage_backend_extra_config"])
     assert backend["kind"] == "disk"
     assert backend["args"]["path"] == str(tmp_path / "Whole-0")
-    assert "hicache_storage_backend" not in tier_arguments(setups(RAM))
+    assert "hicache_storage_backend" not in tier_arguments(setups(RAM), "")
 
 
 def test_what_sglang_cannot_do_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="one tier in RAM"):
-        tier_arguments(setups(disk(tmp_path)))
+        tier_arguments(setups(disk(tmp_path)), "")
     with pytest.raises(ConfigError, match="one tier in RAM"):
-        tier_arguments(setups(RAM, RAM))
+        tier_arguments(setups(RAM, RAM), "")
     with pytest.raises(ConfigError, match="priorities"):
-        tier_arguments(setups(msgspec.structs.replace(RAM, min_priority=1)))
+        tier_arguments(setups(msgspec.structs.replace(RAM, min_priority=1)), "")
 
 
 class HostPool:
     """SGLang's host memory: pages of bfloat16, flat."""
+
+    layout = "layer_first"
 
     def get_dummy_flat_data_page(self) -> torch.Tensor:
         return torch.zeros(FLOATS, dtype=torch.bfloat16)
@@ -70,8 +76,11 @@ def hicache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         del sys.modules[name]
 
 
-def backend_of(hicache: Any, folder: Path, **config: Any) -> Any:
-    extra = json.loads(tier_arguments(setups(RAM, disk(folder)))["hicache_storage_backend_extra_config"])
+def backend_of(
+    hicache: Any, folder: Path, *, identity: str = "i", pool: HostPool | None = None, **config: Any
+) -> Any:
+    arguments = tier_arguments(setups(RAM, disk(folder)), identity)
+    extra = json.loads(arguments["hicache_storage_backend_extra_config"])
     parts = {
         "tp_rank": 0,
         "tp_size": 1,
@@ -82,7 +91,7 @@ def backend_of(hicache: Any, folder: Path, **config: Any) -> Any:
         **config,
     }
     backend = hicache.StoreBackend(SimpleNamespace(extra_config=extra, **parts), {})
-    backend.register_mem_pool_host(HostPool())
+    backend.register_mem_pool_host(pool or HostPool())
     return backend
 
 
@@ -108,14 +117,23 @@ def test_pages_come_back_as_they_went(hicache: Any, tmp_path: Path):
         backend.close()
 
 
-def test_ranks_and_models_have_pages_of_their_own(hicache: Any, tmp_path: Path):
+def test_ranks_models_weights_and_layouts_have_pages_of_their_own(hicache: Any, tmp_path: Path):
     name = "a" * 64
+    page_first = HostPool()
+    page_first.layout = "page_first"
+    configs: list[dict[str, Any]] = [
+        {},
+        {"model_name": "other"},
+        {"tp_rank": 1, "tp_size": 2},
+        {"attn_cp_rank": 1},
+        {"identity": "other weights"},
+        {"pool": page_first},
+    ]
     backends = [
-        backend_of(hicache, tmp_path / str(number), **config)
-        for number, config in enumerate([{}, {"model_name": "other"}, {"tp_rank": 1, "tp_size": 2}])
+        backend_of(hicache, tmp_path / str(number), **config) for number, config in enumerate(configs)
     ]
     try:
-        assert len({backend._names([name])[0] for backend in backends}) == 3
+        assert len({backend._names([name])[0] for backend in backends}) == len(configs)
     finally:
         for backend in backends:
             backend.close()
@@ -134,3 +152,52 @@ def test_a_store_that_breaks_is_a_miss(hicache: Any, tmp_path: Path):
         assert backend.batch_exists(["a"]) == 0
     finally:
         backend.close()
+
+
+def test_a_call_that_takes_too_long_has_ended_when_it_is_given_up(
+    hicache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SGLang uses the page for something else at once: what is written later is that, under the old name."""
+    backend = backend_of(hicache, tmp_path)
+    page_of, has_ended = page(1), threading.Event()
+
+    async def put_slowly(offers: Any) -> list[bool]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)  # a thread that still copies
+            has_ended.set()
+        return [True]
+
+    monkeypatch.setattr(hicache, "CALL_TIMEOUT_S", 0.01)
+    try:
+        backend._store.put_many = put_slowly
+        assert backend.batch_set(["a"], [page_of])
+        assert has_ended.is_set()
+    finally:
+        monkeypatch.undo()
+        backend.close()
+
+
+def test_a_sglang_that_mixes_adapters_is_refused(
+    hicache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delattr(importlib.import_module("sglang.srt.mem_cache.utils"), "storage_namespace_seed")
+    with pytest.raises(ConfigError, match="mix the stored pages"):
+        backend_of(hicache, tmp_path)
+
+
+def test_weights_adapters_and_settings_make_the_identity(tmp_path: Path):
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    for folder in (model, adapter):
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(b"one")
+    setup = EngineSetup(model=ModelSpec(name="m", path=str(model)), role="aggregated")
+    identities = {kv_identity(setup, {}), kv_identity(setup, {"dtype": "float32"})}
+    with_adapter = dataclasses.replace(setup, loras=(LoraSpec(name="a", path=str(adapter)),))
+    identities.add(kv_identity(with_adapter, {}))
+    (adapter / "weights.safetensors").write_bytes(b"two")
+    identities.add(kv_identity(with_adapter, {}))
+    (model / "weights.safetensors").write_bytes(b"two")
+    identities.add(kv_identity(setup, {}))
+    assert len(identities) == 5

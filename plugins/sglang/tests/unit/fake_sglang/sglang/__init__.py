@@ -98,3 +98,6 @@ class Engine:
 
     def shutdown(self):
         pass
+
+
+__version__ = "0"
