@@ -80,5 +80,6 @@ class Admission:
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for a newcomer, if that leaves each running request its next block (where configured)."""
-        num_spare_blocks = len(self._running) if self._has_growth_reserve else 0
+        num_growing = len(self._running) + len(self._loading)
+        num_spare_blocks = num_growing if self._has_growth_reserve else 0
         return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=num_spare_blocks)
