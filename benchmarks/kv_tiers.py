@@ -65,13 +65,9 @@ def build_model(folder: Path, options: argparse.Namespace) -> int:
 
 
 class SlowFile(OsBlockFile):
-    """A disk that gives and takes so many bytes per second."""
+    """A disk that takes what comes and gives so many bytes per second."""
 
     bytes_per_s = 1e6
-
-    def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        super().write(offset, buffers)
-        time.sleep(sum(len(buffer) for buffer in buffers) / self.bytes_per_s)
 
     def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
         super().read(offset, buffers)
@@ -129,6 +125,7 @@ class Outcome:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     wall_s: float = 0.0
+    cpu_s: float = 0.0
     statistics: KVTiersStatistics | None = None
 
 
@@ -177,9 +174,10 @@ async def run_side(side: str, model: Path, num_blocks: int, options: argparse.Na
         outcome = Outcome()
         try:
             await engine.start()
-            begin_s = time.perf_counter()
+            begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
             await asyncio.gather(*(chat(engine, user, options, outcome) for user in range(options.users)))
             outcome.wall_s = time.perf_counter() - begin_s
+            outcome.cpu_s = time.process_time() - begin_cpu_s
             outcome.statistics = engine.kv_tier_statistics()
         finally:
             await engine.close()
@@ -193,10 +191,12 @@ def describe(side: str, outcomes: Sequence[Outcome], base: Sequence[Outcome]) ->
     p99 = statistics.median(statistics.quantiles(outcome.ttfts_s, n=100)[98] for outcome in outcomes)
     cached = statistics.median(outcome.num_cached_tokens / outcome.num_prompt_tokens for outcome in outcomes)
     wall_s = statistics.median(outcome.wall_s for outcome in outcomes)
+    cpu = [outcome.cpu_s / off.cpu_s for outcome, off in zip(outcomes, base, strict=True)]
     print(
         f"{side:18} TTFT mean {1e3 * statistics.median(means):8.1f} ms  p50 {1e3 * p50:8.1f}  "
         f"p99 {1e3 * p99:8.1f}  of off {statistics.median(ratios):5.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f})  cached {cached:4.0%}  wall {wall_s:5.1f} s"
+        f"({min(ratios):.2f} to {max(ratios):.2f})  cached {cached:4.0%}  wall {wall_s:5.1f} s  "
+        f"CPU of off {statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f})"
     )
     last = outcomes[-1].statistics
     for facts in () if last is None else last.tiers:
