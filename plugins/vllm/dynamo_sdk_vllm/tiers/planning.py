@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import CachedBlock, OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
 from dynamo_sdk.types.tokens import pack_tokens
@@ -174,7 +175,13 @@ class Planner:
         return decision.num_blocks * size
 
     def admitted(self, request: TrackedRequest, block_ids: Sequence[int], num_external_tokens: int) -> None:
-        """It has ``block_ids``; we load ``num_external_tokens`` of it, others may load the rest."""
+        """It has ``block_ids``; we load ``num_external_tokens`` of it, others may load the rest. Raises
+        ``ConfigError`` where vLLM keeps them to itself: then nobody can know what a block holds."""
+        if not block_ids:
+            raise ConfigError(
+                "this version of vLLM does not tell KV tiers beside another connector which blocks requests "
+                "have; take 0.26 or a later one, or leave the tiers or the hand-over out"
+            )
         size = self._block_size
         tracked = self._requests.get(request.request_id)
         if tracked is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.kv import OnboardingPolicy
 from dynamo_sdk.types import KVTier
 from dynamo_sdk.types.tokens import pack_tokens
@@ -343,3 +344,13 @@ def test_what_a_disk_has_from_before_is_told_when_it_is_asked_for():
     ]
     bench.heard(lost=[keys[0]])
     assert [event.is_stored for event in bench.planner.events.take()] == [False]
+
+
+@pytest.mark.parametrize("is_tracked", [True, False])
+def test_a_vllm_that_keeps_blocks_to_itself_is_refused(is_tracked: bool):
+    """A ``MultiConnector`` of before 0.26: what is saved would have other blocks' names."""
+    bench, request = Bench(), Request("r", list(range(9)))
+    if is_tracked:
+        assert bench.planner.match(request, 0) == 0
+    with pytest.raises(ConfigError, match=r"0\.26"):
+        bench.admit(request, [])
