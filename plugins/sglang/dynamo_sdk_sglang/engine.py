@@ -85,7 +85,6 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
         self._has_started = self._is_closed = False
         self._facts: Started | None = None
         self._folder: str | None = None
-        self._idle = asyncio.Event()
         self._kv_events: Feed[KVEventBatch] = Feed()
         self._source: ZmqEventSource | None = None
         self._metrics: Feed[ForwardPassMetrics] = Feed()
@@ -161,10 +160,7 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
         }
 
     async def drain(self) -> None:
-        while self._gauges.num_active:
-            self._idle.clear()
-            await self._idle.wait()
-        await checkpoint()
+        await self._gauges.wait_idle()
 
     async def close(self) -> None:
         if self._is_closed:
@@ -274,8 +270,6 @@ class SglangEngine(Engine, AdaptsLora, NoticesItsEnd, ProbesItself, PublishesKVE
         if waited.cancelled_caught:
             _log.warning("SGLang did not confirm an abort in %.0f s", ABORT_TIMEOUT_S)
         self._gauges.leave(call.number)
-        if not self._gauges.num_active:
-            self._idle.set()
 
     def _running(self) -> Started:
         if self._facts is None or self._is_closed:

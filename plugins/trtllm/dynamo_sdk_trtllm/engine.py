@@ -78,7 +78,6 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
         self._desk = TicketDesk()
         self._gauges = Gauges()
         self._generations: set[Generation] = set()
-        self._idle = asyncio.Event()
         self._has_generated = asyncio.Event()  # before, TensorRT-LLM has neither events nor statistics
         self._polls: list[asyncio.Task[None]] = []
         self._ranks: list[RankEvents] = []
@@ -156,10 +155,7 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
         )
 
     async def drain(self) -> None:
-        while self._gauges.num_active:
-            self._idle.clear()
-            await self._idle.wait()
-        await checkpoint()
+        await self._gauges.wait_idle()
 
     async def close(self) -> None:
         if self._is_closed:
@@ -214,8 +210,6 @@ class TensorRTEngine(Engine, PublishesKVEvents, PublishesMetrics):
             await generation.leave()
             self._generations.discard(generation)
             self._gauges.leave(request.request_id)
-            if not self._gauges.num_active:
-                self._idle.set()
 
     def _begin(
         self, request: GenerateRequest, tokens: list[int], ticket: Ticket | None, *, is_handover: bool

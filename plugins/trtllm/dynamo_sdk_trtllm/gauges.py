@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from dynamo_sdk.types import ForwardPassMetrics, LoadSnapshot
+from dynamo_sdk.engines.leg_gauges import LegGauges
+from dynamo_sdk.types import ForwardPassMetrics
 
 
 class _KvCache(msgspec.Struct, rename="camel"):
@@ -36,45 +37,18 @@ class _Row(msgspec.Struct):
     rank: int | None = msgspec.field(default=None, name="attentionDpRank")
 
 
-class Gauges:
+class Gauges(LegGauges[str]):
     """All times are of the monotonic clock."""
 
     def __init__(self) -> None:
-        self._num_blocks = 0
+        super().__init__()
         self._dp_size = 1
-        self._waiting: dict[str, int] = {}  # tokens of requests without a token yet
-        self._running: set[str] = set()
         self._used: dict[int, int] = {}  # KV blocks, by rank
         self._step = 0
 
     def begin(self, *, num_blocks: int, dp_size: int) -> None:
         """``num_blocks``: of all ranks together; 0 = learn it from the statistics."""
-        self._num_blocks, self._dp_size = num_blocks, dp_size
-
-    @property
-    def num_active(self) -> int:
-        return len(self._waiting) + len(self._running)
-
-    def enter(self, request_id: str, *, num_tokens: int) -> None:
-        self._waiting[request_id] = num_tokens
-
-    def saw_token(self, request_id: str) -> None:
-        if self._waiting.pop(request_id, None) is not None:
-            self._running.add(request_id)
-
-    def leave(self, request_id: str) -> None:
-        self._waiting.pop(request_id, None)
-        self._running.discard(request_id)
-
-    def snapshot(self, now_s: float) -> LoadSnapshot:
-        return LoadSnapshot(
-            at_s=now_s,
-            num_running=len(self._running),
-            num_waiting=len(self._waiting),
-            num_waiting_tokens=sum(self._waiting.values()),
-            num_free_blocks=self._num_free_blocks(),
-            num_blocks=self._num_blocks,
-        )
+        self.num_blocks, self._dp_size = num_blocks, dp_size
 
     def read(self, row: object, now_s: float) -> ForwardPassMetrics:
         """What TensorRT-LLM reports after an iteration. Raises ``ValueError`` for anything else."""
@@ -84,7 +58,7 @@ class Gauges:
             raise ValueError(f"statistics that cannot be read: {error}") from error
         if iteration.kv_cache is not None:
             self._used[iteration.rank or 0] = iteration.kv_cache.used_num_blocks
-            self._num_blocks = self._num_blocks or iteration.kv_cache.max_num_blocks * self._dp_size
+            self.num_blocks = self.num_blocks or iteration.kv_cache.max_num_blocks * self._dp_size
         batch = iteration.batch or _Batch()
         self._step += 1
         return ForwardPassMetrics(
@@ -98,10 +72,10 @@ class Gauges:
             num_preempted=batch.num_paused_requests,
             num_waiting=batch.num_queued_context_requests + batch.num_queued_gen_requests,
             num_waiting_tokens=batch.num_queued_ctx_tokens,
-            num_free_blocks=self._num_free_blocks(),
+            num_free_blocks=self.num_free_blocks(now_s),
         )
 
-    def _num_free_blocks(self) -> int:
+    def num_free_blocks(self, now_s: float) -> int:
         if not self.num_active:
-            return self._num_blocks
-        return max(0, self._num_blocks - sum(self._used.values()))
+            return self.num_blocks
+        return max(0, self.num_blocks - sum(self._used.values()))

@@ -77,7 +77,6 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
         self._is_closed = False
         self._desk = TicketDesk()
         self._gauges = Gauges()
-        self._idle = asyncio.Event()
         self._kv_events: Feed[KVEventBatch] = Feed()
         self._source: ZmqEventSource | None = None
         self._metrics: Feed[ForwardPassMetrics] = Feed()
@@ -156,10 +155,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
             raise EngineStartError(f"vLLM did not start: {type(error).__name__}: {error}") from error
 
     async def drain(self) -> None:
-        while self._gauges.num_active:
-            self._idle.clear()
-            await self._idle.wait()
-        await checkpoint()
+        await self._gauges.wait_idle()
 
     async def close(self) -> None:
         if self._is_closed:
@@ -179,7 +175,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
 
     async def _stop(self, llm: Any) -> None:
         try:
-            await llm.abort(self._gauges.request_ids)  # so that nobody waits for a token for ever
+            await llm.abort(self._gauges.names)  # so that nobody waits for a token for ever
         except Exception as error:
             _log.info("vLLM took no abort while it closed: %s", error)
         reader = getattr(llm, "output_handler", None)
@@ -225,8 +221,6 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
                 if not has_ended:
                     await self._wait_freed(llm)
                 self._gauges.leave(request.request_id)
-                if not self._gauges.num_active:
-                    self._idle.set()
 
     def _outputs(
         self, llm: Any, request: GenerateRequest, tokens: list[int], sampling: dict[str, object], lora: object
