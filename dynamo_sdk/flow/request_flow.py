@@ -32,24 +32,23 @@ from enum import StrEnum
 import msgspec
 
 from dynamo_sdk.errors import DynamoError, EngineFailed, Overloaded, TicketExpired, TransferError
-from dynamo_sdk.interfaces import Freed, Handover, KVConnector, PrefillDone, Routed
+from dynamo_sdk.interfaces import Handover, KVConnector, Routed
 from dynamo_sdk.types import (
     FinishReason,
     GenerateChunk,
     GenerateRequest,
     KVSource,
     KVTransferParams,
-    LegTiming,
     PackedTokens,
     Role,
-    Usage,
     WorkerId,
     WorkerRecord,
     pack_tokens,
 )
 
 from .actions import Action, CancelLeg, Emit, Fail, Migrated, Observe, ReleaseBlocks, Route, Send
-from .chunks import joined, with_logprobs_of
+from .answer import Answer
+from .leg import Choice, Leg, Ticket
 
 TICKET_MARGIN_S = 0.5
 """A ticket with less time left is not worth sending: the fetch would race its end."""
@@ -78,28 +77,6 @@ class FlowConfig:
 
 
 @dataclass(slots=True)
-class _Leg:
-    """A leg under way."""
-
-    worker: WorkerRecord
-    pool: Role
-    request: GenerateRequest
-    has_answered: bool = False
-    num_output_tokens: int = 0
-    num_cached_tokens: int | None = None
-
-
-@dataclass(slots=True)
-class _Ticket:
-    """What a prefill leg left for decode to fetch."""
-
-    worker: WorkerRecord
-    request_id: str
-    params: KVTransferParams | None
-    received_s: float
-
-
-@dataclass(slots=True)
 class RequestFlow:
     """One request. Call ``start`` once, then report what happens; carry out what comes back, in order.
 
@@ -110,18 +87,21 @@ class RequestFlow:
     config: FlowConfig
     state: FlowState = FlowState.ADMITTED
     num_attempts: int = 1
-    output: list[int] = field(default_factory=list)
-    _legs: dict[Role, _Leg] = field(default_factory=dict)
+    _answer: Answer = field(init=False)
+    _legs: dict[Role, Leg] = field(default_factory=dict)
     _workers: dict[Role, WorkerRecord] = field(default_factory=dict)
-    _dp_ranks: dict[Role, int | None] = field(default_factory=dict)
-    _kv_sources: dict[Role, KVSource | None] = field(default_factory=dict)
-    _predicted_cached: dict[Role, int] = field(default_factory=dict)
+    _choices: dict[Role, Choice] = field(default_factory=dict)
     _excluded: set[WorkerId] = field(default_factory=set)
-    _ticket: _Ticket | None = None
+    _ticket: Ticket | None = None
     _last_error: DynamoError | None = None
-    _set_aside: GenerateChunk | None = None  # prefill's tokens, where decode's are the ones that count
-    _num_cached_tokens: int | None = None
-    _timing: LegTiming = field(default_factory=LegTiming)  # of the legs so far, together
+
+    def __post_init__(self) -> None:
+        self._answer = Answer(self.request.num_prompt_tokens)
+
+    @property
+    def output(self) -> list[int]:
+        """The tokens that the client has."""
+        return self._answer.token_ids
 
     # -- facts
 
@@ -142,9 +122,9 @@ class RequestFlow:
         what it should have of the prompt. ``kv_source``: where it may find more."""
         if self.state in OVER:
             return []
-        self._dp_ranks[pool] = dp_rank
-        self._predicted_cached[pool] = num_cached_tokens
-        self._kv_sources[pool] = kv_source
+        self._choices[pool] = Choice(
+            dp_rank=dp_rank, num_cached_tokens=num_cached_tokens, kv_source=kv_source
+        )
         connector = self.config.connector
         if connector is None or (
             pool is Role.DECODE and self._ticket is None and Role.PREFILL not in self._workers
@@ -173,19 +153,16 @@ class RequestFlow:
         current = self._legs.get(leg)
         if current is None:
             return []
-        current.num_output_tokens += len(chunk.token_ids)
-        if chunk.usage is not None:
-            current.num_cached_tokens = chunk.usage.num_cached_tokens
+        current.saw(chunk)
         actions: list[Action] = []
         if not current.has_answered:
             actions += self._first_answer(leg, current, chunk)
         is_handed_over = chunk.finish_reason is FinishReason.HANDOVER
         if leg is Role.PREFILL and self._is_rendezvous:
             return actions + self._received_beside_decode(chunk)
-        if chunk.timing is not None:
-            self._timing = self._timing.plus(chunk.timing)
+        self._answer.add_timing(chunk)
         if leg is Role.PREFILL and self._first_token is Role.DECODE:
-            self._set_aside = chunk = joined(self._set_aside, chunk)
+            chunk = self._answer.set_aside(chunk)
             if chunk.finish_reason is None or is_handed_over:
                 chunk = msgspec.structs.replace(chunk, token_ids=(), logprobs=None)
         if is_handed_over:
@@ -251,18 +228,19 @@ class RequestFlow:
 
     def _leg_request(self, role: Role, pool: Role) -> GenerateRequest:
         """Ids differ between attempts: an old leg may still be dying on the worker that gets the new one."""
+        choice = self._choices[pool]
         attempt = "" if self.num_attempts == 1 else f".{self.num_attempts}"
         return msgspec.structs.replace(
             self.request,
             request_id=f"{self.request.request_id}{attempt}",
             generated=PackedTokens(self.request.generated + pack_tokens(self.output)),
             role=role,
-            dp_rank=self._dp_ranks.get(pool),
-            kv_source=None if role is Role.DECODE else self._kv_sources.get(pool),
+            dp_rank=choice.dp_rank,
+            kv_source=None if role is Role.DECODE else choice.kv_source,
         )
 
     def _send(self, leg: Role, pool: Role, worker: WorkerRecord, request: GenerateRequest) -> list[Action]:
-        self._legs[leg] = _Leg(worker, pool, request)
+        self._legs[leg] = Leg(worker, pool, request)
         self.state = FlowState.PREFILLING if leg is Role.PREFILL else FlowState.DECODING
         if leg is Role.DECODE and not self._is_rendezvous:
             self.state = FlowState.TRANSFERRING
@@ -273,7 +251,7 @@ class RequestFlow:
             role=leg,
             num_tokens=num_tokens,
             dp_rank=request.dp_rank or 0,
-            num_cached_tokens=self._predicted_cached.get(pool, 0),
+            num_cached_tokens=self._choices[pool].num_cached_tokens,
         )
         return [Observe(pool, fact), Send(leg, worker, request)]
 
@@ -313,24 +291,19 @@ class RequestFlow:
 
     # -- inside: answers
 
-    def _first_answer(self, leg: Role, current: _Leg, chunk: GenerateChunk) -> list[Action]:
+    def _first_answer(self, leg: Role, current: Leg, chunk: GenerateChunk) -> list[Action]:
         current.has_answered = True
         if leg is Role.DECODE:
             self.state = FlowState.DECODING
             self._ticket = None  # the blocks have been fetched
-        fact = PrefillDone(
-            request_id=current.request.request_id,
-            worker_id=current.worker.worker_id,
-            num_cached_tokens=current.num_cached_tokens,
-        )
-        return [Observe(current.pool, fact)]
+        return [Observe(current.pool, current.prefill_done())]
 
     @property
     def _first_token(self) -> Role:
         return Role.DECODE if self.config.connector is None else self.config.connector.first_token
 
-    def _hand_over(self, current: _Leg, chunk: GenerateChunk, now_s: float) -> list[Action]:
-        self._ticket = _Ticket(current.worker, current.request.request_id, chunk.kv_transfer, now_s)
+    def _hand_over(self, current: Leg, chunk: GenerateChunk, now_s: float) -> list[Action]:
+        self._ticket = Ticket(current.worker, current.request.request_id, chunk.kv_transfer, now_s)
         return [
             *self._emit(msgspec.structs.replace(chunk, finish_reason=None)),
             *self._free(Role.PREFILL),
@@ -339,42 +312,19 @@ class RequestFlow:
 
     def _received_beside_decode(self, chunk: GenerateChunk) -> list[Action]:
         """Rendezvous: the prefill leg only says that it is done; the tokens come from decode."""
-        self._note_usage(chunk)
-        self._set_aside = joined(self._set_aside, chunk)
+        self._answer.note_usage(chunk)
+        self._answer.set_aside(chunk)
         return self._free(Role.PREFILL) if chunk.finish_reason is not None else []
 
     def _emit(self, chunk: GenerateChunk) -> list[Action]:
-        self._note_usage(chunk)
-        if chunk.token_ids and self._set_aside is not None:
-            chunk = with_logprobs_of(chunk, self._set_aside)
-            self._set_aside = None
-        self.output.extend(chunk.token_ids)
-        if chunk.finish_reason is None:
-            if not chunk.token_ids:
-                return []
-            if chunk.usage is None and chunk.kv_transfer is None and chunk.timing is None:
-                return [Emit(chunk)]  # nearly every chunk: nothing to put right
-            return [Emit(msgspec.structs.replace(chunk, usage=None, kv_transfer=None, timing=None))]
-        usage = Usage(self.request.num_prompt_tokens, len(self.output), self._num_cached_tokens or 0)
-        return [Emit(msgspec.structs.replace(chunk, usage=usage, kv_transfer=None, timing=self._timing))]
-
-    def _note_usage(self, chunk: GenerateChunk) -> None:
-        """The client's cached tokens are those of the leg that read the prompt first."""
-        if chunk.usage is not None and self._num_cached_tokens is None:
-            self._num_cached_tokens = min(chunk.usage.num_cached_tokens, self.request.num_prompt_tokens)
+        shown = self._answer.add(chunk)
+        return [] if shown is None else [Emit(shown)]
 
     # -- inside: endings
 
     def _free(self, leg: Role, *, is_failure: bool = False) -> list[Action]:
         current = self._legs.pop(leg)
-        fact = Freed(
-            request_id=current.request.request_id,
-            worker_id=current.worker.worker_id,
-            is_failure=is_failure,
-            num_output_tokens=current.num_output_tokens,
-            num_cached_tokens=current.num_cached_tokens,
-        )
-        return [Observe(current.pool, fact)]
+        return [Observe(current.pool, current.freed(is_failure=is_failure))]
 
     def _abandon(self) -> list[Action]:
         """Cancel every leg, and give up what a prefill worker holds for us."""
@@ -390,7 +340,7 @@ class RequestFlow:
         self._workers.clear()
         return actions
 
-    def _culprit(self, leg: _Leg, error: DynamoError) -> WorkerId | None:
+    def _culprit(self, leg: Leg, error: DynamoError) -> WorkerId | None:
         """Who should not get this request again. A hand-over that failed is the prefill side's fault,
         unless its time was simply over."""
         if isinstance(error, TicketExpired):
@@ -410,7 +360,8 @@ class RequestFlow:
         actions = self._abandon()
         self.num_attempts += 1
         self.state = FlowState.ADMITTED
-        self._last_error, self._set_aside = error, None
+        self._last_error = error
+        self._answer.forget_set_aside()
         return [*actions, Migrated(error, len(self.output)), *self.start()]
 
     def _ask_another_decode(self, error: Overloaded) -> list[Action]:
