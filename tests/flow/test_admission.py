@@ -67,7 +67,6 @@ def test_limits_are_said_and_kept() -> None:
         queue.put(Waiting(request_id="z", tenant="one"))
 
 
-@settings(deadline=None)
 @given(
     quanta=st.lists(st.integers(1, 1000), min_size=2, max_size=4),
     costs=st.lists(st.integers(1, 3000), min_size=4, max_size=20),
@@ -136,4 +135,4 @@ class Queueing(RuleBasedStateMachine):
 
 
 TestQueueing = Queueing.TestCase
-TestQueueing.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestQueueing.settings = settings(max_examples=100, stateful_step_count=40)

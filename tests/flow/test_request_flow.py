@@ -453,7 +453,7 @@ ERRORS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     connector=st.sampled_from([None, PassOn(), RecomputeFirst(), Meet()]),
     pools=st.fixed_dictionaries(

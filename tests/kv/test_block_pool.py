@@ -145,7 +145,7 @@ def follow(mirror, events):
 
 
 TestPoolAgainstModel = PoolAgainstModel.TestCase
-TestPoolAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPoolAgainstModel.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def fill(pool, content):

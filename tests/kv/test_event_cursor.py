@@ -246,4 +246,4 @@ class AnyDelivery(RuleBasedStateMachine):
 
 
 TestAnyDelivery = AnyDelivery.TestCase
-TestAnyDelivery.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestAnyDelivery.settings = settings(max_examples=80, stateful_step_count=40)

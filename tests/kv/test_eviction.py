@@ -157,7 +157,7 @@ class IndexAgainstModel(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", ["lru", "lfu", "priority", "leaf-first"])
 def test_index_against_model(name):
     machine = type(f"Index_{name}", (IndexAgainstModel,), {"name": name})
-    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=60)
     machine.TestCase("runTest").debug()
 
 

@@ -146,5 +146,5 @@ class IndexAgainstNaive(RuleBasedStateMachine):
 
 TestIndexAgainstNaive = IndexAgainstNaive.TestCase
 TestIndexAgainstNaive.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
 )

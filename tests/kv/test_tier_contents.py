@@ -147,7 +147,7 @@ class ContentsAgainstIndex(RuleBasedStateMachine):
 
 
 TestContentsAgainstIndex = ContentsAgainstIndex.TestCase
-TestContentsAgainstIndex.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestContentsAgainstIndex.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def test_two_tiers_of_one_name_are_one_to_readers():

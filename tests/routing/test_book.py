@@ -149,7 +149,7 @@ class Facts(RuleBasedStateMachine):
 
 
 TestFacts = Facts.TestCase
-TestFacts.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFacts.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_a_seat_that_is_used_again_knows_nothing_of_its_last_owner() -> None:

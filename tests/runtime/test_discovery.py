@@ -317,5 +317,5 @@ class RegistryMachine(RuleBasedStateMachine):
         assert self.state.fleet() == {given.worker_id: given for given, _, _ in self.model.values()}
 
 
-RegistryMachine.TestCase.settings = settings(max_examples=60, deadline=None)
+RegistryMachine.TestCase.settings = settings(max_examples=60)
 TestRegistry = RegistryMachine.TestCase

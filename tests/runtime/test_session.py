@@ -214,5 +214,5 @@ class SessionMachine(RuleBasedStateMachine):
             assert len(sent) <= self.granted[stream]
 
 
-SessionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+SessionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestSessions = SessionMachine.TestCase

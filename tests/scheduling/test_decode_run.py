@@ -102,7 +102,7 @@ requests = st.tuples(
         enable_growth_reserve=st.booleans(),
     ),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_runs_leave_what_single_steps_leave(workload, aborts, config):
     arrivals: dict[int, list] = {}
     for number, (at_step, prompt, max_tokens, stops, role, priority) in enumerate(workload):

@@ -253,4 +253,4 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
 
 
 TestSchedulerAgainstModel = SchedulerAgainstModel.TestCase
-TestSchedulerAgainstModel.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestSchedulerAgainstModel.settings = settings(max_examples=200, stateful_step_count=50)

@@ -83,7 +83,7 @@ options = st.builds(
 
 
 @given(workloads, fleets, options)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_everybody_is_served_once_and_the_figures_add_up(
     workload: Workload, spec: FleetSpec, how: SimOptions
 ) -> None:
@@ -106,7 +106,7 @@ def test_everybody_is_served_once_and_the_figures_add_up(
 
 
 @given(workloads, fleets, options)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equal_runs_are_equal_and_steps_at_once_are_single_steps(
     workload: Workload, spec: FleetSpec, how: SimOptions
 ) -> None:

@@ -1,6 +1,6 @@
 """What is remembered of a remote store, and how a sequence is searched, against naive models."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_sdk.stores.presence import PrefixSearch, PresenceCache
@@ -37,7 +37,6 @@ def test_what_is_known_is_the_latest_answer_while_it_holds(answers, max_keys):
                 assert known is True
 
 
-@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 20), st.data())
 def test_a_prefix_is_found_exactly(num_keys, num_there, num_at_once, data):
     num_there = min(num_there, num_keys)

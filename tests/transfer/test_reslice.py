@@ -84,7 +84,7 @@ def cases(draw):
     return layout(theirs, source_size), layout(ours, target_size), draw(st.integers(1, 7))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(cases(), st.booleans(), st.data())
 def test_what_arrives_is_what_a_naive_copy_gives(case, is_mapped, data) -> None:
     source, target, num_source = case

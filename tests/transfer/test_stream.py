@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_sdk.errors import ConnectionLost, TransferError
@@ -26,7 +26,6 @@ def a_minute() -> float:
     return 60.0
 
 
-@settings(deadline=None)
 @given(st.data(), st.booleans(), st.booleans())
 def test_blocks_arrive_in_order(data: st.DataObject, is_source_mapped: bool, is_own_mapped: bool) -> None:
     """Whatever runs the ids make, in place or through buffers."""

@@ -142,7 +142,7 @@ class TicketBookMachine(RuleBasedStateMachine):
 
 
 TestTicketBook = TicketBookMachine.TestCase
-TestTicketBook.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTicketBook.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_an_unknown_ticket_is_unknown() -> None:

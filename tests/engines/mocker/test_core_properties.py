@@ -120,7 +120,7 @@ class CoreMachine(RuleBasedStateMachine):
             assert cached_blocks(self.batches) == snapshot_blocks(self.core)
 
 
-CoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+CoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestCore = CoreMachine.TestCase
 
 
@@ -131,7 +131,7 @@ TestCore = CoreMachine.TestCase
     ),
     st.integers(20, 40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_same_workload_gives_the_same_history(
     workload: list[tuple[float, list[int], int]], num_blocks: int
 ) -> None:

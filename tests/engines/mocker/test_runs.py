@@ -75,7 +75,7 @@ def drive(core: MockerCore, arrivals: list[Arrival], *, has_runs: bool) -> Histo
     kv_bytes=0,
     has_tiers=False,
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_steps_at_once_are_single_steps(
     workload: list[tuple[float, list[int], int, Role]], num_blocks: int, kv_bytes: int, has_tiers: bool
 ) -> None:

@@ -250,7 +250,7 @@ requests = st.lists(
     st.sampled_from(["lru", "lfu", "leaf-first"]),
     st.sampled_from([1e3, 1e-3, 1e-5]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_comes_everybody_is_served_and_events_tell_the_truth(
     workload: list[tuple[float, list[int], int]],
     num_blocks: int,

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_sdk.engines.torch.sampler import SamplingRow, cut, draw, edit_logits, sample, uniform
@@ -42,7 +42,6 @@ tokens = st.lists(st.integers(0, VOCAB - 1), max_size=12)
     end_ids=st.lists(st.integers(0, VOCAB - 1), max_size=2),
     min_tokens=st.integers(0, 8),
 )
-@settings(deadline=None)
 def test_edits_equal_the_naive_formula(
     seed, prompt, output, repetition, presence, frequency, bias, end_ids, min_tokens
 ) -> None:
@@ -102,7 +101,6 @@ truncations = st.builds(
     params=st.lists(truncations, min_size=1, max_size=4),
     vocab=st.sampled_from([7, 600]),
 )
-@settings(deadline=None)
 def test_truncation_equals_the_naive_formula(seed: int, params: list[SamplingParams], vocab: int) -> None:
     logits = random_logits(seed, len(params), vocab) / 3  # flat enough for nuclei beyond the probe
     thresholds = cut(logits, params)

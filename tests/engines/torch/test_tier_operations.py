@@ -339,7 +339,7 @@ async def run(steps: Sequence[tuple[Any, ...]], folder: Path, min_uses: int) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(operations, min_size=40, max_size=80), min_uses=st.integers(0, 2))
 def test_random_operations(steps: list[tuple[Any, ...]], min_uses: int) -> None:
     """At least 10,000 operations."""

@@ -219,7 +219,7 @@ def check(answer: Answer) -> None:
         assert answer.error["message"]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(path=st.sampled_from([CHAT, COMPLETIONS, EMBEDDINGS]), body=_bodies)
 async def test_any_json_gets_an_answer_below_500(path: str, body: object) -> None:
     async with asyncio.timeout(20):
@@ -227,7 +227,7 @@ async def test_any_json_gets_an_answer_below_500(path: str, body: object) -> Non
     assert FUZZED.num_open == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     path=st.sampled_from([CHAT, COMPLETIONS, EMBEDDINGS]),
     body=st.binary(max_size=60)
