@@ -6,27 +6,20 @@ from collections import deque
 from operator import attrgetter
 
 from .blocks import SequenceBlocks
-from .queue import SequenceQueue
 from .sequence import Sequence, SequenceState
 from .step import SchedulerConfig, WantsLoad
+from .table import SequenceTable
 
 
 class Admission:
     """Moves sequences from ``waiting`` to ``running`` or ``loading`` and gives them blocks."""
 
-    def __init__(
-        self,
-        config: SchedulerConfig,
-        blocks: SequenceBlocks,
-        waiting: SequenceQueue,
-        running: SequenceQueue,
-        loading: list[Sequence],
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, blocks: SequenceBlocks, table: SequenceTable) -> None:
         self._has_growth_reserve = config.enable_growth_reserve
         self._blocks = blocks
-        self._waiting = waiting
-        self._running = running
-        self._loading = loading
+        self._table = table
+        self._waiting = table.waiting
+        self._loading = table.loading
 
     def admit(
         self,
@@ -59,16 +52,13 @@ class Admission:
                 continue
             if not self.allocate(sequence, sequence.num_tokens):
                 break
-            self._waiting.remove(sequence)
             if first_key is not None:
                 first_keys.add(first_key)
             is_onboarding, sequence.is_onboarding = sequence.is_onboarding, False
             if is_onboarding and self._is_loading(sequence, wants_load):
-                sequence.state = SequenceState.LOADING
-                self._loading.append(sequence)
+                self._table.move(sequence, SequenceState.LOADING)
                 continue
-            sequence.state = SequenceState.RUNNING
-            self._running.push(sequence)
+            self._table.move(sequence, SequenceState.RUNNING)
             prefilling.append(sequence)
             budget -= sequence.num_uncomputed_tokens
         prefilling.sort(key=attrgetter("order"))
@@ -80,6 +70,6 @@ class Admission:
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for a newcomer, if that leaves each running request its next block (where configured)."""
-        num_growing = len(self._running) + len(self._loading)
+        num_growing = len(self._table.running) + len(self._loading)
         num_spare_blocks = num_growing if self._has_growth_reserve else 0
         return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=num_spare_blocks)

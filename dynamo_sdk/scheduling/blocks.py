@@ -94,6 +94,10 @@ class SequenceBlocks:
         )
         sequence.block_ids = (*block_ids[:first_block], *kept, *block_ids[end_block:])
 
+    def register_last(self, sequence: Sequence) -> None:
+        """The last computed block was just filled."""
+        self.register_full(sequence, sequence.num_computed_tokens // self._block_size - 1)
+
     def free(self, sequence: Sequence) -> None:
         """Take all blocks back. What is cached stays findable until its block is needed."""
         self.pool.release(sequence.block_ids)

@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from dynamo_sdk.errors import InvalidRequest, TransferError
+from dynamo_sdk.errors import TransferError
 from dynamo_sdk.interfaces.block_memory import BlockReservation
 from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.kv.block_pool import BlockPool
@@ -52,9 +52,9 @@ from .admission import Admission
 from .batch import Batch
 from .blocks import SequenceBlocks
 from .decode_run import DecodeRun, NextTokens
-from .queue import SequenceQueue
-from .sequence import Sequence, SequenceState, open_sequence, root_of
+from .sequence import Sequence, SequenceState, root_of
 from .step import RunPlan, SchedulerConfig, SequenceUpdate, Step, WantsLoad
+from .table import SequenceTable
 
 
 class Scheduler:
@@ -64,13 +64,9 @@ class Scheduler:
         self.config = config
         self._block_size = config.block_size
         self._blocks = SequenceBlocks(config)
-        self._sequences: dict[str, Sequence] = {}
-        self._waiting = SequenceQueue()
-        self._running = SequenceQueue()
-        self._loading: list[Sequence] = []
-        self._admission = Admission(config, self._blocks, self._waiting, self._running, self._loading)
-        self._num_reserved = 0
-        self._num_arrivals = 0
+        self._table = SequenceTable(config)
+        self._waiting, self._running = self._table.waiting, self._table.running
+        self._admission = Admission(config, self._blocks, self._table)
         self._num_steps = 0
         self._step: Step | None = None  # the step between schedule and complete,
         self._in_flight: list[Sequence] = []  # and its sequences, some of them perhaps gone
@@ -93,14 +89,12 @@ class Scheduler:
         Raises ``InvalidRequest`` (too long, id in use), ``ValueError`` when its tokens are not those that
         were reserved for, and ``TransferError`` when its adapter or salt is not.
         """
-        sequence = self._sequences.get(request.request_id)
+        sequence = self._table.get(request.request_id)
         if sequence is not None and sequence.state is SequenceState.RESERVED and request.role is Role.DECODE:
             self._continue_reserved(sequence, request)
             return
-        sequence = self._new_sequence(request, SequenceState.WAITING, keys, is_onboarding=is_onboarding)
-        self._waiting.push(sequence)
+        self._table.add(self._table.open(request, SequenceState.WAITING, keys, is_onboarding=is_onboarding))
         self._is_refusing = False
-        self._sequences[request.request_id] = sequence
 
     def reserve(
         self, request: GenerateRequest, keys: Iterable[CacheKey] | None = None
@@ -110,64 +104,50 @@ class Scheduler:
 
         Covers all tokens but the last one of ``generated``, or the whole prompt when nothing was generated.
         """
-        sequence = self._new_sequence(request, SequenceState.RESERVED, keys)
+        sequence = self._table.open(request, SequenceState.RESERVED, keys)
         is_starving = self._starved is not None and self._starved.state is SequenceState.RUNNING
         is_overtaking = len(self._waiting) > 0 and self._waiting[0].order < sequence.order
         num_filled = sequence.num_tokens - (1 if request.generated else 0)
-        if is_starving or is_overtaking or not self._num_free_slots:
+        if is_starving or is_overtaking or not self._table.num_free_slots:
             return None
         if not self._admission.allocate(sequence, num_filled):
             return None
         num_cached_blocks = sequence.num_computed_tokens // self._block_size
         sequence.num_computed_tokens = sequence.num_tokens - 1
-        self._sequences[request.request_id] = sequence
-        self._num_reserved += 1
+        self._table.add(sequence)
         return BlockReservation(block_ids=sequence.block_ids, num_cached_blocks=num_cached_blocks)
 
     def end_onboarding(self, request_id: str, num_blocks: int) -> None:
         """The first ``num_blocks`` of what ``Onboarding`` named are filled; the rest is computed. Who is not
         LOADING is left alone."""
-        sequence = self._sequences.get(request_id)
+        sequence = self._table.get(request_id)
         if sequence is None or sequence.state is not SequenceState.LOADING:
             return
         self._leave_run()
         self._blocks.loaded(sequence, num_blocks)
-        self._loading.remove(sequence)
-        sequence.state = SequenceState.RUNNING
-        self._running.push(sequence)
+        self._table.move(sequence, SequenceState.RUNNING)
         self._is_refusing = False
 
     def abort(self, request_id: str) -> bool:
         """Forget a request in any state; False if there is none of this id. Nobody must be writing into the
         blocks of one that is LOADING or RESERVED any more."""
-        sequence = self._sequences.get(request_id)
+        sequence = self._table.get(request_id)
         if sequence is None:
             return False
         self._leave_run()
-        match sequence.state:
-            case SequenceState.WAITING:
-                self._waiting.remove(sequence)
-            case SequenceState.RUNNING:
-                self._running.remove(sequence)
-            case SequenceState.LOADING:
-                self._loading.remove(sequence)
-            case SequenceState.RESERVED:
-                self._num_reserved -= 1
-            case _:
-                pass
         self._forget(sequence)
         return True
 
     def held_blocks(self, request_id: str) -> tuple[int, ...]:
         """The blocks of a prefill leg that ended with ``HANDOVER``. ``KeyError`` if it is not held."""
-        sequence = self._sequences[request_id]
+        sequence = self._table[request_id]
         if sequence.state is not SequenceState.HELD:
             raise KeyError(request_id)
         return sequence.block_ids
 
     def release(self, request_id: str) -> None:
         """Give held or reserved blocks back. Idempotent; other requests are left alone."""
-        sequence = self._sequences.get(request_id)
+        sequence = self._table.get(request_id)
         if sequence is not None and sequence.state in (SequenceState.HELD, SequenceState.RESERVED):
             self.abort(request_id)
 
@@ -179,8 +159,7 @@ class Scheduler:
 
         Raises ``RuntimeError`` while a step is under way.
         """
-        if self._step is not None:
-            raise RuntimeError(f"step {self._step.number} is not complete")
+        self._require_no_step()
         self._leave_run()
         batch = Batch(self.config.max_num_batched_tokens)
         prefilling: list[Sequence] = []
@@ -196,9 +175,9 @@ class Scheduler:
             else:
                 self._starved = sequence
         if self._starved is None and not batch.preempted:
-            num_loading = len(self._loading)
-            self._admission.admit(prefilling, batch.budget, self._num_free_slots, wants_load)
-            batch.onboarding = tuple(map(self._blocks.onboarding, self._loading[num_loading:]))
+            num_loading = len(self._table.loading)
+            self._admission.admit(prefilling, batch.budget, self._table.num_free_slots, wants_load)
+            batch.onboarding = tuple(map(self._blocks.onboarding, self._table.loading[num_loading:]))
             self._is_refusing = len(self._waiting) > 0 and not prefilling
         for sequence in prefilling:
             batch.add_chunk(sequence)
@@ -243,7 +222,7 @@ class Scheduler:
                 finish_reason = sequence.finish_reason()
                 if finish_reason is not None:
                     self._finish(sequence, finish_reason)
-                updates.append(_update(sequence, finish_reason))
+                updates.append(sequence.update(finish_reason))
         return tuple(updates)
 
     # -- many steps at once
@@ -254,8 +233,7 @@ class Scheduler:
 
         Raises ``RuntimeError`` while a step is under way.
         """
-        if self._step is not None:
-            raise RuntimeError(f"step {self._step.number} is not complete")
+        self._require_no_step()
         if self._waiting and not self._is_refusing:
             return None
         if self._run is None:
@@ -284,16 +262,16 @@ class Scheduler:
             self._is_refusing = False
         if not run.is_over:
             for sequence in filled:
-                self._register_last(sequence)
+                self._blocks.register_last(sequence)
             return ()
         self._leave_run()
         updates: list[SequenceUpdate] = []
         for sequence in run.sequences:
             if sequence in filled:
-                self._register_last(sequence)
+                self._blocks.register_last(sequence)
             if (finish_reason := sequence.finish_reason()) is not None:
                 self._finish(sequence, finish_reason)
-                updates.append(_update(sequence, finish_reason))
+                updates.append(sequence.update(finish_reason))
         return tuple(updates)
 
     # -- facts
@@ -310,7 +288,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """For blocks and a slot, or for KV to be loaded."""
-        return len(self._waiting) + len(self._loading)
+        return self._table.num_waiting
 
     @property
     def num_free_blocks(self) -> int:
@@ -318,14 +296,11 @@ class Scheduler:
 
     def load(self, at_s: float) -> LoadSnapshot:
         """How busy this worker is at ``at_s`` of its clock."""
-        num_waiting_tokens = self._waiting.num_uncomputed_tokens
-        num_waiting_tokens += self._running.num_uncomputed_tokens - len(self._running)  # one each is decode
-        num_waiting_tokens += sum([sequence.num_uncomputed_tokens for sequence in self._loading])
         return LoadSnapshot(
             at_s=at_s,
             num_running=len(self._running),
             num_waiting=self.num_waiting,
-            num_waiting_tokens=num_waiting_tokens,
+            num_waiting_tokens=self._table.num_waiting_tokens,
             num_free_blocks=self._blocks.pool.num_free_blocks,
             num_blocks=self.config.num_blocks,
         )
@@ -336,13 +311,13 @@ class Scheduler:
         return self._blocks.pool
 
     def state_of(self, request_id: str) -> SequenceState | None:
-        sequence = self._sequences.get(request_id)
+        sequence = self._table.get(request_id)
         return None if sequence is None else sequence.state
 
     def token_ids(self, request_id: str) -> tuple[int, ...]:
         """All known tokens of a request, prompt first. ``KeyError`` if it is gone."""
         self._leave_run()
-        return self._sequences[request_id].token_ids()
+        return self._table[request_id].token_ids()
 
     def record_kv_events(self, is_wanted: bool) -> None:
         """Whether ``take_kv_events`` gives any from now on. By default it does."""
@@ -361,53 +336,23 @@ class Scheduler:
         which nobody else will find."""
         self._leave_run()
         self._blocks.pool.reset()
-        for sequence in self._sequences.values():
+        for sequence in self._table.values():
             sequence.is_cacheable = False
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""
         self._leave_run()
         self._blocks.pool.check_integrity()
-        sequences = self._sequences.values()
+        self._table.check_integrity()
+        sequences = self._table.values()
         for sequence in sequences:
             sequence.check_integrity(self._block_size)
-        in_state = {state: [s for s in sequences if s.state is state] for state in SequenceState}
-        assert not in_state[SequenceState.GONE], "a request is gone and known"
-        for queue, state in ((self._waiting, SequenceState.WAITING), (self._running, SequenceState.RUNNING)):
-            assert list(queue) == sorted(in_state[state], key=lambda s: s.order), (
-                f"the {state} queue is wrong"
-            )
-        assert self._num_reserved == len(in_state[SequenceState.RESERVED])
-        assert sorted(map(id, self._loading)) == sorted(map(id, in_state[SequenceState.LOADING]))
-        assert self._num_free_slots >= 0, "more requests than slots"
         leaving = [sequence for sequence in self._in_flight if sequence.state is SequenceState.GONE]
         held = Counter(block for sequence in (*sequences, *leaving) for block in sequence.block_ids)
         for block in range(self.config.num_blocks):
             assert self._blocks.pool.num_references(block) == held[block], f"block {block}: wrong holders"
 
     # -- how
-
-    def _new_sequence(
-        self,
-        request: GenerateRequest,
-        state: SequenceState,
-        keys: Iterable[CacheKey] | None,
-        *,
-        is_onboarding: bool = False,
-    ) -> Sequence:
-        if request.request_id in self._sequences:
-            raise InvalidRequest(
-                f"request id {request.request_id!r} is already in use on this worker", param="request_id"
-            )
-        self._num_arrivals += 1
-        return open_sequence(
-            request,
-            self.config,
-            order=(request.priority, self._num_arrivals),
-            state=state,
-            keys=keys,
-            is_onboarding=is_onboarding,
-        )
 
     def _continue_reserved(self, sequence: Sequence, request: GenerateRequest) -> None:
         if (request.prompt, request.generated) != (sequence.request.prompt, sequence.request.generated):
@@ -419,14 +364,8 @@ class Scheduler:
             )
         self._leave_run()
         sequence.request = request
-        self._num_reserved -= 1
-        sequence.state = SequenceState.RUNNING
-        self._running.push(sequence)
+        self._table.move(sequence, SequenceState.RUNNING)
         self._blocks.register_full(sequence, 0)
-
-    @property
-    def _num_free_slots(self) -> int:
-        return self.config.max_num_seqs - len(self._running) - len(self._loading) - self._num_reserved
 
     def _grow(self, sequence: Sequence, preempted: list[str]) -> bool:
         """One more block, if need be taken from the running requests behind it."""
@@ -435,13 +374,13 @@ class Scheduler:
                 return False
             victim = self._running.pop_last()
             self._blocks.free(victim)
-            victim.state = SequenceState.WAITING
-            self._waiting.push(victim)
+            self._table.enter(victim, SequenceState.WAITING)
             preempted.append(victim.request.request_id)
         return True
 
-    def _register_last(self, sequence: Sequence) -> None:
-        self._blocks.register_full(sequence, sequence.num_computed_tokens // self._block_size - 1)
+    def _require_no_step(self) -> None:
+        if self._step is not None:
+            raise RuntimeError(f"step {self._step.number} is not complete")
 
     def _leave_run(self) -> None:
         run, self._run = self._run, None
@@ -450,25 +389,13 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, finish_reason: FinishReason) -> None:
         self._is_refusing = False
-        self._running.remove(sequence)
         if finish_reason is FinishReason.HANDOVER:
-            sequence.state = SequenceState.HELD
+            self._table.move(sequence, SequenceState.HELD)
         else:
             self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
         self._is_refusing = False
-        del self._sequences[sequence.request.request_id]
-        sequence.state = SequenceState.GONE
+        self._table.forget(sequence)
         if sequence not in self._in_flight:
             self._blocks.free(sequence)
-
-
-def _update(sequence: Sequence, finish_reason: FinishReason | None) -> SequenceUpdate:
-    return SequenceUpdate(
-        request_id=sequence.request.request_id,
-        token_id=sequence.output_ids[-1],
-        finish_reason=finish_reason,
-        num_output_tokens=len(sequence.output_ids),
-        num_cached_tokens=sequence.num_cached_tokens or 0,
-    )

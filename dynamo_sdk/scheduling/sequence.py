@@ -13,7 +13,7 @@ from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest, Role
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN, pack_tokens, unpack_tokens
 
-from .step import SchedulerConfig
+from .step import SchedulerConfig, SequenceUpdate
 
 
 class SequenceState(Enum):
@@ -98,6 +98,16 @@ class Sequence:
         if length >= self.max_length:
             return FinishReason.LENGTH
         return FinishReason.HANDOVER if self.request.role is Role.PREFILL else None
+
+    def update(self, finish_reason: FinishReason | None) -> SequenceUpdate:
+        """Its last token, and why it ends with it."""
+        return SequenceUpdate(
+            request_id=self.request.request_id,
+            token_id=self.output_ids[-1],
+            finish_reason=finish_reason,
+            num_output_tokens=len(self.output_ids),
+            num_cached_tokens=self.num_cached_tokens or 0,
+        )
 
     def check_integrity(self, block_size: int) -> None:
         """Raise ``AssertionError`` when its counts do not add up."""
