@@ -74,11 +74,13 @@ class KVStoreFailure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestoredBlock(msgspec.Struct, frozen=True, gc=False, eq=False):
-    """What a store still had when it was opened. ``parent`` and ``token_hash`` as they were offered."""
+    """What a store still had when it was opened. ``parent``, ``token_hash`` and ``namespace`` as they were
+    offered. It may be another model's: routers are told only of what is of the reader's own ``namespace``."""
 
     key: CacheKey
     parent: CacheKey | None
     token_hash: int
+    namespace: int = 0
 
 
 class KVStoreListener:
@@ -104,14 +106,16 @@ class KVStoreListener:
 class BlockOffer(msgspec.Struct, frozen=True, gc=False, eq=False):
     """A block that a store may keep. ``parent``: the block before it in its sequence, for stores that evict
     the ends of sequences first. Higher ``priority`` stays longer where the policy knows priorities.
-    ``token_hash``: 64 bits that name its tokens, 0 = unknown; a store that survives a restart gives them
-    back (``RestoredBlock``), so that routers can be told what it has."""
+    ``token_hash``: 64 bits that name its tokens, 0 = unknown. ``namespace``: 64 bits that name the model and
+    the layout that it is of, 0 = unknown. A store that survives a restart gives both back
+    (``RestoredBlock``), so that routers can be told what it has."""
 
     key: CacheKey
     data: bytes | bytearray | memoryview
     parent: CacheKey | None = None
     priority: int = 0
     token_hash: int = 0
+    namespace: int = 0
 
 
 class KVStore(ABC):

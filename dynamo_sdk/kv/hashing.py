@@ -24,6 +24,7 @@ from typing import NewType, cast
 from xxhash import xxh3_64_intdigest
 
 from dynamo_sdk.interfaces.kv_store import CacheKey
+from dynamo_sdk.types.kv_transfer import KVLayout
 from dynamo_sdk.types.tokens import BYTES_PER_TOKEN
 
 BlockHash = NewType("BlockHash", int)
@@ -84,6 +85,12 @@ def cache_root(namespace: bytes, *, lora: str | None = None, cache_salt: str | N
         digest.update(_FIELD_LENGTH.pack(len(field)))  # no two lists of fields share one encoding
         digest.update(field)
     return CacheKey(digest.digest())
+
+
+def layout_namespace(layout: KVLayout) -> int:
+    """64 bits that name model, dtype and block layout; not 0, which is no name."""
+    named = b"%d\0%b" % (layout.block_size, layout.fingerprint.encode())
+    return int.from_bytes(blake2b(named, digest_size=8, person=b"kv layout").digest(), "little") or 1
 
 
 def next_cache_key(parent: CacheKey, block: bytes | memoryview) -> CacheKey:

@@ -2,7 +2,8 @@
 
 A tier knows keys alone. Its events need what a block follows and which tokens it has; so whoever brings a
 block down says that first (``expect``). A tier that survived a restart may remember enough (``restored``);
-what it has of which nothing is known is told once a request asks for it (``learn``).
+what it has of which nothing is known, or which is another model's, is told once a request asks for it
+(``learn``): no request asks for the other model's.
 
 Who reads events can place a block only after one that they know. A block whose predecessor is neither on the
 device nor told of in any tier is not told of, until it is learnt again.
@@ -30,7 +31,8 @@ class _Tier:
 
 class TierContents:
     """Tiers are numbers, from the fastest one down. ``is_on_device``: the device's cache has this key.
-    ``events_have_tokens``: False spares ``BlocksStored`` its ``token_ids``."""
+    ``events_have_tokens``: False spares ``BlocksStored`` its ``token_ids``. ``namespace``: that of the
+    blocks which requests here can ask for."""
 
     def __init__(
         self,
@@ -39,11 +41,13 @@ class TierContents:
         is_on_device: Callable[[CacheKey], bool],
         *,
         events_have_tokens: bool = True,
+        namespace: int = 0,
     ) -> None:
         self._tiers = [_Tier(name) for name in tiers]
         self._block_size = block_size
         self._is_on_device = is_on_device
         self._events_have_tokens = events_have_tokens
+        self._namespace = namespace
         self._is_recording = False
         self._events: list[KVEvent] = []
         self._run: list[KnownBlock] = []  # of a BlocksStored that is still growing,
@@ -77,8 +81,9 @@ class TierContents:
     def restored(self, tier: int, blocks: Iterable[RestoredBlock]) -> None:
         there = self._tiers[tier]
         for block in blocks:
-            there.held[block.key] = block if block.token_hash else None
-            if block.token_hash:
+            is_known = block.token_hash != 0 and block.namespace == self._namespace
+            there.held[block.key] = block if is_known else None
+            if is_known:
                 self._tell(there, block)
 
     def removed(self, tier: int, keys: Sequence[CacheKey]) -> None:

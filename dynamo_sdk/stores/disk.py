@@ -105,7 +105,7 @@ class DiskMedium(SlotMedium):
         self._checksums = {entry.slot: entry.checksum for entry in entries}
         self._sequence = itertools.count(entries[-1].sequence + 1)
         return [
-            FoundBlock(entry.slot, entry.key, entry.parent, entry.priority, entry.token_hash)
+            FoundBlock(entry.slot, entry.key, entry.parent, entry.priority, entry.token_hash, entry.namespace)
             for entry in entries
         ]
 
@@ -153,6 +153,7 @@ class DiskMedium(SlotMedium):
             parent,
             job.offer.priority,
             job.offer.token_hash,
+            job.offer.namespace,
         )
 
     def read(self, jobs: Sequence[SlotJob], should_stop: Callable[[], bool]) -> None:

@@ -38,6 +38,7 @@ class FoundBlock:
     parent: CacheKey | None
     priority: int
     token_hash: int
+    namespace: int
 
 
 class SlotMedium(ABC):

@@ -25,6 +25,7 @@ from dynamo_sdk.kv import (
     CachesBlocks,
     TierContents,
     block_hashes,
+    layout_namespace,
     routing_seed,
 )
 from dynamo_sdk.transfer.threads import run_to_end
@@ -55,6 +56,7 @@ class Offloader:
         self._above = tuple(above)
         self._pool = pool
         self._memory = memory
+        self._namespace = layout_namespace(memory.layout)
         self._contents = contents
         self._staging = staging
         self._threads = threads
@@ -115,6 +117,7 @@ class Offloader:
                             block.parent,
                             block.priority,
                             self._token_hash(block),
+                            self._namespace,
                         )
                         for block in offered
                     ]
@@ -127,7 +130,10 @@ class Offloader:
         counts.offload_s += time.perf_counter() - begin_s
 
     def _token_hash(self, block: CachedBlock) -> int:
-        seed = routing_seed(lora=block.lora, cache_salt=block.cache_salt)
+        """0 for an adapter's: after a restart its name may stand for other weights, or for none."""
+        if block.lora is not None:
+            return 0
+        seed = routing_seed(cache_salt=block.cache_salt)
         hashes = block_hashes(block.tokens, self._memory.layout.block_size, seed=seed)
         return hashes[0] if hashes else 0
 

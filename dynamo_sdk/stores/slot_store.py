@@ -76,7 +76,7 @@ class SlotStore(KVStore):
         self._is_open = True
         if found:
             self._listener.restored(
-                [RestoredBlock(block.key, block.parent, block.token_hash) for block in found]
+                [RestoredBlock(block.key, block.parent, block.token_hash, block.namespace) for block in found]
             )
 
     async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:

@@ -19,11 +19,11 @@ from xxhash import xxh3_64_intdigest
 from dynamo_sdk.interfaces import CacheKey
 
 HEADER_BYTES = 4096
-_MAGIC = b"dynamo-sdk kv 2\n"
+_MAGIC = b"dynamo-sdk kv 3\n"
 _HEADER = Struct("<16sQQ")
-_ENTRY = Struct("<QQ16sBBiQ32s32s")
-"""Check, sequence, checksum, lengths of key and parent, priority, hash of the tokens, key and parent
-(``MAX_KEY_BYTES`` each)."""
+_ENTRY = Struct("<QQ16sBBiQQ32s32s")
+"""Check, sequence, checksum, lengths of key and parent, priority, hash of the tokens, namespace, key and
+parent (``MAX_KEY_BYTES`` each)."""
 ENTRY_BYTES = _ENTRY.size
 _CHECK_BYTES = 8
 _PRIORITY_LIMIT = (1 << 31) - 1
@@ -41,6 +41,7 @@ class TableEntry:
     parent: CacheKey | None = None
     priority: int = 0
     token_hash: int = 0
+    namespace: int = 0
 
 
 class SlotTable:
@@ -108,6 +109,7 @@ def _pack(entry: TableEntry) -> bytes:
         len(parent),
         priority,
         entry.token_hash,
+        entry.namespace,
         entry.key,
         parent,
     )
@@ -115,8 +117,8 @@ def _pack(entry: TableEntry) -> bytes:
 
 
 def _unpack(slot: int, packed: bytes) -> TableEntry | None:
-    check, sequence, checksum, key_bytes, parent_bytes, priority, token_hash, key, parent = _ENTRY.unpack(
-        packed
+    check, sequence, checksum, key_bytes, parent_bytes, priority, token_hash, namespace, key, parent = (
+        _ENTRY.unpack(packed)
     )
     if not key_bytes or check != _check(slot, packed):
         return None
@@ -128,6 +130,7 @@ def _unpack(slot: int, packed: bytes) -> TableEntry | None:
         CacheKey(parent[:parent_bytes]) or None,
         priority,
         token_hash,
+        namespace,
     )
 
 

@@ -42,6 +42,7 @@ from dynamo_sdk.kv import (
     TierContents,
     TierSize,
     check_tier_sizes,
+    layout_namespace,
 )
 from dynamo_sdk.types import GenerateRequest, KVEvent, KVTier
 
@@ -75,7 +76,10 @@ class KVTiers:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="kv-tiers")
         self._staging = Staging(block_bytes, NUM_LOAD_BUFFERS + len(setups))
         self._contents = TierContents(
-            [setup.tier for setup in setups], block_size, lambda key: pool.place_of(key) is not None
+            [setup.tier for setup in setups],
+            block_size,
+            lambda key: pool.place_of(key) is not None,
+            namespace=layout_namespace(memory.layout),
         )
         device_bytes = pool.num_blocks * block_bytes
         self._setups = tuple(setups)

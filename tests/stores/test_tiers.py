@@ -21,9 +21,9 @@ from dynamo_sdk.interfaces import (
     KVTierSetup,
 )
 from dynamo_sdk.kv import BlockPool, OnboardingPolicy, OnboardingReason, cache_keys, cache_root
-from dynamo_sdk.stores import KVTiers, RamStore, RamStoreConfig
+from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
 from dynamo_sdk.stores.onboarding import Onboarder
-from dynamo_sdk.types import KVLayout, KVTier, pack_tokens
+from dynamo_sdk.types import BlocksStored, KVLayout, KVTier, pack_tokens
 from dynamo_sdk.types.plan import KVTierPlan
 
 pytestmark = pytest.mark.anyio
@@ -37,10 +37,10 @@ KEYS = cache_keys(PROMPT, BLOCK_SIZE, root=ROOT)
 class Memory(BlockMemory):
     """A byte per block, repeated. ``before_read`` and ``before_write`` run on the thread that copies."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
         self.blocks = [bytes([block]) * BLOCK_BYTES for block in range(NUM_BLOCKS)]
         self.before_read: Callable[[], object] = lambda: None
-        self._layout = KVLayout(fingerprint="fake", block_size=BLOCK_SIZE, block_bytes=BLOCK_BYTES)
+        self._layout = KVLayout(fingerprint=model, block_size=BLOCK_SIZE, block_bytes=BLOCK_BYTES)
 
     @property
     def layout(self) -> KVLayout:
@@ -82,12 +82,12 @@ class DictStore(KVStore):
 
 
 class Device:
-    """A pool with a prompt in its cache, and tiers below it."""
+    """A pool with a prompt in its cache, and tiers below it. ``model``: the layout's fingerprint."""
 
-    def __init__(self, *stores: KVStore, **plan: Any) -> None:
+    def __init__(self, *stores: KVStore, model: str = "fake", **plan: Any) -> None:
         self.pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
         self.pool.record_new_blocks()
-        self.memory = Memory()
+        self.memory = Memory(model)
         setups = [
             KVTierSetup(
                 name=f"tier-{number}",
@@ -99,19 +99,19 @@ class Device:
         ]
         self.tiers = KVTiers(setups, self.pool, self.memory, lambda: None)
 
-    def compute(self, prompt: bytes = PROMPT) -> tuple[int, ...]:
+    def compute(self, prompt: bytes = PROMPT, *, lora: str | None = None) -> tuple[int, ...]:
         """All blocks of a prompt, cached and held by nobody; which ones."""
         keys = cache_keys(prompt, BLOCK_SIZE, root=ROOT)
         allocation = self.pool.allocate(len(keys))
         assert allocation is not None
-        self.pool.register(allocation.block_ids, keys, prompt, after=None)
+        self.pool.register(allocation.block_ids, keys, prompt, after=None, lora=lora)
         self.pool.release(allocation.block_ids)
         return allocation.block_ids
 
 
 @asynccontextmanager
-async def device_with(*stores: KVStore, **plan: Any) -> AsyncIterator[Device]:
-    device = Device(*stores, **plan)
+async def device_with(*stores: KVStore, model: str = "fake", **plan: Any) -> AsyncIterator[Device]:
+    device = Device(*stores, model=model, **plan)
     await device.tiers.start()
     try:
         yield device
@@ -305,6 +305,26 @@ async def test_a_full_queue_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) ->
         store.may_go_on.set()
         await device.tiers.wait_idle()
         assert list(store.blocks) == KEYS
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "num_told"),
+    [("fake", None, 6), ("another", None, 0), ("fake", "adapter", 0)],
+)
+async def test_after_a_restart_only_blocks_that_can_be_loaded_are_told_of(
+    tmp_path: Path, model: str, lora: str | None, num_told: int
+) -> None:
+    """A folder may be another model's, and an adapter's weights others under the same name."""
+    config = DiskStoreConfig(block_bytes=BLOCK_BYTES, capacity_bytes=16 * 4096, path=tmp_path)
+    async with device_with(DiskStore(config)) as device:
+        device.compute(lora=lora)
+        device.tiers.offload(device.pool.take_new_blocks())
+        await device.tiers.wait_idle()
+    async with device_with(DiskStore(config), model=model) as device:
+        told = [event for event in device.tiers.snapshot() if isinstance(event, BlocksStored)]
+        assert sum(len(event.block_hashes) for event in told) == num_told
+        found = await device.tiers.find(KEYS, 0)
+        assert [run.num_blocks for run in found] == [6], "all is found by key"
 
 
 def _like(block: Any, key: CacheKey) -> Any:
