@@ -38,6 +38,10 @@ and nothing can stop it."""
 MAX_IN_FLIGHT = 4
 """Requests that are under way at once in one fetch."""
 
+SETTLE_LIMIT_S = 30.0
+"""A request that is not wanted any more is waited for so long. UCX looks every 20 s whether a peer lives; one
+that lives and hangs would hold the request for ever."""
+
 Offsets = npt.NDArray[np.uint64]
 Piece = tuple[Offsets, Offsets, Offsets]
 """Runs of bytes: offsets there, offsets here, how many."""
@@ -59,10 +63,19 @@ class NixlTicket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class NixlAgent:
     """One per block server or fetcher. Thread-safe. Memory stays registered, and alive, until ``close``.
 
+    A request cannot be called back: cancelled, it may still be written by the network. So where a peer hangs,
+    the whole agent goes: it takes no new reads, and when its other reads have ended it is destroyed, with the
+    connections and the threads that could write. Only then does the read return that hung.
+
     ``module`` is NIXL's Python API; by default it is imported. Raises ``ConfigError`` when there is none.
     """
 
-    def __init__(self, *, module: Any = None) -> None:  # the API of a package that need not be there
+    def __init__(
+        self,
+        *,
+        module: Any = None,  # the API of a package that need not be there
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         nixl = _import_nixl() if module is None else module
         self.name = f"dynamo-sdk-{os.getpid()}-{secrets.token_hex(8)}"
         config = nixl.nixl_agent_config(
@@ -74,10 +87,18 @@ class NixlAgent:
             raise ConfigError(f"NIXL does not start here: {error}") from error
         if "UCX" not in self._agent.backends:  # a missing plugin is only logged
             raise ConfigError("the installed NIXL has no UCX back end")
+        self._monotonic_s = monotonic_s
         self._lock = threading.Lock()
+        self._is_destroyed = threading.Condition(self._lock)
+        self._num_reading = 0
         self._registered: dict[tuple[int, int], tuple[BlockMemory, Any]] = {}
         self._peers: dict[str, bytes] = {}  # name -> the metadata that was loaded
         self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """By ``close``, or for a peer that hangs."""
+        return self._is_closed
 
     def register(self, memory: BlockMemory) -> MemorySpan | None:
         """Make ``memory`` known to the network; nothing to do when it is already. None: it does not lie in
@@ -86,15 +107,15 @@ class NixlAgent:
         if span is None:
             return None
         with self._lock:
-            if self._is_closed:
-                raise TransferError("the NIXL agent is closed")
+            self._require_open()
             key = (span.address, span.size_bytes)
             if key not in self._registered:
                 place = [(span.address, span.size_bytes, span.gpu or 0, "")]
                 try:
                     registration = self._agent.register_memory(place, _kind_of(span.gpu))
                 except Exception as error:
-                    raise TransferError(f"NIXL cannot register {span.size_bytes} bytes: {error}") from error
+                    message = f"NIXL cannot register {span.size_bytes} bytes: {error}"
+                    raise TransferError(message) from error.with_traceback(None)
                 self._registered[key] = (memory, registration)
         return span
 
@@ -126,13 +147,17 @@ class NixlAgent:
         """Copy block ``source_ids[i]`` of the peer into block ``own_ids[i]``, in registered memory.
 
         ``remaining_s()`` gives the seconds left and raises when there are none. However this ends, nobody
-        writes into ``into`` afterwards. Raises ``TransferError``.
+        writes into ``into`` afterwards: where a peer hangs that takes ``SETTLE_LIMIT_S`` more, and until the
+        agent's other reads have ended. Raises ``TransferError``.
         """
         span, size = into.span, into.layout.block_bytes
         assert span is not None
         _require_inside("the prefill worker's", source_ids, peer.size_bytes // size)
         _require_inside("our own", own_ids, span.size_bytes // size)
         under_way: deque[Any] = deque()
+        with self._lock:
+            self._require_open()
+            self._num_reading += 1
         try:
             remaining_s()
             self._connect(peer)
@@ -145,10 +170,10 @@ class NixlAgent:
                 self._finish(under_way, remaining_s)
         except TransferError:
             raise
-        except Exception as error:
-            raise TransferError(f"NIXL: {error}") from error
+        except Exception as error:  # here and elsewhere: its frames would keep the agent
+            raise TransferError(f"NIXL: {error}") from error.with_traceback(None)
         finally:
-            self._settle(under_way)
+            self._leave(is_settled=self._settle(under_way))
 
     def forget(self, name: str) -> None:
         """Disconnect from a peer. Idempotent."""
@@ -157,25 +182,46 @@ class NixlAgent:
                 try:
                     self._agent.remove_remote_agent(name)
                 except Exception as error:
-                    raise TransferError(f"NIXL: {error}") from error
+                    raise TransferError(f"NIXL: {error}") from error.with_traceback(None)
 
     def close(self) -> None:
         """Let go of all memory. No read is under way. Idempotent."""
         with self._lock:
             self._is_closed = True
-            for _, registration in self._registered.values():
-                self._agent.deregister_memory(registration)
-            self._registered.clear()
-            self._peers.clear()
-            self._agent = None
+            self._destroy()
 
     def _connect(self, peer: NixlTicket) -> None:
         with self._lock:
-            if self._is_closed:
-                raise TransferError("the NIXL agent is closed")
             if self._peers.get(peer.agent) != peer.metadata:
                 self._agent.add_remote_agent(peer.metadata)
                 self._peers[peer.agent] = peer.metadata
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise TransferError("the NIXL agent is closed")
+
+    def _leave(self, *, is_settled: bool) -> None:
+        """A read has ended, or has only a request left that will not end."""
+        with self._lock:
+            self._num_reading -= 1
+            if not is_settled:
+                logger.warning("a NIXL peer hangs: the agent is given up, the next fetch makes a new one")
+                self._is_closed = True
+            if self._is_closed and not self._num_reading:
+                self._destroy()
+            while not is_settled and self._agent is not None:
+                self._is_destroyed.wait()
+
+    def _destroy(self) -> None:
+        for _, registration in self._registered.values():
+            try:
+                self._agent.deregister_memory(registration)
+            except Exception as error:
+                logger.warning("NIXL does not let go of memory: %s", error)
+        self._registered.clear()
+        self._peers.clear()
+        self._agent = None  # the last reference, for nobody's requests are left either
+        self._is_destroyed.notify_all()
 
     def _post(
         self,
@@ -184,17 +230,18 @@ class NixlAgent:
         piece: tuple[Offsets, Offsets, Offsets],
         under_way: deque[Any],
     ) -> None:
-        agent, (there, here, num_bytes) = self._agent, piece
+        there, here, num_bytes = piece
         theirs = _descriptors(peer.address, peer.gpu, there, num_bytes)
         ours = _descriptors(span.address, span.gpu, here, num_bytes)
-        handle = agent.initialize_xfer(
+        handle = self._agent.initialize_xfer(
             "READ",
-            agent.get_xfer_descs(ours, _kind_of(span.gpu)),
-            agent.get_xfer_descs(theirs, _kind_of(peer.gpu)),
+            self._agent.get_xfer_descs(ours, _kind_of(span.gpu)),
+            self._agent.get_xfer_descs(theirs, _kind_of(peer.gpu)),
             peer.agent,
         )
         under_way.append(handle)
-        if agent.transfer(handle) == "ERR":
+        del handle  # a failure's frames would keep it, and by it the agent
+        if self._agent.transfer(under_way[-1]) == "ERR":
             raise TransferError("NIXL could not start to read")
 
     def _finish(self, under_way: deque[Any], remaining_s: Callable[[], float]) -> None:
@@ -207,18 +254,23 @@ class NixlAgent:
                 return
             remaining_s()
 
-    def _settle(self, under_way: deque[Any]) -> None:
-        """Wait for what cannot be called back: a request that is only cancelled may still be written by the
-        network. UCX ends requests to a peer that is gone by itself."""
+    def _settle(self, under_way: deque[Any]) -> bool:
+        """Wait for what cannot be called back, for ``SETTLE_LIMIT_S`` in all. UCX ends requests to a peer
+        that is gone by itself. False: some are still under way, let go of."""
+        deadline_s = self._monotonic_s() + SETTLE_LIMIT_S
         while under_way:
-            handle = under_way.popleft()
             try:
                 for _ in _growing_pauses():
-                    if self._agent.check_xfer_state(handle) != "PROC":
+                    if self._agent.check_xfer_state(under_way[0]) != "PROC":
                         break
-                self._agent.release_xfer_handle(handle)
-            except Exception:
-                continue
+                    if self._monotonic_s() > deadline_s:
+                        under_way.clear()
+                        return False
+                self._agent.release_xfer_handle(under_way[0])
+            except Exception as error:
+                logger.debug("a NIXL request has failed: %s", error)
+            under_way.popleft()
+        return True
 
 
 class AgentOnDemand:
@@ -235,7 +287,7 @@ class AgentOnDemand:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
-            if self._agent is None:
+            if self._agent is None or self._agent.is_closed:
                 try:
                     self._agent = self._make()
                 except ConfigError as error:

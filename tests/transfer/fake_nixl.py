@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,6 +35,7 @@ class FakeNixl:
     handles: list[FakeHandle] = field(default_factory=list)
     disconnected: threading.Event = field(default_factory=threading.Event)
     on_poll: Callable[[], None] | None = None
+    agents: weakref.WeakSet[FakeAgent] = field(default_factory=weakref.WeakSet)
 
     def module(self) -> SimpleNamespace:
         return SimpleNamespace(
@@ -47,6 +49,7 @@ class FakeAgent:
     def __init__(self, nixl: FakeNixl, name: str) -> None:
         self._nixl, self._name = nixl, name
         self._peers: set[str] = set()
+        nixl.agents.add(self)
         self.backends = {"UCX": 1} if nixl.is_installed else {}
 
     def register_memory(self, places, kind):

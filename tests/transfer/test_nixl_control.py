@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -119,6 +120,75 @@ async def test_no_read_outlives_its_fetch(nixl, memories, how) -> None:
         with pytest.raises(asyncio.CancelledError if how == "cancel" else TransferError):
             await task
         assert len(nixl.handles) == nixl_room.MAX_IN_FLIGHT, "nothing new was begun"
+
+
+async def test_a_peer_that_hangs_costs_the_agent_not_the_fetcher(nixl, memories) -> None:
+    """What cannot be called back ends with the agent, and not before; the next fetch makes a new one."""
+    polled, clock, settling = threading.Event(), ManualClock(), ManualClock()
+    nixl.on_poll = polled.set
+    source, own = host_memory(memories, 2), host_memory(memories, 2)
+    agents = AgentOnDemand(partial(NixlAgent, module=nixl.module(), monotonic_s=settling))
+    async with (
+        serving(TCP, settings=FORCED, nixl=on_demand(nixl)) as server,
+        fetching(settings=FORCED, nixl=agents, now=clock, max_concurrent=1) as fetcher,
+    ):
+        await server.register(source)
+        nixl.num_polls = 1 << 62
+        params = server.issue("hangs", [0], source, ttl_s=30, release=lambda: None)
+        task = asyncio.create_task(fetcher.fetch(params, [(0, 0)], own, timeout_s=20))
+        await asyncio.to_thread(polled.wait, 10)
+        clock.advance(21)
+        for _ in range(20):
+            polled.clear()
+            await asyncio.to_thread(polled.wait, 10)
+        assert not task.done()
+        assert (len(nixl.agents), len(nixl.registered)) == (2, 2)
+        settling.advance(nixl_room.SETTLE_LIMIT_S + 1)
+        with pytest.raises(TransferError):
+            await asyncio.wait_for(task, 10)
+        assert (len(nixl.agents), len(nixl.registered)) == (1, 1), "only the server's are left"
+        nixl.num_polls = 0
+        params = server.issue("next", [0], source, ttl_s=30, release=lambda: None)
+        assert (await fetcher.fetch(params, [(0, 1)], own, timeout_s=20)).back_end == "nixl"
+    assert not nixl.registered
+
+
+def test_the_last_read_of_a_lost_agent_ends_it(nixl, memories) -> None:
+    """Others' reads go on to their end; until then the one that hangs does not return."""
+    source, own = host_memory(memories, 2), host_memory(memories, 2)
+    peer = NixlAgent(module=nixl.module())
+    ticket = peer.ticket(source)
+    assert ticket is not None
+    clock = ManualClock()
+    agent = NixlAgent(module=nixl.module(), monotonic_s=clock)
+    agent.register(own)
+    nixl.num_polls, polled = 1 << 62, threading.Event()
+    nixl.on_poll = polled.set
+    given_up = threading.Event()
+
+    def remaining_s() -> float:
+        if given_up.is_set():
+            raise TransferError("no time is left")
+        return 1.0
+
+    with ThreadPoolExecutor(2) as threads:
+        lasting = threads.submit(agent.read, ticket, [0], own, [0], lambda: 1.0)
+        hanging = threads.submit(agent.read, ticket, [1], own, [1], remaining_s)
+        while len(nixl.handles) < 2 or not all(handle.num_asked for handle in nixl.handles):
+            polled.wait(10)
+        given_up.set()
+        while not agent.is_closed:
+            clock.advance(nixl_room.SETTLE_LIMIT_S + 1)
+            polled.wait(10)
+        with pytest.raises(TransferError, match="closed"):
+            agent.read(ticket, [0], own, [0], remaining_s)
+        assert not hanging.done()
+        nixl.num_polls = 0
+        lasting.result(10)
+        with pytest.raises(TransferError, match="no time"):
+            hanging.result(10)
+    assert len(nixl.agents) == len(nixl.registered) == 1
+    peer.close()
 
 
 @pytest.mark.parametrize("pays", [True, False])
