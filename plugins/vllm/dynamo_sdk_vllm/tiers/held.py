@@ -59,23 +59,30 @@ class HeldBlocks:
         runs: list[TierRun] = []
         at = 0
         while at < len(keys):
-            run = self._run(keys[at:], lookups)
+            run = self._run(keys[at:])
             if run is None:
                 break
             runs.append(run)
             at += run.num_blocks
+        if lookups is not None:
+            self._count(runs, len(keys), lookups)
         return runs
 
-    def _run(self, keys: Sequence[CacheKey], lookups: Lookups | None) -> TierRun | None:
+    def _run(self, keys: Sequence[CacheKey]) -> TierRun | None:
         for name, ranks_of in zip(self._tiers, self._ranks_of, strict=True):
             missing = (at for at, key in enumerate(keys) if ranks_of.get(key) != self._everybody)
             num_blocks = next(missing, len(keys))
-            if lookups is not None:
-                lookups.num_asked[name] += len(keys)
-                lookups.num_hits[name] += num_blocks
             if num_blocks:
                 return TierRun(tier=name, num_blocks=num_blocks)
         return None
+
+    def _count(self, runs: Sequence[TierRun], num_blocks: int, lookups: Lookups) -> None:
+        """Each block once, though a tier may be asked again behind another one's run."""
+        for name in self._tiers:
+            num_hits = sum(run.num_blocks for run in runs if run.tier == name)
+            lookups.num_asked[name] += num_blocks
+            lookups.num_hits[name] += num_hits
+            num_blocks -= num_hits
 
     def has(self, key: CacheKey) -> bool:
         return any(ranks_of.get(key) == self._everybody for ranks_of in self._ranks_of)
