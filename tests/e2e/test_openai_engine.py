@@ -41,6 +41,15 @@ async def test_it_keeps_the_contract(aggregated: Served):
     assert [result.name for result in report.having(Outcome.UNCLAIMED)] == ["seed_continues_after_generated"]
 
 
+async def test_the_server_says_how_long_a_context_it_takes(aggregated: Served):
+    engine = engine_of(aggregated.url, context_length=None)
+    facts = await engine.start()
+    await engine.close()
+    async with httpx.AsyncClient() as client:
+        [model] = (await client.get(f"{aggregated.url}/v1/models")).json()["data"]
+    assert facts.context_length == model["context_length"]
+
+
 async def test_the_server_stops_when_the_stream_is_closed(aggregated: Served):
     engine = engine_of(aggregated.url)
     await engine.start()

@@ -159,6 +159,6 @@ def test_the_mistake_of_the_page_is_shown_as_on_the_page(tmp_path: Path) -> None
     )
     assert done.returncode == 1
     (shown,) = [block.text for block in blocks("text") if block.page == PAGE]
-    start = done.stdout.index("failed  empty_prompt_is_refused")
+    start = done.stdout.index("failed    empty_prompt_is_refused")
     length = shown.count("\n")
     assert is_shown(shown, "".join(done.stdout[start:].splitlines(keepends=True)[:length]))

@@ -202,8 +202,13 @@ class OpenAIEngine(Engine):
                     "name one of them: args.model"
                 )
             (self._model,) = models
-        said = self._config.context_length or models[self._model].max_model_len
-        return said or self._context_length_of_files()
+        said = models[self._model]
+        return (
+            self._config.context_length
+            or said.max_model_len
+            or said.context_length
+            or self._context_length_of_files()
+        )
 
     def _context_length_of_files(self) -> int:
         try:

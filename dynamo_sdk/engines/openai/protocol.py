@@ -62,7 +62,8 @@ class Event(msgspec.Struct):
 
 class _Model(msgspec.Struct):
     id: str
-    max_model_len: int | None = None
+    max_model_len: int | None = None  # as vLLM and SGLang call it
+    context_length: int | None = None  # as we do
 
 
 class ModelList(msgspec.Struct):

@@ -22,29 +22,13 @@ import yaml
 
 from dynamo_sdk.launch.processes import MARK_VARIABLE
 
-from .conftest import ARGS
+from .conftest import ARGS, has_gpu
 
 GRAPHS = Path(__file__).parent / "graphs.py"
 EXAMPLES = Path(__file__).parents[4] / "examples"
 LIGHT_PYTHON = os.environ.get("LIGHT_PYTHON", sys.executable)
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON")
 SGLANG_ARGS = {**ARGS, "max_total_tokens": 2048}
-VLLM_ARGS = {
-    "dtype": "float32",
-    "enforce_eager": True,
-    "max_model_len": 512,
-    "block_size": 32,
-    "num_gpu_blocks_override": 64,
-    "max_num_seqs": 8,
-    "environment": {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-    },
-}
 PROMPT = [7 * token % 1000 + 10 for token in range(200)]
 STOP_TIMEOUT_S = 60.0
 ONE_MODEL = {"model": {"path": "demo", "name": "demo"}}
@@ -158,15 +142,15 @@ def lose_sglang_of(tree: list[psutil.Process], worker: str) -> None:
 
 @pytest.mark.skipif(VLLM_PYTHON is None, reason="needs an environment with vLLM, too: make test-engines")
 def test_a_model_on_vllm_and_one_on_sglang(tmp_path: Path):
-    """The example, on this machine: both have the same weights, so that the answers are the same."""
-    deploy = yaml.safe_load((EXAMPLES / "05_two_engines.yaml").read_text())
+    """The example: both have the same weights, so that the answers are the same."""
+    deploy = yaml.safe_load((EXAMPLES / f"05_two_engines{'' if has_gpu() else '_cpu'}.yaml").read_text())
     services = deploy["services"]
     assert {name: service["engine"] for name, service in services.items()} == {
         "Expert": "vllm",
         "Parrot": "sglang",
     }
-    services["Expert"] |= {"python": VLLM_PYTHON, "args": VLLM_ARGS}
-    services["Parrot"] |= {"python": sys.executable, "args": SGLANG_ARGS}
+    services["Expert"]["python"] = VLLM_PYTHON
+    services["Parrot"]["python"] = sys.executable
     with running(tmp_path, str(EXAMPLES / "05_two_models.py"), deploy) as (client, _):
         assert {model.id for model in client.models.list()} == {"on-vllm", "on-sglang"}
         answers = [complete(client, model=model) for model in ("on-vllm", "on-sglang")]
