@@ -6,7 +6,7 @@ validated, so both kinds of input obey the same rules, and each value keeps its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -60,10 +60,11 @@ class TransferSection(Section):
 
 class KVSection(Section):
     """``connector``: a plugin's name, or ``auto`` for the first that both engines speak. ``tiers``: where
-    each worker keeps blocks beyond its device, the fastest first."""
+    each worker keeps blocks beyond its device, the fastest first; each as it was written, since its keys are
+    ours and its store's and are checked together, see ``check_tier``."""
 
     connector: Name | None = None
-    tiers: list[TierSection] | None = None
+    tiers: list[dict[str, JsonValue]] | None = None
     transfer: TransferSection = TransferSection()
 
 
@@ -243,10 +244,38 @@ def _validate(document: dict[str, Json], draft: Deploy) -> DeployFile:
     except ValidationError as error:
         for details in error.errors(include_url=False):
             problems.add(details["loc"], _explain(details))
+        for path, tier in _tiers_of(document):
+            check_tier(tier, path, problems)
     if document.get("model") and document.get("models"):
         problems.add(("models",), "give `model` (one) or `models` (several), not both")
     problems.raise_if_any()
     return file
+
+
+def check_tier(
+    written: Mapping[str, object], path: Sequence[str | int], problems: Problems
+) -> TierSection | None:
+    """The keys of a tier that are ours, and its store's as they are; None where one of ours is wrong."""
+    try:
+        return TierSection.model_validate(dict(written))
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            problems.add((*path, *details["loc"]), _explain(details))
+        return None
+
+
+def _tiers_of(document: dict[str, Json]) -> Iterator[tuple[tuple[str | int, ...], dict[str, Json]]]:
+    """The tiers of a document, whatever else is wrong with it."""
+    models = document.get("models")
+    several = [("models", name) for name in models] if isinstance(models, dict) else []
+    for above in [(), ("model",), *several]:
+        here: Json = document
+        path: Path = (*above, "kv", "tiers")
+        for key in path:
+            here = here.get(key) if isinstance(here, dict) else None
+        for number, tier in enumerate(here if isinstance(here, list) else ()):
+            if isinstance(tier, dict):
+                yield (*path, number), tier
 
 
 def _explain(details: ErrorDetails) -> str:

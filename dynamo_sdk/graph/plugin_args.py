@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import cast, get_type_hints
 
 import msgspec
@@ -24,8 +24,11 @@ def check_plugin_args(
     args: Mapping[str, JsonValue],
     path: Sequence[str | int],
     problems: Problems,
+    *,
+    known: Collection[str] | None = None,
 ) -> dict[str, Json]:
-    """Validate ``args`` and return the plugin's defaults, by name, as JSON.
+    """Validate ``args`` and return the plugin's defaults, by name, as JSON. ``known``: what the user may
+    write there; None = the arguments of the plugin.
 
     Raises ``PluginError`` when the plugin's config model cannot be imported.
     """
@@ -37,19 +40,25 @@ def check_plugin_args(
     try:
         model.model_validate(dict(args))
     except ValidationError as error:
-        for loc, message in wrong_args(error, model, f"{descriptor.kind} {descriptor.name!r}"):
+        owner = f"{descriptor.kind} {descriptor.name!r}"
+        for loc, message in wrong_args(error, model, owner, known=known):
             problems.add((*path, *loc), message)
     return _defaults(model)
 
 
 def wrong_args(
-    error: ValidationError, model: type[BaseModel], owner: str
+    error: ValidationError, model: type[BaseModel], owner: str, *, known: Collection[str] | None = None
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Each argument that ``model`` refused, and in our words why. ``owner``: whose arguments they are."""
+    """Each argument that ``model`` refused, and in our words why. ``owner``: whose arguments they are;
+    ``known``: what may be written, the model's own fields unless said."""
+    names = argument_names(model) if known is None else known
     for details in error.errors(include_url=False):
         loc = details["loc"]
         if details["type"] == "extra_forbidden" and len(loc) == 1:
-            yield loc, f"unknown argument{suggest(str(loc[0]), _names(model))}"
+            yield (
+                loc,
+                f"unknown argument{suggest(str(loc[0]), names)}",
+            )
         elif details["type"] == "missing":
             yield loc, f"is missing; {owner} needs it"
         else:
@@ -110,7 +119,8 @@ def _mismatch(value: JsonValue, hint: object) -> str | None:
     return None
 
 
-def _names(model: type[BaseModel]) -> list[str]:
+def argument_names(model: type[BaseModel]) -> list[str]:
+    """As they are written."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

@@ -119,6 +119,54 @@ def test_what_cannot_work_is_refused_with_its_place(tiers: str, words: str) -> N
     assert message.startswith("deploy.yaml, line 1: kv.tiers")
 
 
+def test_what_is_wrong_with_all_tiers_comes_at_once() -> None:
+    message = refusal(
+        "kv: {tiers: [{kind: ram, capacity: 64MiB, min_use: 2, foo: 1}, "
+        "{kind: disk, path: ./kv-cache, capacity: lots, num_read_threads: 0}, {kind: nope}, {min_uses: -1}]}"
+    )
+    for words in (
+        "7 problems:",
+        "kv.tiers[0].min_use: unknown argument; did you mean 'min_uses'? "
+        "(known: capacity, eviction, kind, min_priority, min_uses)",
+        "kv.tiers[0].foo: unknown argument (known: capacity, eviction, kind, min_priority, min_uses)",
+        "kv.tiers[1].capacity: should be a size such as 2GiB",
+        "kv.tiers[1].num_read_threads: should be greater than or equal to 1",
+        "kv.tiers[2].kind: no kv-store 'nope'",
+        "kv.tiers[3].kind: is missing",
+        "kv.tiers[3].min_uses: should be greater than or equal to 0",
+    ):
+        assert words in message
+
+
+def test_a_misspelt_capacity_is_named_beside_what_is_missing() -> None:
+    message = refusal("kv: {tiers: [{kind: ram, size: 64MiB}]}")
+    assert "kv.tiers[0].capacity: is missing" in message
+    assert "kv.tiers[0].size: unknown argument (known: capacity, eviction, " in message
+
+
+def test_what_users_may_write_has_no_words_of_the_stores() -> None:
+    for tier in ("{kind: ram, capacity: 1GB, evicton: lru}", "{kind: shared, evicton: lru}"):
+        message = refusal(f"kv: {{tiers: [{tier}]}}")
+        assert "kv.tiers[0].evicton" in message
+        assert "_bytes" not in message
+        assert ("capacity" in message) == ("ram" in tier), "a store without a capacity offers none"
+
+
+@pytest.mark.parametrize("above", [(), ("model",), ("models", "m")])
+def test_tiers_are_told_with_what_else_the_file_has_wrong(above: tuple[str, ...]) -> None:
+    where = ".".join((*above, "kv.tiers"))
+    tiers = f"{where}=[{{kind: disk, path: a, capacity: lots}}, {{kind: ram, capacity: 0}}, ram]"
+    with pytest.raises(ConfigError) as caught:
+        parse_deploy("services: {Worker: {gpus: many}}", overrides=[tiers])
+    for words in (
+        "services.Worker.gpus: should be a valid integer",
+        f"{where}[0].capacity: should be a size",
+        f"{where}[1].capacity: should be above 0",
+        f"{where}[2]: should be a mapping",
+    ):
+        assert words in caught.value.message
+
+
 def test_an_engine_that_keeps_no_blocks_there_is_named() -> None:
     message = refusal(f"services: {{Worker: {{engine: whole}}}}\n{RAM_AND_DISK}")
     assert "kv.tiers: engine 'whole' of service Worker keeps no blocks in tiers" in message
