@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from dynamo_sdk.errors import ConfigError, PluginError
 
 from .descriptors import Descriptor, Kind
+from .known_distributions import how_to_install
 from .problems import Problem, Source
 
 D = TypeVar("D", bound=Descriptor)
@@ -76,6 +77,8 @@ class Catalogue(Mapping[str, D], Generic[D]):
         if self._problems:
             broken = "; ".join(str(problem) for problem in self._problems)
             raise PluginError(f"{message}; broken: {broken}; see: dynamo-sdk plugins")
+        if self._kind is Kind.ENGINE and (command := how_to_install(name)):
+            raise ConfigError(f"{message}; try: {command}")
         close = get_close_matches(name, self, n=1)
         if close:
             raise ConfigError(f"{message}; did you mean {close[0]!r}?")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,11 @@ from dynamo_sdk.plugins import (
     hookimpl,
     import_object,
 )
+from dynamo_sdk.plugins.known_distributions import DISTRIBUTIONS
 from dynamo_sdk.routing import policies
 from dynamo_sdk.types import ModelSpec, Role
 
+REPOSITORY = Path(__file__).parents[2]
 SETUP = EngineSetup(model=ModelSpec(name="m", path="."), role=Role.AGGREGATED)
 
 
@@ -207,6 +211,29 @@ def test_near_miss_of_a_name() -> None:
         Registry.of().engines.require("tirch")
     with pytest.raises(ConfigError, match=r"no planner 'sla' \(installed: none\)"):
         Registry.of().planners.require("sla")
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_an_engine_of_a_plugin_that_is_not_installed_says_what_to_install(name: str) -> None:
+    distribution, folder = DISTRIBUTIONS[name]
+    with pytest.raises(ConfigError) as caught:
+        Registry.of().engines.require(name)
+    assert caught.value.message.endswith(
+        f"; try: pip install {distribution} (in a checkout: pip install ./{folder})"
+    )
+    with pytest.raises(ConfigError, match=r"write one \(docs/plugins.md\)$"):
+        Registry.of().routers.require(name)
+
+
+def test_what_to_install_is_what_the_plugins_of_this_repository_offer() -> None:
+    offered = {}
+    for folder in sorted(path.parent for path in (REPOSITORY / "plugins").glob("*/pyproject.toml")):
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        (module,) = project["entry-points"]["dynamo_sdk"].values()
+        plugin = runpy.run_path(str(folder / f"{module.replace('.', '/')}.py"))
+        for engine in plugin["dynamo_sdk_engines"]():
+            offered[engine.name] = (project["name"], folder.relative_to(REPOSITORY).as_posix())
+    assert offered == DISTRIBUTIONS
 
 
 def test_hooks_are_called_once() -> None:
