@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dynamo_sdk.plugins import EngineDescriptor, KVConnectorDescriptor, hookimpl
 from dynamo_sdk.types import Role
+from dynamo_sdk.types.plan import DeploymentPlan
 
 CONNECTOR = "vllm-nixl"
 
@@ -40,3 +43,18 @@ def dynamo_sdk_kv_connectors() -> list[KVConnectorDescriptor]:
             summary="vLLM's NixlConnector: decode pulls the prompt's KV from prefill",
         ),
     ]
+
+
+@hookimpl
+def dynamo_sdk_check_plan(plan: DeploymentPlan) -> Iterator[str]:
+    """What vLLM would refuse minutes later, when it starts."""
+    tiers = {model.spec.name: model.kv_tiers for model in plan.models}
+    for service in plan.services:
+        if service.engine is None or service.engine.name != "vllm":
+            continue
+        for tier in tiers.get(service.model or "", ()):
+            if tier.kind == "shared":
+                yield (
+                    f"tier {tier.name!r}: engine 'vllm' of service {service.name} reads no blocks of other "
+                    "workers; remove the tier"
+                )

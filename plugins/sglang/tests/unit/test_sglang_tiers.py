@@ -22,8 +22,9 @@ from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import EngineSetup, KVTierSetup
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.services.kv_tiers import tier_setups
-from dynamo_sdk.types import LoraSpec, ModelSpec
-from dynamo_sdk.types.plan import KVTierPlan
+from dynamo_sdk.types import LoraSpec, ModelSpec, Role
+from dynamo_sdk.types.plan import DeploymentPlan, KVTierPlan, ModelPlan, PluginChoice, ServicePlan
+from dynamo_sdk_sglang import plugin
 from dynamo_sdk_sglang.tiers import kv_identity, tier_arguments
 
 RAM = KVTierPlan(name="ram", kind="ram", capacity_bytes=3_000_000, args={"capacity_bytes": 3_000_000})
@@ -57,6 +58,38 @@ def test_what_sglang_cannot_do_is_refused(tmp_path: Path):
         tier_arguments(setups(RAM, RAM), "")
     with pytest.raises(ConfigError, match="priorities"):
         tier_arguments(setups(msgspec.structs.replace(RAM, min_priority=1)), "")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        ("ram disk", None),
+        ("ram", None),
+        ("", None),
+        ("ram shared", "reads no blocks of other workers"),
+        ("disk", "takes one tier in RAM"),
+        ("ram ram", "takes one tier in RAM"),
+        ("ram disk s3", "at most one more below it; it has ram, disk, s3"),
+    ],
+)
+def test_what_sglang_cannot_do_is_refused_by_the_plan(kinds: str, words: str | None):
+    tiers = tuple(KVTierPlan(name=f"{n}", kind=kind) for n, kind in enumerate(kinds.split()))
+    said = objections(tiers)
+    assert (said == []) if words is None else (len(said) == 1 and words in said[0])
+    assert objections(tiers, role=Role.DECODE) == []
+
+
+def test_priorities_are_refused_by_the_plan():
+    (said,) = objections((msgspec.structs.replace(RAM, min_priority=1),))
+    assert said == "kv.tiers: engine 'sglang' of service Worker knows no priorities; remove min_priority"
+
+
+def objections(tiers: tuple[KVTierPlan, ...], role: Role = Role.AGGREGATED) -> list[str]:
+    engine, router = PluginChoice(name="sglang"), PluginChoice(name="kv")
+    service = ServicePlan(name="Worker", factory="m:Worker", engine=engine, model="m", role=role)
+    model = ModelPlan(spec=ModelSpec(name="m", path="m"), router=router, kv_tiers=tiers)
+    plan = DeploymentPlan(target="graph.py", services=(service,), models=(model,))
+    return [objection.message for objection in Registry.of(plugin).check_plan(plan)]
 
 
 class HostPool:

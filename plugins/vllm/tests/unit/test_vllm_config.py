@@ -11,6 +11,7 @@ from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role
+from dynamo_sdk.types.plan import DeploymentPlan, KVTierPlan, ModelPlan, PluginChoice, ServicePlan
 from dynamo_sdk_vllm import plugin
 from dynamo_sdk_vllm.adapters import lora_arguments
 from dynamo_sdk_vllm.config import VllmConfig, accepted, engine_arguments
@@ -95,3 +96,26 @@ def test_arguments_are_filtered_by_signature():
     wanted = {"priority": 1, "data_parallel_rank": 2}
     assert accepted(old, wanted) == {"priority": 1}
     assert accepted(newest, wanted) == wanted
+
+
+@pytest.mark.parametrize(("kind", "is_refused"), [("shared", True), ("disk", False)])
+def test_a_tier_that_vllm_cannot_read_is_refused_by_the_plan(kind: str, is_refused: bool):
+    plan = DeploymentPlan(
+        target="graph.py",
+        services=(
+            ServicePlan(name="Worker", factory="m:Worker", engine=PluginChoice(name="vllm"), model="m"),
+            ServicePlan(name="Other", factory="m:Other", engine=PluginChoice(name="torch"), model="m"),
+        ),
+        models=(
+            ModelPlan(
+                spec=SETUP.model,
+                router=PluginChoice(name="kv"),
+                kv_tiers=(KVTierPlan(name="ram", kind="ram"), KVTierPlan(name="second", kind=kind)),
+            ),
+        ),
+    )
+    said = [objection.message for objection in Registry.of(plugin).check_plan(plan)]
+    refusal = (
+        "tier 'second': engine 'vllm' of service Worker reads no blocks of other workers; remove the tier"
+    )
+    assert said == ([refusal] if is_refused else [])
