@@ -42,7 +42,7 @@ engines: $(ENGINES)/light/bin/python  ## build an environment for each real engi
 test-engines: engines  ## run the plugins against the real engines, and graphs with them
 	LIGHT_PYTHON=$(abspath $(ENGINES))/light/bin/python $(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml \
 		plugins/vllm/tests/real $(ARGS)
-	$(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml tests/transfer/test_nixl.py
+	$(ENGINES)/vllm/bin/python -m pytest -q -c plugins/vllm/pyproject.toml --confcutdir tests/transfer tests/transfer/test_nixl.py
 	LIGHT_PYTHON=$(abspath $(ENGINES))/light/bin/python VLLM_PYTHON=$(abspath $(ENGINES))/vllm/bin/python \
 		$(ENGINES)/sglang/bin/python -m pytest -q -c plugins/sglang/pyproject.toml plugins/sglang/tests/real $(ARGS)
 
