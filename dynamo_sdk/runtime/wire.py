@@ -14,7 +14,7 @@ import msgspec
 
 from dynamo_sdk.errors import FrameTooLarge, ProtocolError
 
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 2
 LENGTH_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 64 << 20
 
