@@ -48,6 +48,7 @@ class _Grant:
     memory: BlockMemory
     release: Callable[[], None]
     sending: set[socket.socket] = field(default_factory=set[socket.socket])
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
 
     def at(self, indexes: Sequence[int]) -> list[int]:
         """Block ids. Raises ``ProtocolError`` for an index that there is not."""
@@ -240,6 +241,11 @@ class BlockServer:
             if not isinstance(done, wire.Done):
                 raise ProtocolError(f"expected Done, got {type(done).__name__}")
             checksums = await self._checksums(grant, done.verified) if done.verified else []
+            while (
+                grant.sending
+            ):  # what other connections sent has arrived, but their threads have yet to say so
+                grant.sent.clear()
+                await grant.sent.wait()
             self.sweep()
             try:
                 self._release("fetched", [self._book.finish(claim.ticket_id, now_s=self._now())])
@@ -271,6 +277,7 @@ class BlockServer:
             await run_to_end(self._threads, work, partial(shut, connected))
         finally:
             grant.sending.discard(connected)
+            grant.sent.set()
             connected.setblocking(False)
 
     async def _checksums(self, grant: _Grant, indexes: list[int]) -> list[bytes]:
