@@ -90,7 +90,7 @@ def facts_of(engine: Any) -> Started:
     return Started(
         context_length=model.context_len,
         vocab_size=model.vocab_size,
-        page_size=args.page_size,
+        page_size=args.page_size or 1,  # SGLang leaves its default open
         num_tokens=info["max_total_num_tokens"] * args.dp_size,
         dp_size=args.dp_size,
         has_seeds=getattr(args, "enable_deterministic_inference", False),
