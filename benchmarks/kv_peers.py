@@ -28,8 +28,8 @@ import uvloop
 
 from dynamo_sdk.interfaces import BlockOffer, CacheKey
 from dynamo_sdk.stores import PeerServer, PeerStore, PeerStoreConfig, RamStore, RamStoreConfig
-from dynamo_sdk.stores.arena import page_aligned
 from dynamo_sdk.transfer.address import bound_address, connect, listen, parse_address, prepare, socket_for
+from dynamo_sdk.transfer.host_pages import private_memory
 from dynamo_sdk.types import KVSource
 
 NUM_WARM_UP = 3
@@ -50,7 +50,7 @@ def send_on_demand(listener: socket.socket, memory: memoryview) -> None:
 
 async def hold(block_bytes: int, batch_bytes: int, folder: str, orders: Connection) -> None:
     """Serve until told to stop."""
-    memory = page_aligned(batch_bytes, is_populated=True)
+    memory = private_memory(batch_bytes, is_populated=True)
     np.frombuffer(memory, np.uint8)[:] = np.random.default_rng(1).integers(0, 256, batch_bytes)
     store = RamStore(RamStoreConfig(block_bytes=block_bytes, capacity_bytes=batch_bytes))
     await store.start()
@@ -89,7 +89,7 @@ async def compare(block_bytes: int, batch_bytes: int, num_rounds: int) -> None:
         process = spawn.Process(target=run_holder, args=(block_bytes, batch_bytes, folder, theirs))
         process.start()
         addresses, plain = await asyncio.to_thread(ours.recv)
-        target = page_aligned(batch_bytes, is_populated=True)
+        target = private_memory(batch_bytes, is_populated=True)
         num_blocks = batch_bytes // block_bytes
         into = [target[n * block_bytes : (n + 1) * block_bytes] for n in range(num_blocks)]
         keys = [key_of(n) for n in range(num_blocks)]

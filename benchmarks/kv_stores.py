@@ -27,7 +27,7 @@ import numpy as np
 
 from dynamo_sdk.interfaces import BlockOffer, CacheKey, KVStore
 from dynamo_sdk.stores import DiskStore, DiskStoreConfig, RamStore, RamStoreConfig
-from dynamo_sdk.stores.arena import page_aligned
+from dynamo_sdk.transfer.host_pages import private_memory
 
 BATCH_BYTES = 64 << 20
 NUM_BATCHES = 2  # the store holds so many, so that every batch evicts an earlier one
@@ -49,7 +49,7 @@ class Memories:
     def __init__(self, block_bytes: int) -> None:
         self.block_bytes = block_bytes
         self.num_blocks = BATCH_BYTES // block_bytes
-        self.source, self.target = (page_aligned(BATCH_BYTES, is_populated=True) for _ in range(2))
+        self.source, self.target = (private_memory(BATCH_BYTES, is_populated=True) for _ in range(2))
         np.frombuffer(self.source, np.uint8)[:] = np.random.default_rng(1).integers(0, 256, BATCH_BYTES)
 
     def blocks(self, memory: memoryview) -> list[memoryview]:
@@ -89,7 +89,7 @@ class CopyTurns:
         self._batches = [
             [
                 np.frombuffer(block, np.uint8)
-                for block in memories.blocks(page_aligned(BATCH_BYTES, is_populated=True))
+                for block in memories.blocks(private_memory(BATCH_BYTES, is_populated=True))
             ]
             for _ in range(NUM_BATCHES)
         ]

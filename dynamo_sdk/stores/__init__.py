@@ -7,7 +7,7 @@
              └─ Tier ── a KVStore of any kind
 
     RamStore, DiskStore ── SlotStore ── kv/store_index.py   which slot holds what, what goes next
-                               └── SlotMedium               bytes: one arena; a file, a table and checksums
+                               └── SlotMedium               bytes: one memory; a file, a table, checksums
     S3Store ── ObjectClient, PresenceCache                  one object per block, found by all its users
     PeerStore ── PeerExchange ──socket──> PeerServer ── the stores of another worker
 """

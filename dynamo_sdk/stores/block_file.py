@@ -8,9 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynamo_sdk.transfer.host_pages import PAGE_BYTES, private_memory
 from dynamo_sdk.transfer.spans import MAX_BUFFERS, buffers_after
-
-from .arena import PAGE_BYTES, page_aligned
 
 
 class BlockFile(ABC):
@@ -78,7 +77,7 @@ def _takes_direct_io(path: Path) -> bool:
     except OSError:
         path.unlink(missing_ok=True)
         return False
-    page = page_aligned(PAGE_BYTES)
+    page = private_memory(PAGE_BYTES)
     try:
         return os.pwritev(fd, [page], 0) == PAGE_BYTES == os.preadv(fd, [page], 0)
     except OSError:

@@ -27,8 +27,8 @@ from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import KVStoreFailureKind
 from dynamo_sdk.kv import eviction_policy
 from dynamo_sdk.transfer.host_copy import address_of
+from dynamo_sdk.transfer.host_pages import PAGE_BYTES, private_memory
 
-from .arena import PAGE_BYTES, page_aligned
 from .batch import StoreShape
 from .block_file import BlockFile, OsBlockFile
 from .checksum import block_checksum
@@ -237,7 +237,7 @@ class DiskMedium(SlotMedium):
             return [job.memory for job in piece]
         bounce: memoryview | None = getattr(self._bounce, "memory", None)
         if bounce is None:
-            bounce = self._bounce.memory = page_aligned(self._max_piece_blocks * self.slot_bytes)
+            bounce = self._bounce.memory = private_memory(self._max_piece_blocks * self.slot_bytes)
         if has_data:
             for position, job in enumerate(piece):
                 start = position * self.slot_bytes

@@ -23,9 +23,9 @@ from dynamo_sdk.errors import Overloaded, TransferError
 from dynamo_sdk.interfaces import CacheKey, KVStore
 from dynamo_sdk.transfer import wire
 from dynamo_sdk.transfer.acceptor import Acceptor, receive_frame, send_frame
+from dynamo_sdk.transfer.host_pages import private_memory
 from dynamo_sdk.transfer.threads import run_to_end
 
-from .arena import page_aligned
 from .peer_sender import OutgoingPiece, PieceSender
 from .peer_wire import Ask, blocks_per_piece, decode_ask, frame
 
@@ -178,4 +178,4 @@ class PeerServer:
     def _take_buffer(self) -> memoryview:
         if self._buffers:
             return self._buffers.pop()
-        return page_aligned(self._piece_blocks * self._block_bytes)
+        return private_memory(self._piece_blocks * self._block_bytes)

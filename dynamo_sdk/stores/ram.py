@@ -9,11 +9,12 @@ import psutil
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.kv import eviction_policy
 from dynamo_sdk.transfer.host_copy import address_of, copy_bytes
+from dynamo_sdk.transfer.host_pages import private_memory
 
-from .arena import page_aligned, pin_for_cuda
 from .batch import StoreShape
 from .config import RamStoreConfig
 from .medium import FoundBlock, SlotJob, SlotMedium
+from .pinning import pin_for_cuda
 from .slot_store import SlotStore
 
 PIECE_BYTES = 8 << 20
@@ -41,7 +42,7 @@ class RamMedium(SlotMedium):
                 f"a RAM store of {size_bytes} bytes does not fit: {available_bytes} bytes are available"
             )
         try:
-            memory = page_aligned(size_bytes, is_populated=True)
+            memory = private_memory(size_bytes, is_populated=True)
         except OSError as error:
             raise ConfigError(f"no {size_bytes} bytes of host memory for a RAM store: {error}") from error
         self._unpin = pin_for_cuda(memory)

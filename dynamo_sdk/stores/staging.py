@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from .arena import page_aligned, pin_for_cuda
+from dynamo_sdk.transfer.host_pages import private_memory
+
+from .pinning import pin_for_cuda
 
 BATCH_BYTES = 8 << 20
 MAX_BATCH_BLOCKS = 512
@@ -26,7 +28,7 @@ class Staging:
         """Take the memory; pages come with their first use, or here where CUDA pins them. Raises
         ``OSError``."""
         for _ in range(self._num_buffers):
-            buffer = page_aligned(self.batch_blocks * self.block_bytes)
+            buffer = private_memory(self.batch_blocks * self.block_bytes)
             unpin = pin_for_cuda(buffer)
             if unpin is not None:
                 self._unpin.append(unpin)

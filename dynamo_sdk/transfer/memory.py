@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import mmap
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,26 +10,19 @@ import numpy.typing as npt
 from dynamo_sdk.interfaces import BlockMemory, MemorySpan, SharedRegion
 from dynamo_sdk.types import KVLayout
 
+from .host_pages import SharedMemory
 from .spans import neighbour_runs
 
 
 class HostBlockMemory(BlockMemory):
-    """``num_blocks`` blocks in an anonymous file (``memfd``), zeroed.
-
-    The file is sealed against resizing: a reader in another process can never be hit by SIGBUS.
-    Pages are given out by the kernel as they are first written. ``close`` ends the sharing; the bytes
-    live on until the last view of them is gone.
-    """
+    """``num_blocks`` blocks in ``SharedMemory``, zeroed. ``close`` ends the sharing."""
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         self._layout = layout
         self._num_blocks = num_blocks
         self._size_bytes = num_blocks * layout.block_bytes
-        self._fd = os.memfd_create("kv-blocks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._fd, self._size_bytes)
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        mapping = mmap.mmap(self._fd, self._size_bytes)
-        self._blocks = np.frombuffer(mapping, dtype=np.uint8).reshape(num_blocks, layout.block_bytes)
+        self._shared = SharedMemory("kv-blocks", self._size_bytes)
+        self._blocks = np.frombuffer(self._shared.memory, np.uint8).reshape(num_blocks, layout.block_bytes)
 
     @property
     def layout(self) -> KVLayout:
@@ -40,9 +30,7 @@ class HostBlockMemory(BlockMemory):
 
     @property
     def shared_region(self) -> SharedRegion | None:
-        if self._fd < 0:
-            return None
-        return SharedRegion(pid=os.getpid(), fd=self._fd, size_bytes=self._size_bytes)
+        return self._shared.region
 
     @property
     def span(self) -> MemorySpan | None:
@@ -66,9 +54,7 @@ class HostBlockMemory(BlockMemory):
 
     def close(self) -> None:
         """Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._shared.close()
 
     def _run(self, first: int, count: int) -> npt.NDArray[np.uint8]:
         if first < 0 or first + count > self._num_blocks:

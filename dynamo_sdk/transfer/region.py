@@ -7,13 +7,13 @@ when the peer that owns the memory goes away.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import threading
 
 from dynamo_sdk.errors import TransferError
 from dynamo_sdk.interfaces import BlockMemory, SharedRegion
 
+from .host_pages import map_shared
 from .ticket import RegionTicket
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ def map_region(region: RegionTicket, *, is_writable: bool = False) -> memoryview
             raise TransferError(f"{path} is not the memory of the ticket; its process is gone")
         if found.st_size < region.size_bytes:
             raise TransferError(f"{path} holds {found.st_size} bytes, the ticket says {region.size_bytes}")
-        prot = mmap.PROT_READ | mmap.PROT_WRITE if is_writable else mmap.PROT_READ
-        return memoryview(mmap.mmap(fd, region.size_bytes, flags=mmap.MAP_SHARED, prot=prot))
+        return map_shared(fd, region.size_bytes, is_writable=is_writable)
     finally:
         os.close(fd)
 

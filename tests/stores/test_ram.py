@@ -7,7 +7,9 @@ import pytest
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.stores import RamStore, RamStoreConfig
-from dynamo_sdk.stores.arena import PAGE_BYTES, address_of, page_aligned, pin_with_driver
+from dynamo_sdk.stores.pinning import pin_with_driver
+from dynamo_sdk.transfer.host_copy import address_of
+from dynamo_sdk.transfer.host_pages import PAGE_BYTES, private_memory
 
 
 class FakeDriver:
@@ -49,7 +51,7 @@ class FakeDriver:
 
 
 def test_memory_is_pinned_and_given_back():
-    driver, memory = FakeDriver(), page_aligned(2 * PAGE_BYTES)
+    driver, memory = FakeDriver(), private_memory(2 * PAGE_BYTES)
     assert address_of(memory) % PAGE_BYTES == 0
     unpin = pin_with_driver(driver, memory)
     assert driver.registered == {address_of(memory): 2 * PAGE_BYTES}
@@ -60,13 +62,13 @@ def test_memory_is_pinned_and_given_back():
 
 def test_no_context_is_made_for_pinning():
     driver = FakeDriver(is_active=False)
-    assert pin_with_driver(driver, page_aligned(PAGE_BYTES)) is None
+    assert pin_with_driver(driver, private_memory(PAGE_BYTES)) is None
     assert driver.num_contexts == 0
 
 
 def test_memory_that_cannot_be_pinned_is_used_unpinned(caplog):
     driver = FakeDriver(register_error=2)
-    assert pin_with_driver(driver, page_aligned(PAGE_BYTES)) is None
+    assert pin_with_driver(driver, private_memory(PAGE_BYTES)) is None
     assert (driver.num_contexts, driver.depth) == (0, 0)
     assert "CUDA error 2" in caplog.text
 

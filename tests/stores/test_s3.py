@@ -165,7 +165,7 @@ async def test_a_long_sequence_takes_few_questions(url):
 @pytest.mark.parametrize("fault", ["503", "cut", "hang"])
 async def test_a_failing_server_is_a_miss_and_then_left_alone(url, fault, caplog):
     async with bad_proxy(url) as proxy:
-        async with Started(config(proxy.url, timeout_s=0.5, num_concurrent=4)) as store:
+        async with Started(config(proxy.url, timeout_s=2, num_concurrent=4)) as store:
             await store.put_many(offers(*range(8)))
             proxy.fault = fault
             with caplog.at_level(logging.WARNING), anyio.fail_after(20):

@@ -7,8 +7,8 @@ import anyio
 import pytest
 
 from dynamo_sdk.interfaces import BlockOffer
-from dynamo_sdk.stores.arena import page_aligned
 from dynamo_sdk.testing import check_kv_store
+from dynamo_sdk.transfer.host_pages import private_memory
 
 from .conftest import NUM_BLOCKS, Witness, block, key
 
@@ -46,7 +46,7 @@ async def test_batches_into_given_memory(make_store):
     async with started(make_store()) as store:
         assert await store.put_many(offers([1, 2, 3, 4], size)) == [True] * 4
         assert await store.count_prefix([key(1), key(2), key(9), key(3)]) == 2
-        aligned = page_aligned(5 * 8192)
+        aligned = private_memory(5 * 8192)
         odd = memoryview(bytearray(5 * size + 1))[1:]
         for memory, step in ((aligned, 8192), (odd, size)):
             into = [memory[i * step : i * step + size] for i in range(5)]

@@ -8,15 +8,13 @@ A block is one contiguous run of bytes over all layers, so that a hand-over copi
 nothing of layers. Heads lie outside tokens, so that the gathered blocks of a sequence already are the
 ``[num_kv_heads, tokens, head_dim]`` that attention wants.
 
-On the CPU the tensor lies in a memfd: other processes of the host map it and read blocks without a copy
-through us; pages that were never written cost no memory.
+On the CPU the tensor lies in shared memory: other processes of the host map it and read blocks without a
+copy through us.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from dynamo_sdk.interfaces import BlockMemory, MemorySpan, SharedRegion
+from dynamo_sdk.transfer.host_pages import SharedMemory
 from dynamo_sdk.types import KVLayout, KVShape
 
 
@@ -79,9 +78,10 @@ class PagedKVCache(BlockMemory):
             ),
         )
         size_bytes = num_blocks * self._layout.block_bytes
-        self._region: SharedRegion | None = None
+        self._shared: SharedMemory | None = None
         if device.type == "cpu" and hasattr(os, "memfd_create"):
-            self._bytes = self._allocate_shared(size_bytes)
+            self._shared = SharedMemory("dynamo-sdk-kv", size_bytes)
+            self._bytes = torch.frombuffer(self._shared.memory, dtype=torch.uint8)
         else:
             self._bytes = torch.zeros(size_bytes, dtype=torch.uint8, device=device)
         self._blocks = self._bytes.view(num_blocks, self._layout.block_bytes)
@@ -103,25 +103,13 @@ class PagedKVCache(BlockMemory):
             self._gathered = self.block_rows[layer].new_empty(len(rows), self.block_rows[layer].shape[1])
         return torch.index_select(self.block_rows[layer], 0, rows, out=self._gathered[: len(rows)])
 
-    def _allocate_shared(self, size_bytes: int) -> torch.Tensor:
-        fd = os.memfd_create("dynamo-sdk-kv", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, size_bytes)
-            memory = mmap.mmap(fd, size_bytes)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._close_fd = weakref.finalize(self, os.close, fd)
-        self._region = SharedRegion(pid=os.getpid(), fd=fd, size_bytes=size_bytes)
-        return torch.frombuffer(memory, dtype=torch.uint8)  # keeps the mapping alive
-
     @property
     def layout(self) -> KVLayout:
         return self._layout
 
     @property
     def shared_region(self) -> SharedRegion | None:
-        return self._region
+        return self._shared.region if self._shared is not None else None
 
     @property
     def span(self) -> MemorySpan | None:
@@ -159,7 +147,6 @@ class PagedKVCache(BlockMemory):
         return np.frombuffer(buffer, dtype=np.uint8).reshape(len(block_ids), self._layout.block_bytes)
 
     def close(self) -> None:
-        """Close the shared file; the mapping goes with the last tensor. Idempotent."""
-        if self._region is not None:
-            self._region = None
-            self._close_fd()
+        """Nobody else can map the memory any more; it goes with the last tensor. Idempotent."""
+        if self._shared is not None:
+            self._shared.close()

@@ -1,24 +1,14 @@
-"""One piece of page-aligned host memory, pinned for CUDA where this process uses CUDA."""
+"""Host memory pinned for CUDA, where this process uses CUDA."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
-import mmap
 from collections.abc import Callable
 
 from dynamo_sdk.transfer.host_copy import address_of
 
 logger = logging.getLogger(__name__)
-
-PAGE_BYTES = mmap.PAGESIZE
-
-
-def page_aligned(num_bytes: int, *, is_populated: bool = False) -> memoryview:
-    """Zeroed memory of its own. ``is_populated``: the kernel gives all pages now instead of at first use.
-    Raises ``OSError`` when there is not so much address space."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if is_populated else 0)
-    return memoryview(mmap.mmap(-1, num_bytes, flags=flags))
 
 
 def pin_for_cuda(memory: memoryview) -> Callable[[], None] | None:
