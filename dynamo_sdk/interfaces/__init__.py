@@ -28,7 +28,16 @@ from .kv_store import (
     KVStoreStatistics,
     RestoredBlock,
 )
-from .kv_tiers import HasKVTiers, KVTierSetup, KVTiersStatistics, KVTierStatistics, ReadableTiers
+from .kv_tiers import (
+    HasKVTiers,
+    KVSharing,
+    KVSharingStatistics,
+    KVTierSetup,
+    KVTiersStatistics,
+    KVTierStatistics,
+    ReadableTiers,
+    ServedTiers,
+)
 from .launcher import Launcher, LaunchOptions
 from .planner import Planner, PlannerEffects, PlannerInput, ServiceLoad
 from .router import (
@@ -67,6 +76,8 @@ __all__ = [
     "HasKVTiers",
     "ItemSource",
     "KVConnector",
+    "KVSharing",
+    "KVSharingStatistics",
     "KVStore",
     "KVStoreFailure",
     "KVStoreFailureKind",
@@ -99,6 +110,7 @@ __all__ = [
     "RoutingContext",
     "RoutingDecision",
     "RoutingRequest",
+    "ServedTiers",
     "ServiceLoad",
     "SharedRegion",
 ]

@@ -21,7 +21,7 @@ from dynamo_sdk.types.outputs import GenerateChunk
 from dynamo_sdk.types.requests import EmbedOutput, EmbedRequest, GenerateRequest, Role
 
 from .item_source import ItemSource
-from .kv_tiers import KVTierSetup
+from .kv_tiers import KVSharing, KVTierSetup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,8 @@ class EngineSetup:
     ``config`` is an instance of the descriptor's config model (``None`` without one), already validated.
     ``connector_args`` is what the graph's KV connector wants this engine to be started with, JSON types.
     ``kv_tiers``: where to keep blocks beyond the device, from the fastest down; only for engines whose
-    descriptor says that they take some.
+    descriptor says that they take some. ``kv_sharing``: for engines that open theirs to other workers by
+    themselves (``ServedTiers``).
     ``loras`` are adapters that an ``AdaptsLora`` will be asked to load once it has started: it can keep room
     for them.
     """
@@ -42,6 +43,7 @@ class EngineSetup:
     connector_args: dict[str, str] = field(default_factory=dict[str, str])
     kv_tiers: tuple[KVTierSetup, ...] = ()
     loras: tuple[LoraSpec, ...] = ()
+    kv_sharing: KVSharing | None = None
 
 
 class Promise(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -73,10 +73,37 @@ class ReadableTiers:
     block_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVSharing:
+    """How a worker opens its tiers to others: ``address`` to listen at, such as ``unix:/path`` or
+    ``tcp:host:0``, and the ``secret`` of the deployment."""
+
+    address: str
+    secret: str | None = field(default=None, repr=False)
+
+
+class KVSharingStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What others asked for, counts since the start: ``num_blocks`` of ``num_lookups`` were there, and
+    ``num_refused`` asks came while too many others were served."""
+
+    num_lookups: int = 0
+    num_blocks: int = 0
+    num_refused: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedTiers:
+    """Tiers whose stores are in a process of the engine's own, which has others read them there, as
+    ``EngineSetup.kv_sharing`` says. ``address``: where they are reached, until the engine closes."""
+
+    address: str
+    statistics: Callable[[], KVSharingStatistics]
+
+
 class HasKVTiers(ABC):
     """An engine that keeps blocks in the tiers that it was started with."""
 
-    def readable_tiers(self) -> ReadableTiers | None:
+    def readable_tiers(self) -> ReadableTiers | ServedTiers | None:
         """What others may read, where one of the tiers reads from others; asked once it has started. Default:
         nothing."""
         return None

@@ -8,10 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.interfaces import Engine, HasKVTiers, KVStore, ReadsPeers
+from dynamo_sdk.interfaces import (
+    Engine,
+    HasKVTiers,
+    KVSharingStatistics,
+    KVStore,
+    ReadsPeers,
+    ServedTiers,
+)
 from dynamo_sdk.metrics import definitions as d
 from dynamo_sdk.metrics.kv_tiers import TierMetrics
-from dynamo_sdk.stores import PeerServer
+from dynamo_sdk.stores import PeerServer, PeerServerStatistics
 from dynamo_sdk.types.plan import KVTierPlan
 
 logger = logging.getLogger(__name__)
@@ -34,20 +41,23 @@ def trusting(build: StoreFactory, secret: str | None) -> StoreFactory:
 
 @dataclass(frozen=True, slots=True)
 class SharedTiers:
-    """What others may read, and ``address``: where they reach it. Close it before the engine."""
+    """What others may read, and ``address``: where they reach it. Close it before the engine. ``server``:
+    None where the engine serves them itself."""
 
-    server: PeerServer
     address: str
+    statistics: Callable[[], KVSharingStatistics | PeerServerStatistics]
+    server: PeerServer | None = None
 
     def observe(self, metrics: TierMetrics) -> None:
-        """Set the series of what others read to what the server says now."""
-        statistics = self.server.statistics()
+        """Set the series of what others read to what is said of it now."""
+        statistics = self.statistics()
         metrics.set_total(d.KVBM_SHARED_LOOKUPS, statistics.num_lookups)
         metrics.set_total(d.KVBM_SHARED_BLOCKS, statistics.num_blocks)
         metrics.set_total(d.KVBM_SHARED_REFUSED, statistics.num_refused)
 
     async def close(self) -> None:
-        await self.server.close()
+        if self.server is not None:
+            await self.server.close()
 
 
 async def serve_tiers(
@@ -60,6 +70,8 @@ async def serve_tiers(
         if any(tier.kind == SHARED for tier in tiers):
             logger.warning("this engine reads nothing of other workers: its tier %r has no effect", SHARED)
         return None
+    if isinstance(readable, ServedTiers):
+        return SharedTiers(readable.address, readable.statistics)
     if not readable.stores:
         raise ConfigError(
             "kv.tiers: workers read each other's host memory and disks, and none of them has any; "
@@ -68,4 +80,4 @@ async def serve_tiers(
     key = None if secret is None else secret.encode()
     server = PeerServer(readable.stores, readable.block_bytes, secret=key)
     [reached_at] = await server.start([address])
-    return SharedTiers(server, reached_at)
+    return SharedTiers(reached_at, server.statistics, server)

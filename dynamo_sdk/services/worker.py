@@ -23,6 +23,7 @@ from dynamo_sdk.interfaces import (
     ExposesBlocks,
     HasKVTiers,
     ItemSource,
+    KVSharing,
     NoticesItsEnd,
     OpensSources,
     ProbesItself,
@@ -172,6 +173,7 @@ class Worker(EngineService, ManagedService):
         loras = tuple(
             LoraSpec(name=lora.name, path=str(resolve_lora_path(lora.path))) for lora in model.loras
         )
+        sharing = KVSharing(address=_address_beside(context.record.address, "tiers"), secret=context.secret)
         setup = EngineSetup(
             model=spec,
             role=self.role,
@@ -184,6 +186,7 @@ class Worker(EngineService, ManagedService):
                 f"{service.name}-{context.record.replica}",
                 context.secret,
             ),
+            kv_sharing=sharing,
         )
         self._metrics = WorkerMetrics(
             service=service.name, worker_id=context.record.worker_id, role=self.role
@@ -200,9 +203,7 @@ class Worker(EngineService, ManagedService):
             self._kv_publisher = KVPublisher(self._engine)
         if service.connector == DIRECT:
             await self._start_handover(context)
-        self._shared_tiers = await serve_tiers(
-            self._engine, model.kv_tiers, _address_beside(context.record.address, "tiers"), context.secret
-        )
+        self._shared_tiers = await serve_tiers(self._engine, model.kv_tiers, sharing.address, sharing.secret)
         await self._try_out(spec.name)
         record = self._announce(context.record, spec, facts)
         self._adapters = Adapters(self._engine, record, context)

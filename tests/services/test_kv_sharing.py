@@ -4,7 +4,14 @@ import pytest
 
 from dynamo_sdk.engines.echo import EchoEngine
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.interfaces import EngineSetup, HasKVTiers, KVTiersStatistics, ReadableTiers
+from dynamo_sdk.interfaces import (
+    EngineSetup,
+    HasKVTiers,
+    KVSharingStatistics,
+    KVTiersStatistics,
+    ReadableTiers,
+    ServedTiers,
+)
 from dynamo_sdk.metrics import WorkerMetrics
 from dynamo_sdk.services.kv_sharing import serve_tiers, trusting
 from dynamo_sdk.stores import PeerStore, PeerStoreConfig, RamStore, RamStoreConfig
@@ -23,7 +30,7 @@ def anyio_backend():
 
 
 class Tiered(EchoEngine, HasKVTiers):
-    readable: ReadableTiers | None = None
+    readable: ReadableTiers | ServedTiers | None = None
 
     def kv_tier_statistics(self):
         return KVTiersStatistics(tiers=())
@@ -64,6 +71,25 @@ async def test_one_worker_reads_what_another_one_opens(secret):
     await reader.close()
     await shared.close()
     await store.close()
+
+
+async def test_an_engine_may_serve_its_tiers_itself():
+    """Its stores are in another process; the worker tells others where, and what was read there."""
+    said = KVSharingStatistics(num_lookups=3, num_blocks=2, num_refused=1)
+    owner = engine(Tiered)
+    owner.readable = ServedTiers(address="unix:/served", statistics=lambda: said)
+    shared = await serve_tiers(owner, (), "tcp:127.0.0.1:0", None)
+    assert (shared.address, shared.server) == ("unix:/served", None)
+    metrics = WorkerMetrics(service="S", worker_id="w", role="aggregated")
+    shared.observe(metrics.tiers)
+    lines = metrics.render().decode().splitlines()
+    values = {
+        line.partition("{")[0]: float(line.split()[-1]) for line in lines if line.startswith("kvbm_shared_")
+    }
+    assert values["kvbm_shared_lookup_blocks_total"] == 3
+    assert values["kvbm_shared_blocks_total"] == 2
+    assert values["kvbm_shared_refused_total"] == 1
+    await shared.close()
 
 
 async def test_nothing_is_opened_where_there_is_nothing_to_read():

@@ -41,6 +41,7 @@ def shared(secret: str | None = SECRET, **settings: Any) -> KVTierSetup:
 async def serving(engine: TieredEngine) -> AsyncGenerator[tuple[PeerServer, str], None]:
     shared = await serve_tiers(engine, (), "tcp:127.0.0.1:0", SECRET)
     assert shared is not None
+    assert shared.server is not None
     try:
         yield shared.server, shared.address
     finally:
