@@ -26,6 +26,7 @@ from dynamo_sdk.types import WorkerId
 from .exits import EXIT_USER_ERROR
 from .logs import LineBuffer, LogPrinter
 from .processes import GuardedProcess
+from .raised import RaisedExceptions
 from .restarts import GiveUp, ReplicaExit, RestartDecider, RestartPolicy
 
 NUM_REPORTED_LINES = 15
@@ -68,7 +69,8 @@ class ReplicaSlot:
         self._on_change = on_change
         self._decider = RestartDecider(policy)
         self._process: GuardedProcess | None = None
-        self._log = LineBuffer(lambda line: printer.line(self.name, line))
+        self._log = LineBuffer(self._on_line)
+        self._raised = RaisedExceptions()
         self._started_s = 0.0
         self._ready_s: float | None = None
         self._stop_asked = anyio.Event()
@@ -79,6 +81,16 @@ class ReplicaSlot:
     def last_lines(self) -> list[str]:
         """The end of the replica's log, over restarts."""
         return list(self._log.last_lines)
+
+    @property
+    def last_words(self) -> str:
+        """For an error report: how the log ends, and what its last process raised before that."""
+        lines = self.last_lines[-NUM_REPORTED_LINES:]
+        if not lines:
+            return ""
+        text = _paragraph(f"{self.name} said last", lines)
+        raised = self._raised.not_in(lines)
+        return text + _paragraph("Before that it raised, the first one first", raised) if raised else text
 
     def observe(self, fleet: Fleet) -> None:
         """Discovery has news; ours may be among them."""
@@ -133,6 +145,7 @@ class ReplicaSlot:
     async def _run_once(self) -> ReplicaExit:
         self.worker_id = WorkerId(f"{self.name}-{secrets.token_hex(4)}")
         self._started_s, self._ready_s = anyio.current_time(), None
+        self._raised.clear()
         self._become(SlotState.STARTING)
         process = self._process = await self._start(self.worker_id)
         if self._stop_asked.is_set():
@@ -158,6 +171,10 @@ class ReplicaSlot:
         finally:
             self._log.close()
 
+    def _on_line(self, line: str) -> None:
+        self._raised.feed(line)
+        self._printer.line(self.name, line)
+
     def _fail(self, end: ReplicaExit | None, reason: str) -> None:
         self.failure, self.reason = end, reason
         self._say(f"{reason}; giving up")
@@ -180,9 +197,9 @@ def failure_of(failed: Sequence[ReplicaSlot]) -> LaunchError | ConfigError:
 
 
 def last_words(slots: Sequence[ReplicaSlot]) -> str:
-    """The end of the log of each slot, for an error report."""
-    text = ""
-    for slot in slots:
-        lines = slot.last_lines[-NUM_REPORTED_LINES:]
-        text += f"\n\n{slot.name} said last:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
-    return text
+    """Of each slot, for an error report."""
+    return "".join(slot.last_words for slot in slots)
+
+
+def _paragraph(title: str, lines: Sequence[str]) -> str:
+    return f"\n\n{title}:\n" + "\n".join(f"  {line}" for line in lines)

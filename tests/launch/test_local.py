@@ -150,6 +150,21 @@ async def test_a_service_that_cannot_start_is_a_launch_error_with_its_last_words
     assert "Counter.0 | counting" in capfd.readouterr().err
 
 
+async def test_the_cause_is_named_where_a_long_log_follows_it() -> None:
+    cause = "(Worker pid=7) ERROR [executor.py:953] OSError: no weights in the file"
+    log = "\n".join([cause, *(f"  File {number}" for number in range(30)), ""])
+    with pytest.raises(LaunchError) as caught:
+        async with launched(plan_of(num_counters=1, fails=True, says=log)) as launcher:
+            await launcher.wait_ready()
+    *_, last, title, before = str(caught.value).split("\n")
+    assert "the model has no weights" in str(caught.value)
+    assert (last, title, before) == (
+        "",
+        "Before that it raised, the first one first:",
+        "  OSError: no weights in the file",
+    )
+
+
 async def test_what_the_user_wrote_wrong_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"services.Counter.args do not fit"):
         async with launched(plan_of(num_counters=1, nonsense=True)) as launcher:

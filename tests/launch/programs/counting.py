@@ -16,12 +16,18 @@ from dynamo_sdk.types import WorkerRecord
 @service
 class Counter:
     def __init__(
-        self, fails: bool = False, exits: int | None = None, daemon: bool = False, stubborn: bool = False
+        self,
+        fails: bool = False,
+        exits: int | None = None,
+        daemon: bool = False,
+        stubborn: bool = False,
+        says: str = "",
     ) -> None:
         self.fails, self.exits, self.daemon, self.stubborn = fails, exits, daemon, stubborn
+        self.says = says
 
     async def on_start(self) -> None:
-        sys.stdout.write(f"counting with {os.environ.get('OMP_NUM_THREADS')} threads\n")
+        sys.stdout.write(f"counting with {os.environ.get('OMP_NUM_THREADS')} threads\n{self.says}")
         if self.daemon:
             sleeper = [sys.executable, "-c", "import signal; signal.pause()"]
             subprocess.Popen(sleeper, start_new_session=True)  # noqa: ASYNC220
