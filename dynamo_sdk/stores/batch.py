@@ -3,13 +3,10 @@ interpreter's lock, the books of the next are done on the loop."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 import anyio
-
-from dynamo_sdk.interfaces import KVStoreListener
 
 PART_BYTES = 8 << 20
 """Batches above this are cut into parts. To hand one to a thread and back costs 50 to 100 µs, to move it
@@ -35,20 +32,6 @@ class StoreShape:
 
 
 @dataclass(slots=True)
-class Counts:
-    """Since the start; see ``KVStoreStatistics``."""
-
-    num_lookups: int = 0
-    num_hits: int = 0
-    num_offers: int = 0
-    num_kept: int = 0
-    num_evicted: int = 0
-    num_failures: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-
-
-@dataclass(slots=True)
 class Stop:
     """Set on the loop, read by a thread."""
 
@@ -66,14 +49,9 @@ class Batch:
     """One call's answers, and what it moved."""
 
     answers: list[bool]
-    moved_bytes: int = 0
+    num_moved: int = 0
     is_whole: bool = True
-    begin_s: float = field(default_factory=time.perf_counter)
-
-    def tell(self, listener: KVStoreListener, *, is_load: bool) -> None:
-        """A batch of which a part failed says nothing about speed."""
-        if self.moved_bytes and self.is_whole:
-            listener.moved(self.moved_bytes, time.perf_counter() - self.begin_s, is_load=is_load)
+    """Everything that was to be moved was."""
 
 
 def blocks_per_part(num_blocks: int, block_bytes: int, num_threads: int, *, is_ordered: bool) -> int:

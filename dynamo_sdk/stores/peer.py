@@ -17,7 +17,6 @@ failures in a row it is not asked for a while.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -29,25 +28,21 @@ from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.errors import DynamoError, Overloaded
 from dynamo_sdk.interfaces import (
+    BlockOffer,
     CacheKey,
-    KVStore,
-    KVStoreFailure,
     KVStoreFailureKind,
-    KVStoreListener,
     KVStoreStatistics,
     ReadsPeers,
 )
 from dynamo_sdk.transfer.threads import run_to_end
 from dynamo_sdk.types import KVSource
 
-from .batch import Counts
 from .config import PeerStoreConfig
 from .expectations import Expectations
-from .failures import REST_S, FailureLog, RestAfterFailures
+from .failures import RestAfterFailures
 from .peer_exchange import PeerExchange
 from .peer_wire import MAX_KEYS
-
-logger = logging.getLogger(__name__)
+from .watched_store import WatchedStore
 
 MAX_PEERS = 256
 """Connections and failures of so many are remembered."""
@@ -63,20 +58,15 @@ class _Peer:
             self.idle.pop().close()
 
 
-class PeerStore(KVStore, ReadsPeers):
+class PeerStore(WatchedStore, ReadsPeers):
     def __init__(self, config: PeerStoreConfig, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        super().__init__("shared", config.block_bytes, monotonic_s)
         self._config = config
-        self._monotonic_s = monotonic_s
         self._secret: bytes | None = None
         self._expected = Expectations(config.max_expected_keys, config.expect_s)
         self._peers: dict[str, _Peer] = {}  # by address, the one that was asked last at the end
         self._places = anyio.Semaphore(config.num_concurrent)
         self._threads: ThreadPoolExecutor | None = None
-        self._listener = KVStoreListener()
-        self._failure_log = FailureLog(logger, "shared")
-        self._counts = Counts()
-        self._num_pending = 0
-        self._idle = anyio.Event()
 
     def trust(self, secret: bytes | None) -> None:
         self._secret = secret
@@ -84,32 +74,18 @@ class PeerStore(KVStore, ReadsPeers):
     def expect(self, keys: Sequence[CacheKey], source: KVSource) -> None:
         self._expected.add(keys, source.address, self._monotonic_s())
 
-    def listen(self, listener: KVStoreListener) -> None:
-        self._listener = listener
-
     async def start(self) -> None:
         self._threads = ThreadPoolExecutor(self._config.num_concurrent, thread_name_prefix="kv-peer-read")
 
-    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
-        """False: other workers' memory is theirs to fill."""
+    async def put_many(self, offers: Sequence[BlockOffer]) -> list[bool]:
+        """None: other workers' memory is theirs to fill."""
         await checkpoint()
-        self._counts.num_offers += 1
-        return False
-
-    async def get(self, key: CacheKey) -> bytes | None:
-        block = bytearray(self._config.block_bytes)
-        is_found = (await self.get_into([key], [memoryview(block)]))[0]
-        return bytes(block) if is_found else None
+        self._note_offers(offers)
+        return [False] * len(offers)
 
     async def get_into(self, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
         await checkpoint()
-        if len(keys) != len(into):
-            raise ValueError(f"{len(keys)} keys for {len(into)} buffers")
-        size = self._config.block_bytes
-        for buffer in into:
-            if buffer.nbytes != size or buffer.readonly:
-                raise ValueError(f"a buffer of {buffer.nbytes} bytes; a block is {size}, to be written")
-        self._counts.num_lookups += len(keys)
+        buffers = self._note_lookups(keys, into)
         answers = [False] * len(keys)
         places_at: dict[str, list[int]] = {}
         for position, key in enumerate(keys):
@@ -119,7 +95,7 @@ class PeerStore(KVStore, ReadsPeers):
 
         async def ask(address: str, places: Sequence[int]) -> None:
             wanted = [keys[place] for place in places]
-            found = await self._ask(address, wanted, [into[place].cast("B") for place in places])
+            found = await self._ask(address, wanted, [buffers[place] for place in places])
             for place, is_found in zip(places, found, strict=True):
                 answers[place] = is_found
 
@@ -130,9 +106,7 @@ class PeerStore(KVStore, ReadsPeers):
                     tasks.start_soon(ask, address, places[start : start + MAX_KEYS])
         num_found = sum(answers)
         self._counts.num_hits += num_found
-        self._counts.read_bytes += num_found * size
-        if num_found and num_found == len(keys):
-            self._listener.moved(num_found * size, self._monotonic_s() - begin_s, is_load=True)
+        self._note_moved(num_found, begin_s, is_load=True, is_whole=num_found == len(keys))
         return answers
 
     async def contains(self, keys: Sequence[CacheKey]) -> list[bool]:
@@ -145,24 +119,11 @@ class PeerStore(KVStore, ReadsPeers):
         self._expected.remove(keys)
 
     def statistics(self) -> KVStoreStatistics:
-        counts = self._counts
-        return KVStoreStatistics(
-            num_blocks=0,
-            used_bytes=0,
-            num_lookups=counts.num_lookups,
-            num_hits=counts.num_hits,
-            num_offers=counts.num_offers,
-            num_failures=counts.num_failures,
-            read_bytes=counts.read_bytes,
-            num_pending=self._num_pending,
-        )
+        return self._statistics()
 
     async def close(self) -> None:
         threads, self._threads = self._threads, None
-        with anyio.CancelScope(shield=True):
-            while self._num_pending:
-                self._idle = anyio.Event()
-                await self._idle.wait()
+        await self._wait_idle()
         for peer in self._peers.values():
             peer.close()
         self._peers.clear()
@@ -182,8 +143,7 @@ class PeerStore(KVStore, ReadsPeers):
 
     async def _ask(self, address: str, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
         """What came whole within the time, in order of ``keys``."""
-        self._num_pending += 1
-        try:
+        with self._pending():
             with anyio.move_on_after(self._config.timeout_s) as waiting:
                 await self._places.acquire()
             if waiting.cancelled_caught:
@@ -193,10 +153,6 @@ class PeerStore(KVStore, ReadsPeers):
                 return await self._exchange(address, keys, into)
             finally:
                 self._places.release()
-        finally:
-            self._num_pending -= 1
-            if not self._num_pending:
-                self._idle.set()
 
     async def _exchange(
         self, address: str, keys: Sequence[CacheKey], into: Sequence[memoryview]
@@ -224,8 +180,7 @@ class PeerStore(KVStore, ReadsPeers):
         except (DynamoError, OSError, ValueError) as error:
             self._fail(KVStoreFailureKind.IO, f"{address}: {error}", exchange.found.count(False))
             self._expected.remove_source(address)
-            if peer.rest.failed(self._monotonic_s()):
-                logger.warning("shared store: %s is not asked for %.0f s", address, REST_S)
+            self._note_error(peer.rest, address)
         else:
             peer.rest.worked()
         finally:
@@ -255,9 +210,3 @@ class PeerStore(KVStore, ReadsPeers):
             peer.idle.append(connection)
         else:
             connection.close()
-
-    def _fail(self, kind: KVStoreFailureKind, message: str, num_blocks: int) -> None:
-        self._counts.num_failures += num_blocks
-        failure = KVStoreFailure(kind=kind, message=message, num_blocks=num_blocks)
-        self._failure_log.note(failure, self._monotonic_s())
-        self._listener.failed(failure)

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
@@ -27,22 +26,18 @@ from anyio.lowlevel import checkpoint
 from dynamo_sdk.interfaces import (
     BlockOffer,
     CacheKey,
-    KVStore,
-    KVStoreFailure,
     KVStoreFailureKind,
-    KVStoreListener,
     KVStoreStatistics,
 )
 from dynamo_sdk.transfer.threads import run_to_end
 
-from .batch import Counts
 from .config import S3StoreConfig
-from .failures import REST_S, FailureLog, RestAfterFailures
+from .failures import RestAfterFailures
 from .framed_block import HEAD_BYTES, frame_block, unframe_block
 from .lookups import Lookups
-from .medium import MAX_KEY_BYTES
 from .object_client import ObjectClient, ObjectError
 from .presence import PrefixSearch, PresenceCache
+from .watched_store import WatchedStore, as_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +50,12 @@ LOOKUP_S = 1.0
 T = TypeVar("T")
 
 
-class S3Store(KVStore):
+class S3Store(WatchedStore):
     """``num_blocks`` of its statistics are those that it knows of; it has no capacity of its own."""
 
     def __init__(self, config: S3StoreConfig, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        super().__init__("s3", config.block_bytes, monotonic_s)
         self._config = config
-        self._monotonic_s = monotonic_s
         self._presence = PresenceCache(
             max_keys=config.max_known_keys, present_s=config.present_s, absent_s=config.absent_s
         )
@@ -69,17 +64,9 @@ class S3Store(KVStore):
         self._reading = anyio.Semaphore(config.num_concurrent)
         self._writing = anyio.Semaphore(config.num_concurrent)
         self._lookups = Lookups(self._look_up, 4 * config.num_concurrent)
-        self._failure_log = FailureLog(logger, "s3")
-        self._listener = KVStoreListener()
-        self._counts = Counts()
         self._pending_write_bytes = 0
-        self._num_pending = 0
-        self._idle = anyio.Event()
         self._client: ObjectClient | None = None
         self._threads: ThreadPoolExecutor | None = None
-
-    def listen(self, listener: KVStoreListener) -> None:
-        self._listener = listener
 
     async def start(self) -> None:
         """A server that does not answer now may do so later: only a line in the log."""
@@ -94,22 +81,17 @@ class S3Store(KVStore):
 
     # -- blocks
 
-    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
-        return (await self.put_many([BlockOffer(key, block)]))[0]
-
     async def put_many(self, offers: Sequence[BlockOffer]) -> list[bool]:
         await checkpoint()
-        if any(len(offer.key) > MAX_KEY_BYTES for offer in offers):
-            raise ValueError(f"a key has {MAX_KEY_BYTES} bytes at most")
-        self._counts.num_offers += len(offers)
+        self._note_offers(offers)
         answers = [False] * len(offers)
         if self._client is None:
             return answers
-        block_bytes, num_refused, begin_s = self._config.block_bytes, 0, self._monotonic_s()
+        block_bytes, num_refused, begin_s = self._block_bytes, 0, self._monotonic_s()
         accepted: list[tuple[int, CacheKey, memoryview]] = []
         for position, offer in enumerate(offers):
-            memory = memoryview(offer.data)
-            if memory.nbytes != block_bytes:
+            memory = as_bytes(offer.data)
+            if len(memory) != block_bytes:
                 continue
             if self._presence.look_up(offer.key, begin_s):
                 answers[position] = True
@@ -117,7 +99,7 @@ class S3Store(KVStore):
                 num_refused += 1
             else:
                 self._pending_write_bytes += block_bytes
-                accepted.append((position, offer.key, memory.cast("B")))
+                accepted.append((position, offer.key, memory))
         if num_refused:
             self._fail(KVStoreFailureKind.BUSY, "too many writes are under way", num_refused)
         num_uploaded = 0
@@ -137,28 +119,12 @@ class S3Store(KVStore):
         finally:
             self._pending_write_bytes -= len(accepted) * block_bytes
         self._counts.num_kept += sum(answers)
-        self._counts.written_bytes += num_uploaded * block_bytes
-        if num_uploaded and num_uploaded == len(accepted):
-            elapsed_s = self._monotonic_s() - begin_s
-            self._listener.moved(num_uploaded * block_bytes, elapsed_s, is_load=False)
+        self._note_moved(num_uploaded, begin_s, is_load=False, is_whole=num_uploaded == len(accepted))
         return answers
-
-    async def get(self, key: CacheKey) -> bytes | None:
-        block = bytearray(self._config.block_bytes)
-        is_found = (await self.get_into([key], [memoryview(block)]))[0]
-        return bytes(block) if is_found else None
 
     async def get_into(self, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
         await checkpoint()
-        if len(keys) != len(into):
-            raise ValueError(f"{len(keys)} keys for {len(into)} buffers")
-        block_bytes = self._config.block_bytes
-        for buffer in into:
-            if buffer.nbytes != block_bytes or buffer.readonly:
-                raise ValueError(
-                    f"a buffer of {buffer.nbytes} bytes; a block is {block_bytes}, to be written"
-                )
-        self._counts.num_lookups += len(keys)
+        buffers = self._note_lookups(keys, into)
         answers = [False] * len(keys)
         if self._client is None:
             return answers
@@ -168,8 +134,8 @@ class S3Store(KVStore):
         ]
 
         async def read(position: int) -> None:
-            key, memory = keys[position], into[position].cast("B")
-            framed = await self._ask(lambda client: client.get(_name(key), HEAD_BYTES + block_bytes))
+            key, memory = keys[position], buffers[position]
+            framed = await self._ask(lambda client: client.get(_name(key), HEAD_BYTES + self._block_bytes))
             if framed is None:
                 self._note(key, is_there=False)
                 return
@@ -179,15 +145,13 @@ class S3Store(KVStore):
                 answers[position] = True
                 return
             self._note(key, is_there=False)
-            self._fail(KVStoreFailureKind.CORRUPT, f"object {_name(key)}: {problem}", 1)
+            self._fail(KVStoreFailureKind.CORRUPT, f"object {_name(key)}: {problem}")
             await self._ask(lambda client: client.delete([_name(key)]))  # whoever computes it puts it again
 
         await self._for_each(wanted, read, self._reading, self._read_rest)
         num_found = sum(answers)
         self._counts.num_hits += num_found
-        self._counts.read_bytes += num_found * block_bytes
-        if num_found and num_found == len(wanted):
-            self._listener.moved(num_found * block_bytes, self._monotonic_s() - begin_s, is_load=True)
+        self._note_moved(num_found, begin_s, is_load=True, is_whole=num_found == len(wanted))
         return answers
 
     # -- presence
@@ -231,27 +195,13 @@ class S3Store(KVStore):
         await self._for_each([keys], remove, self._writing, self._write_rest)
 
     def statistics(self) -> KVStoreStatistics:
-        counts, num_blocks = self._counts, self._presence.num_present
-        return KVStoreStatistics(
-            num_blocks=num_blocks,
-            used_bytes=num_blocks * self._config.block_bytes,
-            num_lookups=counts.num_lookups,
-            num_hits=counts.num_hits,
-            num_offers=counts.num_offers,
-            num_kept=counts.num_kept,
-            num_failures=counts.num_failures,
-            read_bytes=counts.read_bytes,
-            written_bytes=counts.written_bytes,
-            num_pending=self._num_pending,
-        )
+        num_blocks = self._presence.num_present
+        return self._statistics(num_blocks=num_blocks, used_bytes=num_blocks * self._block_bytes)
 
     async def close(self) -> None:
         self._client = None
         await self._lookups.close()
-        with anyio.CancelScope(shield=True):
-            while self._num_pending:
-                self._idle = anyio.Event()
-                await self._idle.wait()
+        await self._wait_idle()
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
@@ -277,9 +227,8 @@ class S3Store(KVStore):
                         with anyio.fail_after(self._config.timeout_s):
                             await work(item)
                     except (ObjectError, TimeoutError) as error:
-                        self._fail(KVStoreFailureKind.IO, str(error) or "no answer in time", 1)
-                        if rest.failed(self._monotonic_s()):
-                            logger.warning("s3 store: rests for %.0f s after errors in a row", REST_S)
+                        self._fail(KVStoreFailureKind.IO, str(error) or "no answer in time")
+                        self._note_error(rest)
                     else:
                         rest.worked()
 
@@ -315,7 +264,7 @@ class S3Store(KVStore):
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         """On a thread that is waited for, unless it is quick."""
-        if self._config.block_bytes <= INLINE_BYTES:
+        if self._block_bytes <= INLINE_BYTES:
             return work()
         assert self._threads is not None, "nothing is under way when they are shut down"
         return await run_to_end(self._threads, work, lambda: None)
@@ -334,23 +283,6 @@ class S3Store(KVStore):
 
     def _is_readable(self) -> bool:
         return self._client is not None and not self._read_rest.is_resting(self._monotonic_s())
-
-    @contextmanager
-    def _pending(self) -> Iterator[None]:
-        """``close`` waits for the end."""
-        self._num_pending += 1
-        try:
-            yield
-        finally:
-            self._num_pending -= 1
-            if not self._num_pending:
-                self._idle.set()
-
-    def _fail(self, kind: KVStoreFailureKind, message: str, num_blocks: int) -> None:
-        self._counts.num_failures += num_blocks
-        failure = KVStoreFailure(kind=kind, message=message, num_blocks=num_blocks)
-        self._failure_log.note(failure, self._monotonic_s())
-        self._listener.failed(failure)
 
 
 def _name(key: CacheKey) -> str:

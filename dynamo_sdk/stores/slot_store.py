@@ -6,37 +6,30 @@ their own, so that a request that waits is never behind a queue of writes.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 
-import anyio
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.interfaces import (
     BlockOffer,
     CacheKey,
-    KVStore,
-    KVStoreFailure,
     KVStoreFailureKind,
-    KVStoreListener,
     KVStoreStatistics,
     RestoredBlock,
 )
 from dynamo_sdk.kv import EvictionPolicy, SlotReservation, StoreIndex
 from dynamo_sdk.transfer.threads import run_to_end
 
-from .batch import Batch, Counts, PartWork, Stop, StoreShape, blocks_per_part, in_parts
-from .failures import NO_ROOM_S, REST_S, FailureLog, RestAfterFailures
-from .medium import MAX_KEY_BYTES, SlotJob, SlotMedium
+from .batch import Batch, PartWork, Stop, StoreShape, blocks_per_part, in_parts
+from .failures import NO_ROOM_S, RestAfterFailures
+from .medium import SlotJob, SlotMedium
+from .watched_store import WatchedStore, as_bytes
 
-logger = logging.getLogger(__name__)
 
-
-class SlotStore(KVStore):
+class SlotStore(WatchedStore):
     def __init__(
         self,
         shape: StoreShape,
@@ -45,25 +38,17 @@ class SlotStore(KVStore):
         *,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(shape.name, shape.block_bytes, monotonic_s)
         self._shape = shape
         self._medium = medium
         self._index = StoreIndex(medium.num_slots, policy)
-        self._monotonic_s = monotonic_s
         self._read_rest = RestAfterFailures()
         self._write_rest = RestAfterFailures()
         self._give_back_at_s = float("inf")  # slots that the medium had no room for
-        self._listener = KVStoreListener()
-        self._failure_log = FailureLog(logger, shape.name)
-        self._counts = Counts()
         self._pending_write_bytes = 0
-        self._num_pending = 0
         self._is_open = False
-        self._idle = anyio.Event()
         self._readers: ThreadPoolExecutor | None = None
         self._writers: ThreadPoolExecutor | None = None
-
-    def listen(self, listener: KVStoreListener) -> None:
-        self._listener = listener
 
     async def start(self) -> None:
         name, shape = f"kv-{self._shape.name}", self._shape
@@ -79,16 +64,11 @@ class SlotStore(KVStore):
                 [RestoredBlock(block.key, block.parent, block.token_hash, block.namespace) for block in found]
             )
 
-    async def put(self, key: CacheKey, block: bytes | memoryview) -> bool:
-        return (await self.put_many([BlockOffer(key, block)]))[0]
-
     async def put_many(self, offers: Sequence[BlockOffer]) -> list[bool]:
         await checkpoint()
-        if any(len(offer.key) > MAX_KEY_BYTES for offer in offers):
-            raise ValueError(f"a key has {MAX_KEY_BYTES} bytes at most")
-        self._counts.num_offers += len(offers)
-        batch = Batch([False] * len(offers))
+        self._note_offers(offers)
         now_s = self._monotonic_s()
+        batch = Batch([False] * len(offers))
         if not self._is_open or self._write_rest.is_resting(now_s):
             return batch.answers
         if now_s >= self._give_back_at_s:
@@ -100,8 +80,7 @@ class SlotStore(KVStore):
             lambda start, end: self._put_part(batch, start, offers[start:end]),
         )
         self._counts.num_kept += sum(batch.answers)
-        self._counts.written_bytes += batch.moved_bytes
-        batch.tell(self._listener, is_load=False)
+        self._note_moved(batch.num_moved, now_s, is_load=False, is_whole=batch.is_whole)
         return batch.answers
 
     async def _put_part(self, batch: Batch, start: int, offers: Sequence[BlockOffer]) -> None:
@@ -110,7 +89,7 @@ class SlotStore(KVStore):
         jobs: list[SlotJob] = []
         evicted: list[CacheKey] = []
         num_refused = 0
-        block_bytes, index = self._shape.block_bytes, self._index
+        block_bytes, index = self._block_bytes, self._index
         num_admitted = (self._shape.max_pending_write_bytes - self._pending_write_bytes) // block_bytes
         for position, offer in enumerate(offers, start):
             key = offer.key
@@ -118,7 +97,7 @@ class SlotStore(KVStore):
                 index.use(key)
                 batch.answers[position] = True
                 continue
-            memory = _as_bytes(offer.data)
+            memory = as_bytes(offer.data)
             if len(memory) != block_bytes or index.is_writing(key):
                 continue
             if len(jobs) >= num_admitted:
@@ -162,22 +141,10 @@ class SlotStore(KVStore):
         if stored:
             self._listener.stored(stored)
 
-    async def get(self, key: CacheKey) -> bytes | None:
-        if key not in self._index:
-            await checkpoint()
-            self._counts.num_lookups += 1
-            return None
-        block = bytearray(self._shape.block_bytes)
-        is_found = (await self.get_into([key], [memoryview(block)]))[0]
-        return bytes(block) if is_found else None
-
     async def get_into(self, keys: Sequence[CacheKey], into: Sequence[memoryview]) -> list[bool]:
         await checkpoint()
-        buffers = self._checked_buffers(into)
-        if len(keys) != len(buffers):
-            raise ValueError(f"{len(keys)} keys for {len(buffers)} buffers")
-        self._counts.num_lookups += len(keys)
-        batch = Batch([False] * len(keys))
+        buffers = self._note_lookups(keys, into)
+        batch, begin_s = Batch([False] * len(keys)), self._monotonic_s()
         if not self._is_readable():
             return batch.answers
         await self._in_parts(
@@ -186,8 +153,7 @@ class SlotStore(KVStore):
             lambda start, end: self._get_part(batch, start, keys[start:end], buffers[start:end]),
         )
         self._counts.num_hits += sum(batch.answers)
-        self._counts.read_bytes += batch.moved_bytes
-        batch.tell(self._listener, is_load=True)
+        self._note_moved(batch.num_moved, begin_s, is_load=True, is_whole=batch.is_whole)
         return batch.answers
 
     async def _get_part(
@@ -207,17 +173,6 @@ class SlotStore(KVStore):
             num_done = await self._move(batch, positions, jobs, is_load=True)
         finally:
             self._end_reads(jobs, num_done)
-
-    def _checked_buffers(self, into: Sequence[memoryview]) -> list[memoryview]:
-        buffers = [_as_bytes(buffer) for buffer in into]
-        block_bytes = self._shape.block_bytes
-        for buffer in buffers:
-            if len(buffer) != block_bytes or buffer.readonly:
-                raise ValueError(
-                    f"a buffer of {len(buffer)} bytes{' that cannot be written' if buffer.readonly else ''}; "
-                    f"a block is {block_bytes} bytes"
-                )
-        return buffers
 
     def _end_reads(self, jobs: Sequence[SlotJob], num_done: int) -> None:
         lost: list[CacheKey] = []
@@ -261,20 +216,11 @@ class SlotStore(KVStore):
                 self._index.unpin(key, slot)
 
     def statistics(self) -> KVStoreStatistics:
-        counts, block_bytes = self._counts, self._shape.block_bytes
-        return KVStoreStatistics(
-            num_blocks=self._index.num_blocks,
-            used_bytes=self._index.num_used_slots * block_bytes,
-            capacity_bytes=self._index.num_slots * block_bytes,
-            num_lookups=counts.num_lookups,
-            num_hits=counts.num_hits,
-            num_offers=counts.num_offers,
-            num_kept=counts.num_kept,
-            num_evicted=counts.num_evicted,
-            num_failures=counts.num_failures,
-            read_bytes=counts.read_bytes,
-            written_bytes=counts.written_bytes,
-            num_pending=self._num_pending,
+        index, block_bytes = self._index, self._block_bytes
+        return self._statistics(
+            num_blocks=index.num_blocks,
+            used_bytes=index.num_used_slots * block_bytes,
+            capacity_bytes=index.num_slots * block_bytes,
         )
 
     def check_integrity(self) -> None:
@@ -285,10 +231,7 @@ class SlotStore(KVStore):
 
     async def close(self) -> None:
         self._is_open = False
-        with anyio.CancelScope(shield=True):
-            while self._num_pending:
-                self._idle = anyio.Event()
-                await self._idle.wait()
+        await self._wait_idle()
         for threads in (self._readers, self._writers):
             if threads is not None:
                 threads.shutdown()
@@ -297,7 +240,7 @@ class SlotStore(KVStore):
 
     async def _in_parts(self, num_blocks: int, num_threads: int, work: PartWork) -> None:
         part_blocks = blocks_per_part(
-            num_blocks, self._shape.block_bytes, num_threads, is_ordered=self._medium.is_ordered
+            num_blocks, self._block_bytes, num_threads, is_ordered=self._medium.is_ordered
         )
         with self._pending():
             await in_parts(num_blocks, part_blocks, num_threads, work)
@@ -310,7 +253,7 @@ class SlotStore(KVStore):
         work = self._medium.read if is_load else self._medium.write
         in_turn = sorted(jobs, key=_slot_of) if self._medium.is_ordered else jobs
         stop = Stop()
-        if len(jobs) * self._shape.block_bytes <= self._medium.inline_bytes:
+        if len(jobs) * self._block_bytes <= self._medium.inline_bytes:
             work(in_turn, stop)
         else:
             threads = self._readers if is_load else self._writers
@@ -321,20 +264,9 @@ class SlotStore(KVStore):
             if job.is_done:
                 batch.answers[position] = True
                 num_done += 1
-        batch.moved_bytes += num_done * self._shape.block_bytes
+        batch.num_moved += num_done
         batch.is_whole = batch.is_whole and num_done == len(jobs)
         return num_done
-
-    @contextmanager
-    def _pending(self) -> Iterator[None]:
-        """``close`` waits for the end."""
-        self._num_pending += 1
-        try:
-            yield
-        finally:
-            self._num_pending -= 1
-            if not self._num_pending:
-                self._idle.set()
 
     def _is_readable(self) -> bool:
         return self._is_open and not self._read_rest.is_resting(self._monotonic_s())
@@ -349,19 +281,8 @@ class SlotStore(KVStore):
             of_kind = [job for job in failed if job.failure is kind]
             self._fail(kind, of_kind[0].detail, len(of_kind))
         is_broken = any(job.failure is KVStoreFailureKind.IO for job in failed)
-        if is_broken and rest.failed(self._monotonic_s()):
-            logger.warning("%s store: rests for %.0f s after errors in a row", self._shape.name, REST_S)
-
-    def _fail(self, kind: KVStoreFailureKind, message: str, num_blocks: int) -> None:
-        self._counts.num_failures += num_blocks
-        failure = KVStoreFailure(kind=kind, message=message, num_blocks=num_blocks)
-        self._failure_log.note(failure, self._monotonic_s())
-        self._listener.failed(failure)
-
-
-def _as_bytes(data: bytes | bytearray | memoryview) -> memoryview:
-    memory = data if isinstance(data, memoryview) else memoryview(data)
-    return memory if memory.format == "B" and memory.ndim == 1 else memory.cast("B")
+        if is_broken:
+            self._note_error(rest)
 
 
 def _slot_of(job: SlotJob) -> int:
