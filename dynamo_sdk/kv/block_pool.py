@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynamo_sdk.interfaces.kv_store import CacheKey
-from dynamo_sdk.types.kv_events import BlocksCleared, BlocksRemoved, BlocksStored, KVEvent
+from dynamo_sdk.types.kv_events import BlocksRemoved, BlocksStored, KVEvent
 
 from .cached_block import CachedBlock, CachedPlace, chains, event_names, stored_event
 
@@ -211,13 +211,12 @@ class BlockPool:
 
     def reset(self) -> None:
         """Forget what every block holds. Held blocks stay with their holders, but nobody finds them again."""
+        if self._is_recording:
+            self._evicted += reversed(self._block_of)  # each after those behind it
         self._block_of.clear()
         self._contents = [None] * self.num_blocks
         self._free.extend(self._evictable)
         self._evictable.clear()
-        self._evicted.clear()
-        if self._is_recording:
-            self._events.append(BlocksCleared())
 
     def record_events(self, is_wanted: bool) -> None:
         """Whether ``take_events`` gives any from now on; making them costs more than all else here."""

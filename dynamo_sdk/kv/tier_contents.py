@@ -90,12 +90,7 @@ class TierContents:
         there = self._tiers[tier]
         for key in keys:
             there.held.pop(key, None)
-        told = [key for key in keys if key in there.told]
-        there.told.difference_update(told)
-        gone = [key for key in told if not self._is_told(key, there.name)]
-        if gone:
-            self._end_run()
-            self._events.append(BlocksRemoved(block_hashes=event_names(gone), tier=there.name))
+        self._untell(there, keys)
 
     def is_untold(self, key: CacheKey) -> bool:
         """Some tier holds it, and events did not say so: time to ``learn``."""
@@ -119,16 +114,40 @@ class TierContents:
         return events
 
     def snapshot(self) -> tuple[KVEvent, ...]:
-        """Events that add all tiers to what the device holds; from now on, changes are recorded."""
-        self._is_recording = True
-        self._run.clear()
-        self._events.clear()
+        """Events that add all tiers to what the device holds; from now on, changes are recorded.
+
+        Whoever heard the events before must hear what ``take_events`` gives next: of what the snapshot adds,
+        and leaves out because its beginning is gone. Who starts from the snapshot needs none of it.
+        """
+        held = [tier.held for tier in self._tiers]
+        if not self._is_recording:
+            self._is_recording = True
+            return self._tell_all(held)
+        waiting = self.take_events()
+        before = [tier.told for tier in self._tiers]
         for tier in self._tiers:
-            tier.told.clear()
+            tier.told = set()
+        kept = self._tell_all(before)
+        added = self._tell_all(held)
+        self._events += waiting
+        lost = [told - tier.told for tier, told in zip(self._tiers, before, strict=True)]
+        for tier, keys in zip(self._tiers, lost, strict=True):
+            tier.told |= keys
+        for tier, keys in zip(self._tiers, lost, strict=True):
+            self._untell(tier, [key for key in tier.held if key in keys])
+        self._events += added
+        return kept + added
+
+    def _tell_all(self, keys: Sequence[Container[CacheKey]]) -> tuple[KVEvent, ...]:
+        """Events for those of the ``keys`` of each tier that can be placed and were not told of."""
         waiting = [
             (tier, chain)
-            for tier in self._tiers
-            for chain in chains(block for block in tier.held.values() if block is not None)
+            for tier, of_tier in zip(self._tiers, keys, strict=True)
+            for chain in chains(
+                block
+                for key, block in tier.held.items()
+                if block is not None and key in of_tier and key not in tier.told
+            )
         ]
         num_waiting = -1
         while len(waiting) != num_waiting:  # what follows a block of a lower tier is placed in a later round
@@ -153,6 +172,15 @@ class TierContents:
             self._end_run()
         self._run.append(block)
         self._run_tier = tier.name
+
+    def _untell(self, tier: _Tier, keys: Iterable[CacheKey]) -> None:
+        """Those of the ``keys`` that were told of are not any more."""
+        told = [key for key in keys if key in tier.told]
+        tier.told.difference_update(told)
+        gone = [key for key in told if not self._is_told(key, tier.name)]
+        if gone:
+            self._end_run()
+            self._events.append(BlocksRemoved(block_hashes=event_names(gone), tier=tier.name))
 
     def _goes_on(self, tier: _Tier, block: KnownBlock) -> bool:
         """One event can say both what is last in the run and ``block``."""

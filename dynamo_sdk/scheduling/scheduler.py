@@ -332,7 +332,7 @@ class Scheduler:
         return self._blocks.pool.snapshot()
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached KV (weights changed, for example). What runs goes on with its own blocks,
+        """Forget all KV that is cached here; tiers below keep theirs. What runs goes on with its own blocks,
         which nobody else will find."""
         self._leave_run()
         self._blocks.pool.reset()

@@ -220,7 +220,7 @@ class Fleet:
                 if self.index is not None and rank.seat is not None:
                     num_cached = sum(
                         len(event.block_hashes)
-                        for event in rank.core.kv_snapshot().events
+                        for event in rank.core.kv_snapshot()[1].events
                         if isinstance(event, BlocksStored) and event.tier is KVTier.DEVICE
                     )
                     num_cached += rank.core.tiers.num_told if rank.core.tiers is not None else 0

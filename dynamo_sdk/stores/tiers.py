@@ -238,7 +238,8 @@ class KVTiers:
         return self._contents.take_events()
 
     def snapshot(self) -> tuple[KVEvent, ...]:
-        """Events that add the tiers to the device's; from now on there are events."""
+        """Events that add the tiers to the device's; from now on there are events. ``take_events`` comes
+        next: what it gives is in the snapshot."""
         return self._contents.snapshot()
 
     def statistics(self) -> KVTiersStatistics:

@@ -21,11 +21,11 @@ from dynamo_sdk.kv import (
     prefix_keys,
     routing_seed,
 )
-from dynamo_sdk.types import BlocksStored, KVTier, pack_tokens
+from dynamo_sdk.kv.prefix_keys import unpack_words
+from dynamo_sdk.types import BlocksStored, KVTier, StoredDigest, pack_tokens
 
 SIZE = 2
 ROOT = cache_root(b"model")
-TIERS = [KVTier.HOST, KVTier.DISK]
 PROMPTS = [pack_tokens(prompt) for prompt in ([1] * 8, [1, 1, 1, 1, 2, 2, 2, 2], [3] * 6)]
 
 
@@ -49,14 +49,17 @@ tiers = st.integers(0, 1)
 
 
 class ContentsAgainstIndex(RuleBasedStateMachine):
-    """A pool above, two tiers below; one index follows all along, another begins with a snapshot."""
+    """A pool above, two tiers below; some indexes follow all along, others begin with a snapshot."""
 
-    @initialize(is_warm=st.booleans())
-    def start(self, is_warm):
+    @initialize(
+        is_warm=st.booleans(), kinds=st.sampled_from([(KVTier.HOST, KVTier.DISK), (KVTier.DISK,) * 2])
+    )
+    def start(self, is_warm, kinds):
+        self.kinds = kinds
         self.pool = BlockPool(6, SIZE)
-        self.contents = TierContents(TIERS, SIZE, lambda key: self.pool.place_of(key) is not None)
+        self.contents = TierContents(kinds, SIZE, lambda key: self.pool.place_of(key) is not None)
         self.held = [set(), set()]
-        self.index = PrefixIndex()
+        self.followers = []
         if is_warm:
             known = [restored(block) for block in blocks_of(PROMPTS[0])]
             self.held[1].update(block.key for block in known)
@@ -64,15 +67,33 @@ class ContentsAgainstIndex(RuleBasedStateMachine):
         else:
             self.held[1].update(block.key for block in blocks_of(PROMPTS[2]))
             self.contents.stored(1, sorted(self.held[1]))
-        for event in self.contents.snapshot():
-            assert self.index.apply(0, event)
+        self.follow()
         if is_warm:
             self.ask(PROMPTS[0], is_learnt=False)
+
+    @rule()
+    def follow(self):
+        """Somebody comes later and begins with a snapshot; those who were there before hear what is new in
+        it, and what it has no longer."""
+        tiers = self.contents.snapshot()
+        self.publish()
+        late = PrefixIndex()
+        for event in (*self.pool.snapshot(), *tiers):
+            assert late.apply(0, event)
+        self.followers = [*self.followers[-2:], late]
+        assert len({frozenset(told(index)) for index in self.followers}) == 1
 
     def publish(self):
         """Device first: what lies below may follow it."""
         for event in (*self.pool.take_events(), *self.contents.take_events()):
-            assert self.index.apply(0, event)
+            for index in self.followers:
+                assert index.apply(0, event)
+
+    @rule()
+    def reset(self):
+        """The device forgets all; the tiers do not."""
+        self.pool.reset()
+        self.publish()
 
     @rule(prompt=st.sampled_from(PROMPTS))
     def compute(self, prompt):
@@ -118,32 +139,50 @@ class ContentsAgainstIndex(RuleBasedStateMachine):
         keys = cache_keys(prompt, SIZE, root=ROOT)
         expected = [self.place(key) for key in keys]
         end = expected.index(None) if None in expected else len(keys)
-        overlap = self.index.match(prefix_keys(prompt, SIZE)).get(0)
-        counts = (0, 0, 0)
-        if overlap is not None:
-            counts = (overlap.device_blocks, overlap.host_blocks, overlap.disk_blocks)
-        assert counts == tuple(expected[:end].count(name) for name in ("device", 0, 1))
+        for index in self.followers:
+            overlap = index.match(prefix_keys(prompt, SIZE)).get(0)
+            counts = (0, 0, 0)
+            if overlap is not None:
+                counts = (overlap.device_blocks, overlap.host_blocks, overlap.disk_blocks)
+            kinds = (KVTier.DEVICE, KVTier.HOST, KVTier.DISK)
+            assert counts == tuple(expected[:end].count(kind) for kind in kinds)
 
     def place(self, key):
         if self.pool.place_of(key) is not None:
-            return "device"
-        return next((tier for tier in (0, 1) if key in self.held[tier]), None)
+            return KVTier.DEVICE
+        return next((self.kinds[tier] for tier in (0, 1) if key in self.held[tier]), None)
 
     @invariant()
-    def everything_is_counted(self):
-        if hasattr(self, "contents"):
-            for tier in (0, 1):
-                assert self.contents.num_blocks(tier) == len(self.held[tier])
-            self.index.check_integrity()
+    def nobody_is_told_of_what_is_not_there(self):
+        if not hasattr(self, "contents"):
+            return
+        there = {(KVTier.DEVICE, name(key)) for key in BLOCKS if self.pool.place_of(key) is not None}
+        for tier in (0, 1):
+            assert self.contents.num_blocks(tier) == len(self.held[tier])
+            there |= {(self.kinds[tier], name(key)) for key in self.held[tier]}
+        for index in self.followers:
+            assert told(index) <= there
+            index.check_integrity()
 
     def teardown(self):
-        """Who comes late and starts from a snapshot sees the same."""
+        """Who comes last sees the same."""
         if hasattr(self, "contents"):
-            self.index = PrefixIndex()
-            for event in (*self.pool.snapshot(), *self.contents.snapshot()):
-                assert self.index.apply(0, event)
+            self.follow()
             for prompt in PROMPTS:
                 self.ask(prompt)
+
+
+def told(index):
+    """Tier and name of each block that an index believes in, those without a beginning included."""
+    found = set()
+    for event in index.snapshot(0):
+        names = {(event.tier, word) for word in unpack_words(event.names)}
+        found = found | names if isinstance(event, StoredDigest) else found - names
+    return found
+
+
+def name(key):
+    return int.from_bytes(key[:8], "little")
 
 
 TestContentsAgainstIndex = ContentsAgainstIndex.TestCase

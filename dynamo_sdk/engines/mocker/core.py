@@ -306,12 +306,13 @@ class MockerCore:
     def num_waiting(self) -> int:
         return self._scheduler.num_waiting + len(self._transfers)
 
-    def kv_snapshot(self) -> KVEventBatch:
-        """Rebuilds the prefix cache as the last batch left it; take what is there to take first."""
-        events = self._scheduler.kv_snapshot()
-        if self.tiers is not None:
-            events += self.tiers.snapshot()
-        return KVEventBatch(sequence=self._num_batches - 1, dp_rank=self.dp_rank, events=events)
+    def kv_snapshot(self) -> tuple[KVEventBatch | None, KVEventBatch]:
+        """What changed since it was last taken (``take_kv_events``), and what rebuilds the prefix cache as
+        that leaves it."""
+        tiers = () if self.tiers is None else self.tiers.snapshot()
+        changes = self.take_kv_events()
+        events = self._scheduler.kv_snapshot() + tiers
+        return changes, KVEventBatch(sequence=self._num_batches - 1, dp_rank=self.dp_rank, events=events)
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""

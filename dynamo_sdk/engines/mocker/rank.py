@@ -217,8 +217,9 @@ class Rank:
     # -- events
 
     def kv_snapshot(self) -> KVEventBatch:
-        self._publish(self.core.take_kv_events())  # what has happened so far is part of the snapshot
-        return self.core.kv_snapshot()
+        changes, snapshot = self.core.kv_snapshot()
+        self._publish(changes)  # what has happened so far is part of the snapshot
+        return snapshot
 
     def _publish(self, batch: KVEventBatch | None) -> None:
         """Tell what was not told yet, ``batch`` last."""

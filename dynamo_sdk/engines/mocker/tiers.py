@@ -256,10 +256,7 @@ class SimTiers:
                     self._contents.expect(number, change.stored)
                     self._contents.stored(number, [block.key for block in change.stored])
                     self._contents.expect_no_more(number, change.stored)
-            events = self._contents.take_events()
-            if self._is_recording:
-                self.num_told += _num_told(events)
-                self._events += events
+            self._take_told()
         return arrived
 
     def _end_load(self, load: Load) -> list[Load]:
@@ -279,6 +276,12 @@ class SimTiers:
 
     # -- events
 
+    def _take_told(self) -> None:
+        events = self._contents.take_events()
+        if self._is_recording:
+            self.num_told += _num_told(events)
+            self._events += events
+
     def record_events(self, is_wanted: bool) -> None:
         """Whether ``take_events`` gives any from now on. By default it does."""
         self._is_recording = is_wanted
@@ -296,8 +299,12 @@ class SimTiers:
         return events
 
     def snapshot(self) -> tuple[KVEvent, ...]:
-        """Events that add what the tiers hold to what the device holds."""
-        return self._contents.snapshot()
+        """Events that add what the tiers hold to what the device holds. ``take_events`` comes next: what it
+        gives is in the snapshot."""
+        self._events += self._scheduler.take_kv_events()  # what happened before this
+        events = self._contents.snapshot()
+        self._take_told()
+        return events
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` when the books do not add up. For tests; O(blocks)."""

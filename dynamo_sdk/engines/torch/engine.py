@@ -262,11 +262,9 @@ class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetric
         if self._started is None:
             return (self._kv_events.snapshot(()),)
         core = self._started.core
+        tiers = () if core.tiers is None else core.tiers.tiers.snapshot()
         core.publish_kv_events()  # what has happened so far is part of the snapshot
-        events = core.scheduler.kv_snapshot()
-        if core.tiers is not None:
-            events += core.tiers.tiers.snapshot()
-        return (self._kv_events.snapshot(events),)
+        return (self._kv_events.snapshot(core.scheduler.kv_snapshot() + tiers),)
 
     def kv_tier_statistics(self) -> KVTiersStatistics:
         tiers = None if self._started is None else self._started.core.tiers

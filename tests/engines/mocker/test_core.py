@@ -42,7 +42,7 @@ def cached_blocks(batches: list[KVEventBatch]) -> dict[object, tuple[object, tup
 
 
 def snapshot_blocks(core: MockerCore) -> dict[object, tuple[object, tuple[int, ...]]]:
-    snapshot = core.kv_snapshot()
+    _, snapshot = core.kv_snapshot()
     return cached_blocks([KVEventBatch(sequence=0, dp_rank=snapshot.dp_rank, events=snapshot.events)])
 
 
@@ -127,7 +127,7 @@ def test_events_rebuild_what_the_pool_holds() -> None:
     batches = [step.events for step in steps if step.events is not None]
     known = cached_blocks(batches)
     assert known == snapshot_blocks(core)
-    assert core.kv_snapshot().sequence == len(batches) - 1
+    assert core.kv_snapshot()[1].sequence == len(batches) - 1
     assert 0 < len(known) <= 40
     assert any(isinstance(event, BlocksRemoved) for batch in batches for event in batch.events)
 
