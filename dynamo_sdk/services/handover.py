@@ -49,8 +49,8 @@ class BlockHandover:
         self._blocks = blocks
         self._clock = clock
         self._ttl_s = ttl_s
-        self._num_held = 0
-        self._freed = asyncio.Event()
+        self._num_open = 0  # legs, and what they left to be fetched
+        self._ended = asyncio.Event()
         self.server = BlockServer(secret=key, settings=settings)
         self.fetcher = BlockFetcher(secret=key, settings=settings)
 
@@ -60,10 +60,15 @@ class BlockHandover:
         await self.server.register(self._blocks.block_memory)
 
     async def drain(self) -> None:
-        """Return when nothing that was handed over is still waiting to be fetched."""
-        while self._num_held:
-            self._freed.clear()
-            await self._freed.wait()
+        """Return when no leg is left, one that waits for blocks or for its KV included, and nothing that was
+        handed over is still to be fetched."""
+        while self._num_open:
+            self._ended.clear()
+            await self._ended.wait()
+
+    def _end(self) -> None:
+        self._num_open -= 1
+        self._ended.set()
 
     def release(self, request_id: str) -> None:
         """Nobody will fetch what is held for this leg. Idempotent."""
@@ -76,9 +81,10 @@ class BlockHandover:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """``Engine.generate``, with a ticket on ``HANDOVER`` and the blocks fetched before decode."""
         report: TransferReport | None = None
-        if request.role is Role.DECODE and request.kv_transfer is not None:
-            report = await self._fetch(request)
+        self._num_open += 1
         try:
+            if request.role is Role.DECODE and request.kv_transfer is not None:
+                report = await self._fetch(request)
             async with aclosing(self._engine.generate(request)) as chunks:
                 async for chunk in chunks:
                     if chunk.finish_reason is FinishReason.HANDOVER:
@@ -89,6 +95,7 @@ class BlockHandover:
         finally:
             if report is not None:  # an engine that refuses the request has not taken the blocks over
                 self._blocks.release_blocks(request.request_id)
+            self._end()
 
     def _with_ticket(self, request: GenerateRequest, chunk: GenerateChunk) -> GenerateChunk:
         blocks, request_id = self._blocks, request.request_id
@@ -101,16 +108,15 @@ class BlockHandover:
                 release=partial(self._free, request_id),
                 content=kv_content(request.prompt + request.generated, blocks.kv_identity(request)),
             )
-            self._num_held += 1
+            self._num_open += 1
         except BaseException:
             blocks.release_blocks(request_id)
             raise
         return msgspec.structs.replace(chunk, kv_transfer=ticket)
 
     def _free(self, request_id: str) -> None:
-        self._num_held -= 1
-        self._freed.set()
         self._blocks.release_blocks(request_id)
+        self._end()
 
     async def _fetch(self, request: GenerateRequest) -> TransferReport:
         ticket, blocks = request.kv_transfer, self._blocks

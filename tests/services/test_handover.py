@@ -227,3 +227,27 @@ async def test_draining_waits_for_what_was_handed_over(sides: tuple[Side, Side])
     assert not draining.done()
     await run(decode, request(Role.DECODE, generated=pack_tokens(first), kv_transfer=ticket))
     await draining
+
+
+async def test_draining_waits_for_a_leg_that_still_waits_for_blocks(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = sides
+    first, ticket = await prefilled(prefill)
+    reserve, room = decode.engine.reserve_blocks, asyncio.Event()
+
+    async def reserve_later(asked: GenerateRequest) -> BlockReservation:
+        await room.wait()
+        return await reserve(asked)
+
+    monkeypatch.setattr(decode.engine, "reserve_blocks", reserve_later)
+    asked = request(Role.DECODE, generated=pack_tokens(first), kv_transfer=ticket)
+    leg = asyncio.create_task(run(decode, asked))
+    await settle()
+    await decode.engine.drain()
+    draining = asyncio.create_task(decode.handover.drain())
+    await settle()
+    assert not draining.done()
+    room.set()
+    await draining
+    assert tokens(await leg)
