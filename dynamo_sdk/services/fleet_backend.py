@@ -22,6 +22,7 @@ from dynamo_sdk.types import (
     ModelRecord,
     Role,
     SamplingParams,
+    WorkerId,
     WorkerRecord,
     pack_tokens,
 )
@@ -103,12 +104,23 @@ class FleetBackend(Backend):
                 metrics,
                 ShadowMeter(self._routes.values(), metrics),
                 self._doctor.is_misled if self._doctor is not None else lambda _: False,
+                self._is_chosen_by_overlap,
             )
             if self._pools.events is not None
             else None
         )
         self._dispatcher = Dispatcher(self._pools, context.clock, limits, log=self._log)
         self.loras = LoraAdmin(self._pools, self._planned)
+
+    def _is_chosen_by_overlap(self, worker_id: WorkerId) -> bool:
+        """Whether a router chooses between it and others, and looks at what they hold."""
+        pools = (
+            self._pools.pool(name, role)
+            for name, route in self._routes.items()
+            for role, router in route.routers.items()
+            if router.uses_overlap
+        )
+        return any(worker_id in pool.by_id and len(pool.workers) > 1 for pool in pools)
 
     def _connector(self, context: ServiceContext, model: str, name: str | None) -> KVConnector | None:
         if Role.PREFILL not in self._planned[model] or name is None:

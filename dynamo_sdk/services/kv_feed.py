@@ -137,7 +137,7 @@ class KVFeed:
                 await self._read_once(followed)
             except RequestError as error:
                 followed.publishes = followed.is_connected = False
-                logger.warning("no KV events from %s: %s", followed.worker_id, error)
+                logger.info("no KV events from %s: %s", followed.worker_id, error)
                 return
             except DynamoError as error:
                 logger.info("the KV events of %s broke off: %s", followed.worker_id, error)

@@ -31,8 +31,11 @@ MAX_ERROR = 0.25
 
 
 class OverlapWatch:
-    """``start`` once there is a loop; ``close`` at the end. ``is_misled``: whether a worker's events are
-    known to be of no use; then its cache is guessed, as if there were none."""
+    """``start`` once there is a loop; ``close`` at the end.
+
+    ``is_misled``: whether a worker's events are known to be of no use; then its cache is guessed, as if there
+    were none. ``needs_events``: whether choices depend on what this worker holds; only then is one that
+    publishes no events a warning."""
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class OverlapWatch:
         metrics: FrontendMetrics | None,
         shadows: ShadowMeter | None = None,
         is_misled: Callable[[WorkerId], bool] = lambda _: False,
+        needs_events: Callable[[WorkerId], bool] = lambda _: True,
     ) -> None:
         self._events = events
         self._book = book
@@ -49,6 +53,7 @@ class OverlapWatch:
         self._metrics = metrics
         self._shadows = shadows
         self._is_misled = is_misled
+        self._needs_events = needs_events
         self._silent_since_s: dict[WorkerId, float] = {}
         self._faults: dict[WorkerId, dict[str, int]] = {}
         self._counted: dict[tuple[str, Role], Predictions] = {}
@@ -106,7 +111,7 @@ class OverlapWatch:
             since_s = self._silent_since_s.setdefault(worker_id, now_s)
             if feed.is_live:
                 self._silent_since_s[worker_id] = math.inf
-            elif now_s - since_s >= GRACE_S:
+            elif now_s - since_s >= GRACE_S and (feed.publishes or self._needs_events(worker_id)):
                 self._silent_since_s[worker_id] = math.inf
                 logger.warning(
                     "no KV events from %s for %.0f s: its cache is guessed from what was sent to it",

@@ -191,16 +191,21 @@ class ParityDoctor:
             return
         model, worker_id = key
         self._metrics.count_parity_check(model=model, verdict=report.verdict.value)
-        level = logging.INFO if report.verdict is Verdict.OK else logging.WARNING
-        logger.log(level, "parity of %s: %s; %s", worker_id, report.verdict, report.describe())
+        if not self._is_mute(worker_id):  # which is no fault, and was said when its events were asked for
+            level = logging.INFO if report.verdict is Verdict.OK else logging.WARNING
+            logger.log(level, "parity of %s: %s; %s", worker_id, report.verdict, report.describe())
+
+    def _is_mute(self, worker_id: WorkerId) -> bool:
+        """It has said that it publishes no events, or it is gone."""
+        feed = self._events.statistics().get(worker_id)
+        return feed is None or not feed.publishes
 
     # -- one worker
 
     async def _check(self, route: ModelRoute, worker: WorkerRecord, pipeline_of: PipelineOf) -> ParityReport:
         served = next(model for model in worker.models if model.name == route.name)
-        if served.block_size is None or not await self._is_heard(worker.worker_id):
-            feed = self._events.statistics().get(worker.worker_id)
-            self._num_unanswered += served.block_size is not None and feed is not None and feed.publishes
+        if not await self._is_heard(worker.worker_id) or served.block_size is None:
+            self._num_unanswered += served.block_size is not None and not self._is_mute(worker.worker_id)
             text = "the worker publishes no KV events" if served.block_size else "the engine has no KV blocks"
             return ParityReport((ProbeFinding(probe="-", verdict=Verdict.NO_EVENTS, text=text),))
         adapters = [model.name for model in worker.models if model.parent == route.name]

@@ -6,16 +6,21 @@ import asyncio
 from dataclasses import replace
 from random import Random
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
+from dynamo_sdk import Graph, depends, service
 from dynamo_sdk.flow import FlowConfig
 from dynamo_sdk.interfaces import Candidate, Freed, Routed, RoutingContext, RoutingRequest
 from dynamo_sdk.kv import PrefixIndex
+from dynamo_sdk.launch.inprocess import InProcessLauncher
 from dynamo_sdk.metrics import FrontendMetrics
 from dynamo_sdk.routing import CandidateBook
 from dynamo_sdk.routing.policies import LeastLoadedRouter, RandomRouter
 from dynamo_sdk.routing.shadow import ShadowRouter
 from dynamo_sdk.runtime.clock import ManualClock, settle
+from dynamo_sdk.services import Frontend, Worker, overlap_watch
 from dynamo_sdk.services.dispatch import ModelRoute
 from dynamo_sdk.services.kv_feed import KVFeed, KVFeedStatistics
 from dynamo_sdk.services.overlap_watch import GRACE_S, MIN_REQUESTS, OverlapWatch
@@ -86,6 +91,68 @@ async def test_a_worker_without_events_is_named_after_a_while(caplog: pytest.Log
         await watch.close()
         await feed.close()
         assert not [task for task in asyncio.all_tasks() if "_watch" in str(task.get_coro())]
+
+
+@pytest.mark.parametrize("needs_events", [True, False])
+async def test_an_engine_that_publishes_none_is_named_only_where_choices_depend_on_it(
+    needs_events: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Fleet() as fleet:
+        await fleet.add("w", Role.AGGREGATED)
+        [record] = fleet.pools.all_workers()
+        feed = MuteFeed(PrefixIndex(), fleet.clock)
+        feed.follow(WORKER, fleet.pools.client_of(record), [0])
+        watch = OverlapWatch(
+            feed, fleet.pools.book, fleet.clock, None, needs_events=lambda worker_id: needs_events
+        )
+        watch.check()
+        await fleet.clock.advance(GRACE_S)
+        for _ in range(2):
+            watch.check()
+        assert sum("its cache is guessed" in message for message in caplog.messages) == needs_events
+        await feed.close()
+
+
+@service
+class Whole(Worker): ...
+
+
+@service
+class Api(Frontend):
+    whole = depends(Whole)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+async def test_a_router_without_a_choice_needs_no_events(
+    num_workers: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(overlap_watch, "GRACE_S", 0.0)
+    monkeypatch.setattr(overlap_watch, "CHECK_S", 0.0)
+    checks: list[str] = []
+    check = OverlapWatch.check
+
+    def spied(self: OverlapWatch) -> None:
+        check(self)
+        if "no KV events from" in caplog.text:
+            checks.append(caplog.text)
+
+    monkeypatch.setattr(OverlapWatch, "check", spied)
+    overrides = ["models.demo.path=demo", "models.demo.router=kv"]
+    overrides += ["services.Whole.engine=echo", f"services.Whole.replicas={num_workers}"]
+    async with InProcessLauncher.app(Graph(Api), overrides=overrides):
+        with anyio.fail_after(30):
+            while len(checks) < 5:
+                await checkpoint()
+    assert ("its cache is guessed" in caplog.text) == (num_workers > 1)
+
+
+class MuteFeed(KVFeed):
+    """All that it follows has said that it publishes no events."""
+
+    def statistics(self) -> dict[WorkerId, KVFeedStatistics]:
+        found = super().statistics()
+        return {worker_id: replace(feed, publishes=False) for worker_id, feed in found.items()}
 
 
 async def test_what_had_to_be_put_right_of_a_stream_of_events_is_counted() -> None:

@@ -176,11 +176,18 @@ async def test_a_planted_fault_is_told(
         assert says in said[0].message
 
 
-async def test_a_worker_without_events_is_not_sent_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_without_events_is_not_sent_anything_and_is_one_quiet_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     seen = requests_of(monkeypatch)
     async with running(Graph(WholeApi), ["Whole"], engine=["engine=echo"]) as shown:
         assert ": no_events, " in await shown.checked()
         assert not seen
+    said = [record for record in caplog.records if "Whole.0" in record.message and "event" in record.message]
+    assert [(record.levelname, record.message.partition(" from ")[0]) for record in said] == [
+        ("INFO", "no KV events")
+    ]
 
 
 async def test_probes_are_short_salted_and_wait_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
