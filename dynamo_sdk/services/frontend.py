@@ -99,8 +99,7 @@ class Frontend(FrontendService, ManagedService):
         limits = msgspec.structs.replace(self._http_limits, drain_timeout_s=context.drain_timeout_s)
         app = self._app = OpenAIApp(self._backend, metrics=metrics, limits=limits)
         if self._has_lora_endpoints:
-            app.add_route("POST", "/v1/load_lora_adapter", self._backend.loras.on_load)
-            app.add_route("POST", "/v1/unload_lora_adapter", self._backend.loras.on_unload)
+            self._backend.loras.add_to(app)
         self._shutdown = asyncio.Event()
         self._serving = asyncio.get_running_loop().create_task(serve(app, listener, shutdown=self._shutdown))
         host, port = listener.getsockname()[:2]

@@ -17,8 +17,10 @@ import msgspec
 from dynamo_sdk.errors import DynamoError, InvalidRequest, ModelNotFound, Unavailable
 from dynamo_sdk.types import LoraSpec, Role, WorkerRecord
 
+from .openai.app import OpenAIApp
 from .openai.decoding import decode_body
 from .openai.exchange import Exchange
+from .openai.openapi import Operation
 from .openai.routes import Received
 from .pools import Pools
 
@@ -27,7 +29,7 @@ UNLOAD_TIMEOUT_S = 1800.0  # requests that use it end first
 NEWS_TIMEOUT_S = 10.0
 
 
-class LoadRequest(msgspec.Struct, kw_only=True):
+class LoadLoraRequest(msgspec.Struct, kw_only=True):
     """``model``: the one that the adapter is for; needed where several are served."""
 
     lora_name: str
@@ -35,7 +37,7 @@ class LoadRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
-class UnloadRequest(msgspec.Struct, kw_only=True):
+class UnloadLoraRequest(msgspec.Struct, kw_only=True):
     lora_name: str
 
 
@@ -106,13 +108,22 @@ class LoraAdmin:
 
     # -- HTTP
 
+    def add_to(self, app: OpenAIApp) -> None:
+        """From now on whoever reaches ``app`` may load and unload."""
+        load = "Load a LoRA adapter on all workers of a model"
+        unload = "Take a LoRA adapter from all workers"
+        app.add_operation(Operation("POST", "/v1/load_lora_adapter", load, LoadLoraRequest), self.on_load)
+        app.add_operation(
+            Operation("POST", "/v1/unload_lora_adapter", unload, UnloadLoraRequest), self.on_unload
+        )
+
     async def on_load(self, exchange: Exchange, received: Received) -> None:
-        request = decode_body(received.body, LoadRequest)
+        request = decode_body(received.body, LoadLoraRequest)
         lora = LoraSpec(name=request.lora_name, path=request.lora_path)
         exchange.send_json(await self.load(lora, request.model))
 
     async def on_unload(self, exchange: Exchange, received: Received) -> None:
-        exchange.send_json(await self.unload(decode_body(received.body, UnloadRequest).lora_name))
+        exchange.send_json(await self.unload(decode_body(received.body, UnloadLoraRequest).lora_name))
 
     # -- inside
 

@@ -72,9 +72,12 @@ class Asker:
         self.app = app
         self._client = client
 
+    async def get(self, path: str) -> Any:
+        return (await self._client.get(path)).json()
+
     async def models(self) -> dict[str, str | None]:
         """Names and parents."""
-        cards = (await self._client.get("/v1/models")).json()["data"]
+        cards = (await self.get("/v1/models"))["data"]
         return {card["id"]: card["parent"] for card in cards}
 
     async def post(self, path: str, **body: object) -> tuple[int, Any]:
@@ -260,6 +263,13 @@ async def test_the_routes_are_there_only_where_they_are_allowed(tmp_path: Path) 
     async with running(Graph(Api), ECHO[0]) as asker:
         status, answer = await asker.post(LOAD, lora_name="sql", lora_path=adapter(tmp_path, "sql"))
         assert (status, answer["error"]["code"]) == (404, "not_found")
+        assert not {LOAD, UNLOAD} & set((await asker.get("/openapi.json"))["paths"])
+    async with running(Graph(Api), *ECHO) as asker:
+        described = await asker.get("/openapi.json")
+        body = described["paths"][LOAD]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        schema = described["components"]["schemas"][body["$ref"].rpartition("/")[2]]
+        assert schema["required"] == ["lora_name", "lora_path"]
+        assert UNLOAD in described["paths"]
 
 
 async def test_a_worker_that_serves_none_says_so(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from .errors import MethodNotAllowed, error_event, to_http
 from .exchange import Exchange
 from .limits import HttpLimits
 from .model_directory import ModelDirectory
+from .openapi import Operation
 from .routes import MODELS_PREFIX, Received, Routes
 
 Handler = Callable[[Exchange, Received], Awaitable[None]]
@@ -39,6 +40,7 @@ class OpenAIApp:
         self.directory = ModelDirectory(backend)
         routes = Routes(backend, self.metrics, self.limits, self.directory)
         self._model = routes.model
+        self._added = routes.added
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/chat/completions": {"POST": routes.chat_completions},
             "/v1/completions": {"POST": routes.completions},
@@ -58,6 +60,11 @@ class OpenAIApp:
     def add_route(self, method: str, path: str, handler: Handler) -> None:
         """Serve one more path; for what stands beside the API, such as a dashboard."""
         self._routes.setdefault(path, {})[method] = handler
+
+    def add_operation(self, operation: Operation, handler: Handler) -> None:
+        """The same for a part of the API: ``/openapi.json`` names it."""
+        self.add_route(operation.method, operation.path, handler)
+        self._added.append(operation)
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer a request whose body is there, whatever happens."""

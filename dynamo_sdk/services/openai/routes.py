@@ -22,7 +22,7 @@ from .exchange import Exchange
 from .generation import Generation, plan_generation
 from .limits import HttpLimits
 from .model_directory import ModelDirectory
-from .openapi import openapi_document
+from .openapi import Operation, openapi_document
 from .protocol import ChatRequest, CompletionRequest, EmbeddingRequest
 
 MODELS_PREFIX = "/v1/models/"
@@ -32,12 +32,13 @@ _MANY_TOKENS = 10**18
 
 @dataclass(slots=True)
 class Routes:
-    """What all handlers share."""
+    """What all handlers share. ``added``: routes beside these that the OpenAPI document names."""
 
     backend: Backend
     metrics: FrontendMetrics
     limits: HttpLimits
     directory: ModelDirectory
+    added: list[Operation] = field(default_factory=list)
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     async def chat_completions(self, exchange: Exchange, received: Received) -> None:
@@ -175,7 +176,7 @@ class Routes:
         exchange.send_bytes(merge_texts(texts), content_type=CONTENT_TYPE.encode())
 
     async def openapi(self, exchange: Exchange, received: Received) -> None:
-        exchange.send_json(openapi_document())
+        exchange.send_json(openapi_document(tuple(self.added)))
 
     def _served(self, received: Received, model: str) -> ModelRecord:
         """The model's record; from here on the request counts as one of this model."""
