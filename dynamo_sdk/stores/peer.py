@@ -34,6 +34,7 @@ from dynamo_sdk.interfaces import (
     KVStoreStatistics,
     ReadsPeers,
 )
+from dynamo_sdk.transfer.region import Mappings
 from dynamo_sdk.transfer.threads import run_to_end
 from dynamo_sdk.types import KVSource
 
@@ -47,9 +48,15 @@ from .watched_store import WatchedStore
 MAX_PEERS = 256
 """Connections and failures of so many are remembered."""
 
+MAX_REGIONS = 8
+"""Of one peer's memory that stay mapped: it has one for each reader that it serves at once."""
+
 
 @dataclass(slots=True)
 class _Peer:
+    """``mappings``: of its memory; None when that is elsewhere, or turned out not to be mappable."""
+
+    mappings: Mappings | None
     idle: list[socket.socket] = field(default_factory=list)
     rest: RestAfterFailures = field(default_factory=RestAfterFailures)
 
@@ -166,6 +173,7 @@ class PeerStore(WatchedStore, ReadsPeers):
             keys,
             into,
             connection=peer.idle.pop() if peer.idle else None,
+            mappings=peer.mappings,
             secret=self._secret,
             timeout_s=self._config.timeout_s,
             connect_timeout_s=self._config.connect_timeout_s,
@@ -184,6 +192,8 @@ class PeerStore(WatchedStore, ReadsPeers):
         else:
             peer.rest.worked()
         finally:
+            if exchange.is_unmappable:
+                peer.mappings = None
             if exchange.connection is not None:
                 self._keep(address, peer, exchange.connection)
         if exchange.num_corrupt:
@@ -198,7 +208,7 @@ class PeerStore(WatchedStore, ReadsPeers):
         return exchange.found
 
     def _peer(self, address: str) -> _Peer:
-        peer = self._peers.pop(address, None) or _Peer()
+        peer = self._peers.pop(address, None) or _Peer(_mappings(address))
         self._peers[address] = peer
         if len(self._peers) > MAX_PEERS:
             self._peers.pop(next(iter(self._peers))).close()
@@ -210,3 +220,9 @@ class PeerStore(WatchedStore, ReadsPeers):
             peer.idle.append(connection)
         else:
             connection.close()
+
+
+def _mappings(address: str) -> Mappings | None:
+    """A unix socket leads to a process of this host."""
+    is_near = address.startswith("unix:")
+    return Mappings(capacity=MAX_REGIONS) if is_near else None

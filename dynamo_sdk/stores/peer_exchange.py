@@ -16,12 +16,20 @@ from dynamo_sdk.errors import ConnectionLost, ProtocolError, TransferError, erro
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.transfer import wire
 from dynamo_sdk.transfer.address import TcpAddress, connect, parse_address, shut, socket_for
+from dynamo_sdk.transfer.host import host_identity
+from dynamo_sdk.transfer.host_copy import address_of, copy_bytes
+from dynamo_sdk.transfer.region import Mappings
 from dynamo_sdk.transfer.stream import receive_into, receive_scattered
+from dynamo_sdk.transfer.ticket import RegionTicket
 
 from .checksum import CHECKSUM_BYTES, block_checksum
-from .peer_wire import Ask, blocks_per_piece, decode_answer, frame
+from .peer_wire import TAKEN, Ask, blocks_per_piece, decode_answer, frame
 
 Answer = TypeVar("Answer", bound=wire.FromServer)
+
+
+class _UnmappableError(Exception):
+    """The peer's memory cannot be mapped: ask once more, for bytes."""
 
 
 class PeerExchange:
@@ -30,6 +38,7 @@ class PeerExchange:
 
     ``found``: of each key. ``num_corrupt``: blocks that came and were not what they should be.
     ``connection`` is the idle one to start with; after ``run`` it is the one to keep, or None.
+    ``mappings``: of the peer's memory, None when it is not to be mapped. ``is_unmappable``: it turned out so.
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class PeerExchange:
         into: Sequence[memoryview],
         *,
         connection: socket.socket | None,
+        mappings: Mappings | None,
         secret: bytes | None,
         timeout_s: float,
         connect_timeout_s: float,
@@ -46,6 +56,7 @@ class PeerExchange:
         self._address = address
         self._keys = keys
         self._into = into
+        self._mappings = mappings
         self._secret = secret
         self._deadline_s = time.monotonic() + timeout_s
         self._connect_timeout_s = connect_timeout_s
@@ -54,6 +65,7 @@ class PeerExchange:
         self.connection = connection
         self.found = [False] * len(keys)
         self.num_corrupt = 0
+        self.is_unmappable = False
 
     def abort(self) -> None:
         """Make ``run`` raise soon. Idempotent."""
@@ -65,8 +77,12 @@ class PeerExchange:
     def run(self) -> None:
         """Raises ``DynamoError`` and ``OSError`` when the peer did not answer all that it was asked."""
         try:
-            first = self._first_answer()
-            self._take_pieces(first)
+            try:
+                self._take_pieces(self._first_answer())
+            except _UnmappableError:
+                self.is_unmappable, self._mappings = True, None
+                self._hang_up()
+                self._take_pieces(self._first_answer())
         except BaseException:
             self._hang_up()
             raise
@@ -84,7 +100,8 @@ class PeerExchange:
     def _ask(self) -> bytearray:
         assert self.connection is not None
         self.connection.settimeout(self._remaining_s())
-        self.connection.sendall(frame(Ask(len(self._into[0]), list(self._keys))))
+        host = host_identity() if self._mappings is not None else None
+        self.connection.sendall(frame(Ask(len(self._into[0]), list(self._keys), host)))
         return self._receive()
 
     def _take_pieces(self, first: bytearray) -> None:
@@ -100,11 +117,28 @@ class PeerExchange:
             places = [start + place for place, is_found in enumerate(answer.found) if is_found]
             if len(answer.found) != num_keys or len(answer.checksums) != CHECKSUM_BYTES * len(places):
                 raise ProtocolError(f"a peer answered {len(answer.found)} keys of {num_keys}")
-            receive_scattered(self.connection, [self._into[place] for place in places], self._remaining_s)
+            if answer.region is None:
+                receive_scattered(self.connection, [self._into[at] for at in places], self._remaining_s)
+            else:
+                self._copy(answer.region, answer.offset, start, places)
             for number, place in enumerate(places):
                 expected = answer.checksums[number * CHECKSUM_BYTES : (number + 1) * CHECKSUM_BYTES]
                 self.found[place] = block_checksum(self._keys[place], self._into[place]) == expected
                 self.num_corrupt += not self.found[place]
+            if answer.region is not None:
+                self.connection.sendall(TAKEN)
+
+    def _copy(self, region: RegionTicket, offset: int, start: int, places: Sequence[int]) -> None:
+        """Blocks of the piece that begins with key ``start``, out of the peer's memory."""
+        mapped = self._mappings.map(region) if self._mappings is not None else None
+        if mapped is None:
+            raise _UnmappableError
+        size = len(self._into[0])
+        if offset < 0 or any(offset + (place - start + 1) * size > len(mapped) for place in places):
+            raise ProtocolError("a peer named memory that it does not have")
+        base = address_of(mapped) + offset
+        for place in places:
+            copy_bytes(address_of(self._into[place]), base + (place - start) * size, size)
 
     def _connect(self) -> None:
         address = parse_address(self._address)

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from dynamo_sdk.errors import ConnectionLost, ProtocolError
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.transfer.address import shut
 from dynamo_sdk.transfer.spans import MAX_BUFFERS, buffers_after
+from dynamo_sdk.transfer.ticket import RegionTicket
 
 from .checksum import block_checksum
-from .peer_wire import Piece, frame
+from .peer_wire import TAKEN, Piece, frame
+
+MAX_UNTAKEN = 2
+"""Pieces that a reader copies out of our memory, or knows of: one, and one that it finds when it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class PieceBuffer:
+    """Room for one piece, at ``offset`` of the server's memory."""
+
+    memory: memoryview
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +36,25 @@ class OutgoingPiece:
 
     found: bytes
     blocks: Sequence[tuple[CacheKey, memoryview]]
-    buffer: memoryview
+    buffer: PieceBuffer
 
 
 class PieceSender:
     """``run`` once, on a thread. ``put`` and ``abort`` come from the loop. ``on_sent`` is called on the
-    thread with each buffer that is free again. The reader has ``piece_s`` for each piece."""
+    thread with each buffer that is free again. The reader has ``piece_s`` for each piece. ``region``: of all
+    buffers, for a reader that maps them."""
 
     def __init__(
-        self, connected: socket.socket, piece_s: float, on_sent: Callable[[memoryview], None]
+        self,
+        connected: socket.socket,
+        piece_s: float,
+        on_sent: Callable[[PieceBuffer], None],
+        region: RegionTicket | None,
     ) -> None:
         self._connected = connected
         self._piece_s = piece_s
         self._on_sent = on_sent
+        self._region = region
         self._pieces: SimpleQueue[OutgoingPiece | None] = SimpleQueue()
 
     def put(self, piece: OutgoingPiece | None) -> None:
@@ -47,12 +67,23 @@ class PieceSender:
         self._pieces.put(None)
 
     def run(self) -> None:
-        """Raises ``OSError`` when the reader is gone or stuck."""
+        """Raises ``OSError``, ``ConnectionLost`` and ``ProtocolError`` when the reader is gone, stuck or
+        wrong."""
+        untaken: deque[PieceBuffer] = deque()
         while (piece := self._pieces.get()) is not None:
             checksums = b"".join([block_checksum(key, block) for key, block in piece.blocks])
-            head = memoryview(frame(Piece(piece.found, checksums)))
-            self._send([head, *[block for _, block in piece.blocks]])
-            self._on_sent(piece.buffer)
+            if self._region is None:
+                self._send([_head(Piece(piece.found, checksums)), *[block for _, block in piece.blocks]])
+                self._on_sent(piece.buffer)
+                continue
+            self._send([_head(Piece(piece.found, checksums, self._region, piece.buffer.offset))])
+            untaken.append(piece.buffer)
+            if len(untaken) == MAX_UNTAKEN:
+                self._wait_taken()
+                self._on_sent(untaken.popleft())
+        for buffer in untaken:
+            self._wait_taken()
+            self._on_sent(buffer)
 
     def _send(self, pending: list[memoryview]) -> None:
         deadline_s = time.monotonic() + self._piece_s
@@ -62,3 +93,15 @@ class PieceSender:
                 raise TimeoutError("the reader is too slow")
             self._connected.settimeout(left_s)
             pending = buffers_after(pending, self._connected.sendmsg(pending[:MAX_BUFFERS]))
+
+    def _wait_taken(self) -> None:
+        self._connected.settimeout(self._piece_s)
+        answer = self._connected.recv(len(TAKEN))
+        if not answer:
+            raise ConnectionLost("the reader closed the connection")
+        if answer != TAKEN:
+            raise ProtocolError("a reader said something else than that it has taken a piece")
+
+
+def _head(piece: Piece) -> memoryview:
+    return memoryview(frame(piece))

@@ -2,8 +2,9 @@
 
 Blocks are read out of the stores into a buffer, and leave from there::
 
-    Ask ──> get_into of each store in turn ──> buffer ──> checksums, socket
-             (holds the slots, for microseconds)    (as slow as the reader; holds a buffer)
+    Ask ──> get_into of each store in turn ──> buffer ──> checksums ──> socket
+             (holds the slots, for microseconds)   (as slow as    └──> mapped by a reader of this host
+                                                    the reader)
 
 So no slot waits for the network, and there is no lease that could run out: a block that is evicted before it
 is read is not found, one that is evicted afterwards is in the buffer. While a piece leaves, the next one
@@ -23,10 +24,12 @@ from dynamo_sdk.errors import Overloaded, TransferError
 from dynamo_sdk.interfaces import CacheKey, KVStore
 from dynamo_sdk.transfer import wire
 from dynamo_sdk.transfer.acceptor import Acceptor, receive_frame, send_frame
-from dynamo_sdk.transfer.host_pages import private_memory
+from dynamo_sdk.transfer.host import host_identity
+from dynamo_sdk.transfer.host_pages import SharedMemory
+from dynamo_sdk.transfer.region import describe_region
 from dynamo_sdk.transfer.threads import run_to_end
 
-from .peer_sender import OutgoingPiece, PieceSender
+from .peer_sender import OutgoingPiece, PieceBuffer, PieceSender
 from .peer_wire import Ask, blocks_per_piece, decode_ask, frame
 
 logger = logging.getLogger(__name__)
@@ -84,7 +87,7 @@ class PeerServer:
         self._places = asyncio.Semaphore(max_concurrent)
         self._max_waiting = max_waiting
         self._num_waiting = 0
-        self._buffers: list[memoryview] = []  # of those who are served no more
+        self._spare: list[_Outbox] = []  # of those who are served no more
         self._threads = ThreadPoolExecutor(max_concurrent, thread_name_prefix="kv-peer-send")
         self._num_asks = self._num_refused = self._num_lookups = self._num_blocks = 0
 
@@ -106,6 +109,8 @@ class PeerServer:
         """End every connection and wait for its threads. Idempotent."""
         await self._acceptor.close()
         self._threads.shutdown(wait=False)  # its threads are idle: every connection has ended
+        while self._spare:
+            self._spare.pop().close()
 
     async def _serve(self, connected: socket.socket) -> None:
         while True:
@@ -132,15 +137,16 @@ class PeerServer:
 
     async def _answer(self, connected: socket.socket, ask: Ask) -> None:
         loop = asyncio.get_running_loop()
-        buffers = [self._take_buffer() for _ in range(NUM_BUFFERS)]
-        free: asyncio.Queue[memoryview | None] = asyncio.Queue()
-        for buffer in buffers:
+        outbox = self._spare.pop() if self._spare else _Outbox(self._piece_blocks * self._block_bytes)
+        free: asyncio.Queue[PieceBuffer | None] = asyncio.Queue()
+        for buffer in outbox.buffers:
             free.put_nowait(buffer)
 
-        def on_sent(buffer: memoryview) -> None:
+        def on_sent(buffer: PieceBuffer) -> None:
             loop.call_soon_threadsafe(free.put_nowait, buffer)
 
-        sender = PieceSender(connected, self._piece_s, on_sent)
+        may_map = ask.host is not None and host_identity().can_share_memory(ask.host)
+        sender = PieceSender(connected, self._piece_s, on_sent, outbox.region if may_map else None)
         sending = loop.create_task(run_to_end(self._threads, sender.run, sender.abort))
         sending.add_done_callback(lambda _: free.put_nowait(None))
         try:
@@ -156,12 +162,12 @@ class PeerServer:
             if not sending.done():
                 sending.cancel()
                 await asyncio.wait([sending])
-            self._buffers += buffers
+            self._spare.append(outbox)
             connected.setblocking(False)
 
-    async def _read(self, keys: Sequence[CacheKey], buffer: memoryview) -> OutgoingPiece:
+    async def _read(self, keys: Sequence[CacheKey], buffer: PieceBuffer) -> OutgoingPiece:
         size = self._block_bytes
-        into = [buffer[i * size : (i + 1) * size] for i in range(len(keys))]
+        into = [buffer.memory[i * size : (i + 1) * size] for i in range(len(keys))]
         found = [False] * len(keys)
         for store in self._stores:
             lacking = [position for position, is_found in enumerate(found) if not is_found]
@@ -175,7 +181,20 @@ class PeerServer:
         blocks = [(k, b) for k, b, is_found in zip(keys, into, found, strict=True) if is_found]
         return OutgoingPiece(bytes(found), blocks, buffer)
 
-    def _take_buffer(self) -> memoryview:
-        if self._buffers:
-            return self._buffers.pop()
-        return private_memory(self._piece_blocks * self._block_bytes)
+
+class _Outbox:
+    """The buffers of one ask, in memory that its reader may map."""
+
+    def __init__(self, piece_bytes: int) -> None:
+        self._shared = SharedMemory("kv-peer-outbox", NUM_BUFFERS * piece_bytes)
+        region, memory = self._shared.region, self._shared.memory
+        assert region is not None, "just opened"
+        self.region = describe_region(region)
+        self.buffers = [
+            PieceBuffer(memory[offset : offset + piece_bytes], offset)
+            for offset in range(0, len(memory), piece_bytes)
+        ]
+
+    def close(self) -> None:
+        """Readers that have it mapped keep it."""
+        self._shared.close()

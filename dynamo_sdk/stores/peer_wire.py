@@ -9,6 +9,10 @@
               <── (raw bytes)                these blocks
               <── Piece, (raw bytes)         until every key is answered; any number of asks may follow
 
+A reader that may map the server's memory says so in its ask. Then no blocks follow a piece: it says where
+they lie, and the reader sends ``TAKEN`` when it has copied them. The checksum of what was copied has to
+agree all the same: a reader that was given up on copies what is another one's by then.
+
 Pieces have ``blocks_per_piece`` keys each, the last one fewer. ``Refused`` may stand in for the first one.
 """
 
@@ -18,6 +22,8 @@ import msgspec
 
 from dynamo_sdk.errors import ProtocolError
 from dynamo_sdk.transfer import wire
+from dynamo_sdk.transfer.host import HostIdentity
+from dynamo_sdk.transfer.ticket import RegionTicket
 
 MAX_KEYS = 16384
 """Of one ask: half a frame's worth of the longest keys."""
@@ -31,18 +37,26 @@ def blocks_per_piece(block_bytes: int) -> int:
     return max(1, PIECE_BYTES // block_bytes)
 
 
+TAKEN = b"\x01"
+
+
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """``block_bytes``: of every block; a server that has others refuses."""
+    """``block_bytes``: of every block; a server that has others refuses. ``host``: of a reader that would
+    map the server's memory."""
 
     block_bytes: int
     keys: list[bytes]
+    host: HostIdentity | None = None
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
-    """``found``: one byte per key, 1 or 0. ``checksums``: ``block_checksum`` of those found, joined."""
+    """``found``: one byte per key, 1 or 0. ``checksums``: ``block_checksum`` of those found, joined. Of a
+    ``region`` to be mapped, key ``i`` of the piece lies at ``offset + i * block_bytes``."""
 
     found: bytes
     checksums: bytes
+    region: RegionTicket | None = None
+    offset: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,104 +7,47 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
-from dynamo_sdk.interfaces import BlockOffer, KVStore
+from dynamo_sdk.interfaces import KVStore
 from dynamo_sdk.interfaces import KVStoreFailureKind as Kind
 from dynamo_sdk.stores import (
     DiskStore,
     PeerServer,
     PeerStore,
     PeerStoreConfig,
-    RamStore,
-    RamStoreConfig,
 )
 from dynamo_sdk.stores.checksum import block_checksum
 from dynamo_sdk.stores.failures import REST_S
 from dynamo_sdk.stores.peer_wire import Ask, Piece, frame
 from dynamo_sdk.testing import check_kv_store
 from dynamo_sdk.transfer import wire
-from dynamo_sdk.types import KVSource
 
 from . import peer_process
-from .conftest import BLOCK_BYTES, Witness, block, disk_config, key
+from .conftest import BLOCK_BYTES, block, disk_config, key
+from .peers import (
+    LARGE_BYTES,
+    buffers,
+    fake_peer,
+    greeted,
+    offers,
+    open_store,
+    ram,
+    read,
+    reading,
+    serving,
+    source,
+)
 
 pytestmark = pytest.mark.anyio
-
-LARGE_BYTES = 1 << 20
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request):
     return "asyncio", {"use_uvloop": request.param}
-
-
-def ram(num_blocks=64, block_bytes=BLOCK_BYTES):
-    return RamStore(RamStoreConfig(block_bytes=block_bytes, capacity_bytes=num_blocks * block_bytes))
-
-
-def offers(numbers, size=BLOCK_BYTES):
-    return [BlockOffer(key(number), block(number, size)) for number in numbers]
-
-
-def buffers(num, size=BLOCK_BYTES):
-    return [memoryview(bytearray(size)) for _ in range(num)]
-
-
-def source(address, num_blocks=100):
-    return KVSource(worker_id="other", address=address, num_blocks=num_blocks)
-
-
-class Clock:
-    def __init__(self):
-        self.now_s = 1000.0
-
-    def __call__(self):
-        return self.now_s
-
-
-@asynccontextmanager
-async def open_store(store):
-    await store.start()
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-@asynccontextmanager
-async def serving(stores, address="tcp:127.0.0.1:0", block_bytes=BLOCK_BYTES, **settings):
-    server = PeerServer(stores, block_bytes, **settings)
-    try:
-        [server.address] = await server.start([address])
-        yield server
-    finally:
-        await server.close()
-
-
-@asynccontextmanager
-async def reading(secret=None, block_bytes=BLOCK_BYTES, **settings):
-    clock = Clock()
-    store = PeerStore(PeerStoreConfig(block_bytes=block_bytes, **settings), monotonic_s=clock)
-    store.clock, store.witness = clock, Witness()
-    store.listen(store.witness)
-    store.trust(secret)
-    async with open_store(store):
-        yield store
-    assert store.statistics().num_pending == 0
-
-
-async def read(store, numbers, size=BLOCK_BYTES):
-    """The numbers of the blocks that were found; asserts that they are right."""
-    into = buffers(len(numbers), size)
-    found = await store.get_into([key(number) for number in numbers], into)
-    for number, is_found, memory in zip(numbers, found, into, strict=True):
-        assert not is_found or memory == block(number, size)
-    return [number for number, is_found in zip(numbers, found, strict=True) if is_found]
 
 
 class Bridge(KVStore):
@@ -263,55 +206,6 @@ async def test_a_restarted_peer_is_connected_to_again(tmp_path):
         assert not store.witness.failures
 
 
-class FakePeer:
-    """Shakes hands, then answers each ask as ``how`` says, after which the connection ends if ``ends``."""
-
-    def __init__(self, how, ends=True):
-        self.how = how
-        self.ends = ends
-        self.num_asks = 0
-        self.tasks = set()
-
-    async def serve(self, reader, writer):
-        self.tasks.add(asyncio.current_task())
-        try:
-            await self.talk(reader, writer)
-        finally:
-            writer.close()
-
-    async def talk(self, reader, writer):
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            greeting = wire.greet(None)
-            writer.write(wire.frame(greeting))
-            introduction = wire.decode_from_fetcher(await self.frame(reader))
-            writer.write(wire.frame(wire.welcome(greeting, introduction, None)))
-            while True:
-                await self.frame(reader)
-                self.num_asks += 1
-                await self.how(writer)
-                await writer.drain()
-                if self.ends:
-                    break
-
-    async def frame(self, reader):
-        return await reader.readexactly(wire.body_bytes(await reader.readexactly(wire.HEAD_BYTES)))
-
-
-@asynccontextmanager
-async def fake_peer(how, ends=True):
-    peer = FakePeer(how, ends)
-    server = await asyncio.start_server(peer.serve, "127.0.0.1", 0)
-    peer.address = f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield peer
-    finally:
-        server.close()
-        for task in peer.tasks:
-            task.cancel()
-        if peer.tasks:
-            await asyncio.wait(peer.tasks)
-
-
 def whole_piece():
     blocks = [block(1), block(2)]
     checksums = b"".join(block_checksum(key(n), memoryview(block(n))) for n in (1, 2))
@@ -425,7 +319,7 @@ async def test_a_reader_that_does_not_read_is_left():
     async with open_store(ram(16, size)) as memory:
         await memory.put_many(offers(range(16), size))
         async with serving([memory], block_bytes=size, piece_s=0.2) as server:
-            _, writer = await _greeted(server.address)
+            _, writer = await greeted(server.address)
             writer.write(frame(Ask(size, [key(number) for number in range(16)])))
             with anyio.fail_after(20):
                 while server.statistics().num_connections:
@@ -440,21 +334,11 @@ async def test_a_reader_that_does_not_read_is_left():
 )
 async def test_bad_readers_are_turned_away(question):
     async with open_store(ram()) as memory, serving([memory]) as server:
-        reader, writer = await _greeted(server.address)
+        reader, writer = await greeted(server.address)
         writer.write(question)
         with anyio.fail_after(20), contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
         writer.close()
-
-
-async def _greeted(address):
-    _, host, port = address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    peer = FakePeer(None)
-    greeting = wire.decode_from_server(await peer.frame(reader))
-    writer.write(wire.frame(wire.introduce(greeting, None)))
-    assert isinstance(wire.decode_from_server(await peer.frame(reader)), wire.Welcome)
-    return reader, writer
 
 
 async def test_a_killed_peer_is_a_miss_within_bounds(tmp_path):
