@@ -8,14 +8,15 @@
     inventory ────────────────────────────────────────────────┘
 
 Pure and deterministic: equal input gives a plan of equal bytes. What cannot work is refused here,
-before any process exists, and everything that one stage finds is reported at once.
+before any process exists, and everything that is wrong is reported at once: a stage is left out only where
+it could not tell what is wrong from what is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.errors import ConfigError, GraphError
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.types import Role, TransferSettings
 from dynamo_sdk.types.plan import (
@@ -66,14 +67,13 @@ def compile_plan(
     models = chooser.choose_models() if has_engines else []
     planner = chooser.choose_planner()
     services = [chooser.choose_service(node, models) for node in nodes]
-    problems.raise_if_any()
+    if any(service.leg is None and issubclass(service.node.cls, EngineService) for service in services):
+        problems.raise_if_any()
 
     legs = [service.leg for service in services if service.leg]
-    _check_frontends(nodes, legs)
+    _check_frontends(nodes, legs, problems)
     model_plans = tuple(_plan_model(model, legs, registry, problems) for model in models)
-    problems.raise_if_any()
-
-    replicas = assign_replicas([_demand(service) for service in services], inventory)
+    replicas = _place(services, inventory, problems)
     connectors = {plan.spec.name: plan.connector for plan in model_plans}
     transfers = {model.spec.name: model.transfer for model in models}
     plan = DeploymentPlan(
@@ -85,8 +85,9 @@ def compile_plan(
         planner=planner,
         settings=log.settings(),
     )
-    if objections := registry.check_plan(plan):
-        raise ConfigError("\n".join(["a plugin refuses this plan:", *(f"  {said}" for said in objections)]))
+    for objection in registry.check_plan(plan):
+        problems.say(f"a plugin refuses this plan: {objection}")
+    problems.raise_if_any()
     return plan
 
 
@@ -98,12 +99,17 @@ def _check_service_names(nodes: Sequence[ServiceNode], deploy: Deploy, problems:
             problems.add(("services", name), f"the graph has no such service{hint}")
 
 
-def _check_frontends(nodes: Sequence[ServiceNode], legs: Sequence[Leg]) -> None:
+def _check_frontends(nodes: Sequence[ServiceNode], legs: Sequence[Leg], problems: Problems) -> None:
+    """Raises ``GraphError``; what is wrong in the deploy file comes first, as it may be the reason."""
     by_name = {leg.service: leg for leg in legs}
-    for node in nodes:
-        if issubclass(node.cls, FrontendService):
-            reached = dict.fromkeys(target.__name__ for target in node.edges.values())
-            check_frontend(node.name, [by_name[name] for name in reached if name in by_name])
+    try:
+        for node in nodes:
+            if issubclass(node.cls, FrontendService):
+                reached = dict.fromkeys(target.__name__ for target in node.edges.values())
+                check_frontend(node.name, [by_name[name] for name in reached if name in by_name])
+    except GraphError:
+        problems.raise_if_any()
+        raise
 
 
 def _plan_model(
@@ -128,12 +134,24 @@ def _plan_model(
     )
 
 
-def _demand(service: ChosenService) -> Demand:
-    return Demand(
-        service=service.node.name,
-        num_replicas=service.num_replicas,
-        gpus_per_replica=service.gpus_per_replica,
-    )
+def _place(
+    services: Sequence[ChosenService], inventory: Inventory, problems: Problems
+) -> Mapping[str, tuple[ReplicaPlan, ...]]:
+    """The replicas of each service. Raises ``ConfigError`` with all problems so far where they do not fit."""
+    demands = [
+        Demand(
+            service=service.node.name,
+            num_replicas=service.num_replicas,
+            gpus_per_replica=service.gpus_per_replica,
+        )
+        for service in services
+    ]
+    try:
+        return assign_replicas(demands, inventory)
+    except ConfigError as error:
+        problems.say(error.message)
+        problems.raise_if_any()
+        raise
 
 
 def _plan_service(

@@ -23,6 +23,7 @@ from .paths import Path, format_path, leaves, parse_path
 from .sizes import parse_size
 from .yaml_text import read_yaml
 
+_MODEL_HINT = "; name the model's folder or Hugging Face id, or `demo`, the model that is served without any"
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -150,6 +151,10 @@ class Problems:
         self._lines.append(
             f"{place}: {format_path(path)}: {message}" if place else f"{format_path(path)}: {message}"
         )
+
+    def say(self, sentence: str) -> None:
+        """What is wrong with no one place."""
+        self._lines.append(sentence)
 
     def raise_if_any(self, kind: type[UserError] = ConfigError) -> None:
         if len(self._lines) == 1:
@@ -283,7 +288,8 @@ def _explain(details: ErrorDetails) -> str:
     if details["type"] == "extra_forbidden":
         return f"unknown key{suggest(str(loc[-1]), _keys_at(loc[:-1]))}"
     if details["type"] == "missing":
-        return "is missing"
+        is_model = loc[0] in ("model", "models") and loc[-1] == "path"
+        return f"is missing{_MODEL_HINT if is_model else ''}"
     return describe_validation_error(details)
 
 

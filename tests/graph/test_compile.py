@@ -461,7 +461,35 @@ def test_broken_endpoints_are_refused() -> None:
 def test_a_plugin_can_refuse_a_plan() -> None:
     with pytest.raises(ConfigError) as caught:
         _compile(Graph(Api), PAIR, registry=paper_registry(Objector()))
-    assert "a plugin refuses this plan:\n  3 services are too many (plugin 'Objector'" in caught.value.message
+    assert caught.value.message.startswith(
+        "a plugin refuses this plan: 3 services are too many (plugin 'Objector'"
+    )
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    """What stands in the file, what does not fit together, what there is no room for, what plugins say."""
+    wrong = ["services.Decode.args.block_size=16", "services.Nobody.gpus=1", "router.args.x=1"]
+    with pytest.raises(ConfigError) as caught:
+        _compile(Graph(Api), PAIR, *wrong, registry=paper_registry(Objector()))
+    said = caught.value.message.splitlines()
+    assert said[0] == "4 problems:"
+    for line, part in zip(
+        said[1:],
+        ("Nobody", "router.args", "between different block sizes", "a plugin refuses this plan: 3 services"),
+        strict=True,
+    ):
+        assert part in line
+    with pytest.raises(ConfigError) as caught:
+        _compile(Graph(Api), PAIR, *wrong, "services.Prefill.gpus=4", num_gpus=1, registry=paper_registry())
+    assert "the services need 4 GPUs" in caught.value.message.splitlines()[-1]
+
+
+def test_nothing_is_said_of_what_follows_from_a_name_that_is_not_there() -> None:
+    wrong = ["services.Decode.engine=papyrsu", "services.Nobody.gpus=1"]
+    with pytest.raises(ConfigError) as caught:
+        _compile(Graph(Api), PAIR, *wrong, registry=paper_registry(Objector()))
+    assert caught.value.message.startswith("2 problems:")
+    assert "too many" not in caught.value.message
 
 
 def test_a_plan_is_data() -> None:

@@ -123,7 +123,10 @@ def test_each_value_has_its_origin() -> None:
         ),
         ("kv: {tires: []}", "kv.tires: unknown key; did you mean 'tiers'?"),
         ("model: {name: x}", "model.path: is missing"),
-        ("models: {a: {}}", "models.a.path: is missing"),
+        (
+            "models: {a: {}}",
+            "models.a.path: is missing; name the model's folder or Hugging Face id, or `demo`",
+        ),
         ("model: ''", "model.path: should not be empty, is ''"),
         ("services: {A: {replicas: -1}}", "services.A.replicas: should be greater than or equal to 0, is -1"),
         ("services: {A: {replicas: two}}", "services.A.replicas: should be a valid integer, is 'two'"),
