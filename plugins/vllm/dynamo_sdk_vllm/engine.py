@@ -22,7 +22,7 @@ from contextlib import aclosing
 from typing import Any
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.engines.private_sockets import free_ports, make_private_folder, private_endpoints
@@ -214,6 +214,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
                         if chunk is not None:
                             self._gauges.saw_token(request.request_id)
                             yield chunk
+                        await checkpoint_if_cancelled()  # vLLM gives what has come already without a turn
             except Exception as error:
                 has_ended = True
                 raise error if isinstance(error, DynamoError) else error_of(error) from error

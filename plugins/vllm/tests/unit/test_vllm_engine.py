@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import anyio
 import pytest
 from fake_vllm import NewAsyncLLM, OldSamplingParams, install
 from msgspec.structs import replace
@@ -62,6 +63,33 @@ async def test_it_keeps_the_contract(*, is_new: bool, tmp_path: Path):
     )
     failed = {result.name for result in report.results if result.outcome == "failed"}
     assert failed <= NOT_IN_THE_FAKES, str(report)
+
+
+async def test_leaving_counts_also_when_all_has_come(*, is_new: bool):
+    """vLLM gives what has come already without a turn of the event loop."""
+    engine = engine_of(Role.AGGREGATED)
+    await engine.start()
+    llm = engine._llm
+
+    async def all_at_once(*_: object, **__: object) -> AsyncIterator[object]:
+        for number in range(30):
+            yield llm._output([number], "length" if number == 29 else None, OldSamplingParams())
+
+    llm._run = all_at_once
+    stream = engine.generate(generate_request([7]))
+    await anext(stream)
+    num_chunks = 0
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async for _ in stream:
+            num_chunks += 1
+    assert scope.cancelled_caught
+    assert num_chunks == 0
+    await stream.aclose()
+    load = engine.load()
+    assert load is not None
+    assert load.num_running + load.num_waiting == 0
+    await engine.close()
 
 
 async def test_prefill_asks_for_a_ticket_and_hands_it_over(*, is_new: bool):
