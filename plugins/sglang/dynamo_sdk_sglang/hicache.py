@@ -7,24 +7,25 @@ of their own; the store runs on an event loop on a thread of ours.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib
 import json
 import logging
-import threading
+import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.interfaces import BlockOffer, CacheKey, KVStore
+from dynamo_sdk.interfaces import BlockOffer, CacheKey, KVStore, KVStoreFailure, KVStoreFailureKind
 from dynamo_sdk.plugins import Registry
+from dynamo_sdk.stores.failures import FailureLog
+
+from .store_thread import StoreThread
 
 ResultT = TypeVar("ResultT")
 _log = logging.getLogger(__name__)
 
-CALL_TIMEOUT_S = 60.0
 _NO_PART_OF_KV = ("extra_config", "enable_storage_metrics")
 _base: Any = importlib.import_module("sglang.srt.mem_cache.hicache_storage").HiCacheStorage
 
@@ -32,7 +33,8 @@ _base: Any = importlib.import_module("sglang.srt.mem_cache.hicache_storage").HiC
 class StoreBackend(_base):  # type: ignore[misc]
     """SGLang's names of pages depend on tokens, adapter and salt; ours also on the weights, on SGLang's
     version and settings, on how a page lies in memory, and on this rank's part of it. A call that fails or
-    takes too long is a miss; when it returns, nobody reads or writes its pages any more.
+    takes too long is a miss, also where the store never returns. SGLang uses the memory of its pages again:
+    the store is given memory that a call can keep.
 
     Raises ``ConfigError`` for an SGLang whose names do not depend on adapter and salt.
     """
@@ -48,8 +50,8 @@ class StoreBackend(_base):  # type: ignore[misc]
         self._uint8 = importlib.import_module("torch").uint8
         self._store: KVStore | None = None
         self._identity = b""
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="kv-store", daemon=True).start()
+        self._thread = StoreThread()
+        self._failures = FailureLog(_log, "SGLang's storage:")
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """SGLang's host memory, from which the size of a page is known."""
@@ -63,7 +65,7 @@ class StoreBackend(_base):  # type: ignore[misc]
             "page": [str(page.dtype), page.numel(), str(getattr(mem_pool_host, "layout", ""))],
         }
         self._identity = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode()).digest()
-        self._store = self._run(self._open(page.numel() * page.element_size()))
+        self._store = self._thread.run(self._open(page.numel() * page.element_size()))
 
     async def _open(self, page_bytes: int) -> KVStore:
         extra, registry = self._config.extra_config, Registry.discover()
@@ -87,14 +89,20 @@ class StoreBackend(_base):  # type: ignore[misc]
         """The pages, each in its target or in a new one; None for each that is not there."""
         assert self._store is not None
         make = self.mem_pool_host.get_dummy_flat_data_page
-        pages = [
-            target if target is not None else make() for target in target_locations or [None] * len(keys)
-        ]
+        targets = target_locations or [None] * len(keys)
+        pages = [target if _is_whole(target) else make() for target in targets]
         found = self._try(
             self._store.get_into(self._names(keys), [self._bytes_of(page) for page in pages]),
             [False] * len(keys),
+            len(keys),
         )
-        return [page if is_found else None for page, is_found in zip(pages, found, strict=True)]
+        for target, page, is_found in zip(targets, pages, found, strict=True):
+            if is_found and target is not None and target is not page:
+                target.copy_(page)
+        return [
+            (page if target is None else target) if is_found else None
+            for target, page, is_found in zip(targets, pages, found, strict=True)
+        ]
 
     def set(
         self, key: str, value: Any = None, target_location: object = None, target_sizes: object = None
@@ -110,13 +118,14 @@ class StoreBackend(_base):  # type: ignore[misc]
     ) -> bool:
         """True also for what the store does not keep: to SGLang, False is a broken backend."""
         assert self._store is not None
-        pages = [value.contiguous() for value in values or ()]
+        whole = [value.contiguous() for value in values or ()]
+        pages = [page if _is_whole(page) else page.clone() for page in whole]
         names = self._names(keys)
         offers = [
             BlockOffer(key=name, data=self._bytes_of(page), parent=parent)
             for name, page, parent in zip(names, pages, [None, *names], strict=False)
         ]
-        self._try(self._store.put_many(offers), [])
+        self._try(self._store.put_many(offers), [], len(offers))
         return True
 
     def exists(self, key: str) -> bool:
@@ -125,13 +134,13 @@ class StoreBackend(_base):  # type: ignore[misc]
     def batch_exists(self, keys: Sequence[str], extra_info: object = None) -> int:
         """How many of the first ones are there."""
         assert self._store is not None
-        return self._try(self._store.count_prefix(self._names(keys)), 0)
+        return self._try(self._store.count_prefix(self._names(keys)), 0, len(keys))
 
     def close(self) -> None:
         store, self._store = self._store, None
         if store is not None:
-            self._run(store.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._try(store.close(), None, 0)
+            self._thread.close()
 
     # -- inside
 
@@ -145,19 +154,18 @@ class StoreBackend(_base):  # type: ignore[misc]
         """A page's own memory, whatever its dtype."""
         return memoryview(page.view(self._uint8).numpy()).cast("B")
 
-    def _run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Work that took too long has ended, too, when this raises ``TimeoutError``: SGLang uses the pages
-        again, and what was still read from them would be kept under their old names."""
-        return asyncio.run_coroutine_threadsafe(_limited(work), self._loop).result()
-
-    def _try(self, work: Coroutine[Any, Any, ResultT], otherwise: ResultT) -> ResultT:
+    def _try(self, work: Coroutine[Any, Any, ResultT], otherwise: ResultT, num_pages: int) -> ResultT:
         try:
-            return self._run(work)
+            return self._thread.run(work)
         except Exception as error:
-            _log.warning("the KV store did not answer SGLang: %s: %s", type(error).__name__, error)
+            kind = KVStoreFailureKind.BUSY if isinstance(error, TimeoutError) else KVStoreFailureKind.IO
+            failure = KVStoreFailure(
+                kind=kind, message=f"{type(error).__name__}: {error}", num_blocks=num_pages
+            )
+            self._failures.note(failure, time.monotonic())
             return otherwise
 
 
-async def _limited(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    async with asyncio.timeout(CALL_TIMEOUT_S):
-        return await work
+def _is_whole(page: Any) -> bool:
+    """It is all of its memory, not a view into SGLang's."""
+    return page is not None and page.is_contiguous() and page.untyped_storage().nbytes() == page.nbytes

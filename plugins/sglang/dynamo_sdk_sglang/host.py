@@ -43,6 +43,8 @@ from .messages import (
 )
 
 LOAD_INTERVAL_S = 0.1
+ABORT_INTERVAL_S = 0.05
+"""Until a call that is aborted has ended, SGLang is asked so often whether it can be told now."""
 RENAMED = {"routed_dp_rank": "data_parallel_rank"}
 """Arguments of ``async_generate`` that older versions have under another name."""
 OPTIONAL = frozenset({"priority", "disagg_prefill_dp_rank"})
@@ -132,11 +134,21 @@ class Host:
                 self._run(number, self._generate(message))
             case Abort(number) if number in self._running:
                 self._aborted.add(number)
-                self._manager.abort_request(rid=_name(number))
+                self._abort(number)
             case LoadAdapter(number, name, path):
                 self._run(number, self._load_adapter(name, path))
             case UnloadAdapter(number, name):
                 self._run(number, self._unload_adapter(name))
+
+    def _abort(self, number: int) -> None:
+        """SGLang says it once to its scheduler, which drops what it hears of requests that it does not know
+        yet: those that still wait for an adapter to be looked up, say."""
+        if number not in self._running:
+            return
+        state = self._manager.rid_to_state.get(_name(number))
+        if state is not None and getattr(state, "dispatched", True):  # older versions do not say
+            self._manager.abort_request(rid=_name(number))
+        asyncio.get_running_loop().call_later(ABORT_INTERVAL_S, self._abort, number)
 
     def _run(self, number: int, work: Coroutine[Any, Any, None]) -> None:
         self._running[number] = asyncio.create_task(self._answer(number, work))

@@ -61,16 +61,19 @@ async def test_leaving_aborts_that_request_and_no_other(started: Started):
         waiting = [generate_request([NEVER, number], SAMPLING) for number in range(20)]
         scopes = [anyio.CancelScope() for _ in waiting]
         ended: list[int] = []
+        somebody_left = anyio.Event()
 
         async def ask(number: int) -> None:
             with scopes[number]:
                 await read_all(engine, waiting[number])
             ended.append(number)
+            somebody_left.set()
 
         for number in range(len(waiting)):
             tasks.start_soon(ask, number)
         await anyio.wait_all_tasks_blocked()
         scopes[1].cancel()
+        await somebody_left.wait()
         answer = await read_all(engine, generate_request([7], SAMPLING))
         assert len(answer.token_ids) == 5
         assert ended == [1]
@@ -78,6 +81,32 @@ async def test_leaving_aborts_that_request_and_no_other(started: Started):
         assert load is not None
         assert load.num_waiting == 19
         tasks.cancel_scope.cancel()
+
+
+async def test_leaving_counts_while_an_adapter_is_looked_up(
+    started: Started, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """SGLang's scheduler does not know the request then, and drops what it is told of it."""
+    async with started() as engine:
+        await engine.load_lora(LoraSpec(name="looked-up", path=str(tmp_path)))
+        request = replace(generate_request([NEVER, 7], SAMPLING), lora="looked-up")
+        scope = anyio.CancelScope()
+
+        async def ask() -> None:
+            with scope:
+                await read_all(engine, request)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            await read_all(engine, generate_request([7], SAMPLING))  # the other one has come there by now
+            scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            await engine.load_lora(LoraSpec(name="other", path=str(tmp_path)))
+        assert "did not confirm" not in caplog.text
+        load = engine.load()
+        assert load is not None
+        assert load.num_running + load.num_waiting == 0
 
 
 async def test_leaving_counts_also_when_all_has_come(started: Started):

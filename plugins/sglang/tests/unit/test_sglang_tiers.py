@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -24,7 +25,7 @@ from dynamo_sdk.plugins import Registry
 from dynamo_sdk.services.kv_tiers import tier_setups
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role
 from dynamo_sdk.types.plan import DeploymentPlan, KVTierPlan, ModelPlan, PluginChoice, ServicePlan
-from dynamo_sdk_sglang import plugin
+from dynamo_sdk_sglang import plugin, store_thread
 from dynamo_sdk_sglang.tiers import kv_identity, tier_arguments
 
 RAM = KVTierPlan(name="ram", kind="ram", capacity_bytes=3_000_000, args={"capacity_bytes": 3_000_000})
@@ -202,11 +203,49 @@ def test_a_call_that_takes_too_long_has_ended_when_it_is_given_up(
             has_ended.set()
         return [True]
 
-    monkeypatch.setattr(hicache, "CALL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(store_thread, "CALL_TIMEOUT_S", 0.01)
     try:
         backend._store.put_many = put_slowly
         assert backend.batch_set(["a"], [page_of])
         assert has_ended.is_set()
+    finally:
+        monkeypatch.undo()
+        backend.close()
+
+
+def test_a_store_that_never_returns_holds_nobody_and_no_page(
+    hicache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """SGLang's memory is used for something else at once, whatever the store still does."""
+    backend = backend_of(hicache, tmp_path)
+    put_many, wakes, has_returned = backend._store.put_many, asyncio.Event(), threading.Event()
+    pool = torch.stack([page(1), page(2)])
+
+    async def hang(offers: Any) -> list[bool]:
+        while not wakes.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await wakes.wait()
+        return await put_many(offers)
+
+    monkeypatch.setattr(store_thread, "CALL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(store_thread, "ENDING_TIMEOUT_S", 0.01)
+    try:
+        backend._store.put_many = hang
+        assert backend.batch_set(["a"], [pool[0]])
+        pool[0] = 7
+        monkeypatch.undo()
+        backend._store.put_many = put_many
+        assert backend.batch_set(["b"], [page(3)])
+        assert backend.batch_exists(["a"]) == 0
+        assert backend.batch_get(["b"], [pool[1]]) == [None]
+        assert len(caplog.records) == 1, "one line a minute"
+        (call,) = backend._thread._left_behind
+        call.add_done_callback(lambda _: has_returned.set())
+        backend._thread._loop.call_soon_threadsafe(wakes.set)
+        assert has_returned.wait(60)
+        assert backend.batch_get(["a"], [pool[1]])[0] is not None
+        assert torch.equal(pool, torch.stack([page(7), page(1)]))
+        assert not backend.exists("b")
     finally:
         monkeypatch.undo()
         backend.close()

@@ -19,13 +19,18 @@ class TokenizerManager:
         self.server_args = args
         self.model_config = SimpleNamespace(context_len=args.context_length, vocab_size=20_000)
         self.running = {}
-        self.aborted = []
+        self.rid_to_state = {}
+        self.lookups_may_end = asyncio.Event()
 
     def auto_create_handle_loop(self):
         pass
 
     def abort_request(self, rid="", abort_all=False):
-        self.aborted.append(rid)
+        """The scheduler drops what it hears of requests that it does not know; it is told once of each."""
+        state = self.rid_to_state.get(rid)
+        if state is None or state.abort_sent:
+            return
+        state.abort_sent = True
         for name, request in self.running.items():
             if abort_all or name.startswith(rid):
                 request.set()
@@ -67,10 +72,15 @@ class Engine:
         sampling = SamplingParams(**sampling_params)
         if sampling.temperature < 0:
             raise ValueError("temperature must not be negative")
-        return self._outputs(rid, input_ids, sampling, return_logprob)
+        return self._outputs(rid, input_ids, sampling, return_logprob, lora_path)
 
-    async def _outputs(self, rid, input_ids, sampling, return_logprob):
-        is_aborted = self.tokenizer_manager.running[rid] = asyncio.Event()
+    async def _outputs(self, rid, input_ids, sampling, return_logprob, lora):
+        manager = self.tokenizer_manager
+        state = manager.rid_to_state[rid] = SimpleNamespace(dispatched=False, abort_sent=False)
+        if lora == "looked-up":  # until another one has been loaded
+            await manager.lookups_may_end.wait()
+        is_aborted = manager.running[rid] = asyncio.Event()
+        state.dispatched = True
         try:
             if NEVER in input_ids:
                 await is_aborted.wait()
@@ -88,9 +98,11 @@ class Engine:
                     return
                 await asyncio.sleep(0)
         finally:
-            del self.tokenizer_manager.running[rid]
+            del manager.running[rid], manager.rid_to_state[rid]
 
     async def async_load_lora_adapter(self, lora_name, lora_path, pinned=False):
+        if lora_name != "looked-up":
+            self.tokenizer_manager.lookups_may_end.set()
         return SimpleNamespace(success="nowhere" not in lora_path, error_message="no such folder")
 
     async def async_unload_lora_adapter(self, lora_name):
