@@ -3,7 +3,7 @@ interpreter's lock, the books of the next are done on the loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -11,6 +11,9 @@ import anyio
 PART_BYTES = 8 << 20
 """Batches above this are cut into parts. To hand one to a thread and back costs 50 to 100 µs, to move it
 about 500."""
+
+FIRST_PART_BYTES = 2 << 20
+"""The books of the first part are done while nothing moves: about 2 µs a block."""
 
 PARTS_PER_THREAD = 2
 """One that moves, one that is ready to."""
@@ -54,24 +57,34 @@ class Batch:
     """Everything that was to be moved was."""
 
 
-def blocks_per_part(num_blocks: int, block_bytes: int, num_threads: int, *, is_ordered: bool) -> int:
-    """Small parts, so that the first begins soon and the last one's books are short. ``is_ordered``: as large
-    as they may be with every thread at work, so that neighbours meet in one."""
-    at_least = -(-num_blocks // (PARTS_PER_THREAD * num_threads)) if is_ordered else 1
-    return max(1, PART_BYTES // block_bytes, at_least)
+def parts_of(
+    num_blocks: int, block_bytes: int, num_threads: int, *, is_ordered: bool
+) -> list[tuple[int, int]]:
+    """``(start, end)`` of each part. The first ones are small, so that moving begins soon. ``is_ordered``: as
+    large as they may be with every thread at work, so that neighbours meet in one."""
+    whole = max(1, PART_BYTES // block_bytes)
+    if is_ordered:
+        whole = max(whole, -(-num_blocks // (PARTS_PER_THREAD * num_threads)))
+    size = whole if is_ordered or num_blocks <= whole else max(1, FIRST_PART_BYTES // block_bytes)
+    parts, start = [], 0
+    while start < num_blocks:
+        end = min(start + size, num_blocks)
+        parts.append((start, end))
+        start, size = end, min(2 * size, whole)
+    return parts
 
 
-async def in_parts(num_blocks: int, part_blocks: int, num_threads: int, work: PartWork) -> None:
+async def in_parts(parts: Sequence[tuple[int, int]], num_threads: int, work: PartWork) -> None:
     """``work`` for all parts, a few at a time. A part is begun when one before it has ended, which is when
     the thread has just turned to the next: books that are done then do not keep the lock from it."""
-    if num_blocks <= part_blocks:
-        await work(0, num_blocks)
+    if len(parts) == 1:
+        await work(*parts[0])
         return
-    starts = iter(range(0, num_blocks, part_blocks))
+    waiting = iter(parts)
 
     async def lane() -> None:
-        for start in starts:
-            await work(start, min(start + part_blocks, num_blocks))
+        for start, end in waiting:
+            await work(start, end)
 
     async with anyio.create_task_group() as tasks:
         for _ in range(PARTS_PER_THREAD * num_threads):

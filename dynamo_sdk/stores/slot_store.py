@@ -23,7 +23,7 @@ from dynamo_sdk.interfaces import (
 from dynamo_sdk.kv import EvictionPolicy, SlotReservation, StoreIndex
 from dynamo_sdk.transfer.threads import run_to_end
 
-from .batch import Batch, PartWork, Stop, StoreShape, blocks_per_part, in_parts
+from .batch import Batch, PartWork, Stop, StoreShape, in_parts, parts_of
 from .failures import NO_ROOM_S, RestAfterFailures
 from .medium import SlotJob, SlotMedium
 from .watched_store import WatchedStore, as_bytes
@@ -239,11 +239,9 @@ class SlotStore(WatchedStore):
         self._medium.close()
 
     async def _in_parts(self, num_blocks: int, num_threads: int, work: PartWork) -> None:
-        part_blocks = blocks_per_part(
-            num_blocks, self._block_bytes, num_threads, is_ordered=self._medium.is_ordered
-        )
+        parts = parts_of(num_blocks, self._block_bytes, num_threads, is_ordered=self._medium.is_ordered)
         with self._pending():
-            await in_parts(num_blocks, part_blocks, num_threads, work)
+            await in_parts(parts, num_threads, work)
 
     async def _move(
         self, batch: Batch, positions: Sequence[int], jobs: list[SlotJob], *, is_load: bool
