@@ -7,15 +7,21 @@ from hypothesis import strategies as st
 
 from dynamo_sdk.interfaces import BlockOffer
 from dynamo_sdk.stores import RamStore, RamStoreConfig
-from dynamo_sdk.stores.batch import PART_BYTES, blocks_per_part, in_parts
+from dynamo_sdk.stores.batch import PART_BYTES, in_parts, parts_of
 
 from .conftest import block, key
 
 pytestmark = pytest.mark.anyio
 
 
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_every_block_is_in_one_part(num_blocks, part_blocks, num_threads, random):
+@given(
+    st.integers(0, 200),
+    st.integers(1 << 16, 1 << 25),
+    st.integers(1, 4),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_every_block_is_in_one_part(num_blocks, block_bytes, num_threads, is_ordered, random):
     seen, running, most = [], 0, 0
 
     async def work(start, end):
@@ -27,7 +33,8 @@ def test_every_block_is_in_one_part(num_blocks, part_blocks, num_threads, random
             await anyio.lowlevel.checkpoint()
         running -= 1
 
-    anyio.run(in_parts, num_blocks, part_blocks, num_threads, work)
+    parts = parts_of(num_blocks, block_bytes, num_threads, is_ordered=is_ordered)
+    anyio.run(in_parts, parts, num_threads, work)
     assert seen == list(range(num_blocks))
     assert most <= 2 * num_threads
 
@@ -41,16 +48,26 @@ async def test_no_part_begins_after_a_failure():
         raise OSError(start)
 
     with pytest.raises(BaseExceptionGroup):
-        await in_parts(100, 10, 1, work)
+        await in_parts([(start, start + 10) for start in range(0, 100, 10)], 1, work)
     assert begun == [0, 10]
+
+
+def sizes(num_blocks, block_bytes, num_threads, *, is_ordered):
+    parts = parts_of(num_blocks, block_bytes, num_threads, is_ordered=is_ordered)
+    return [end - start for start, end in parts]
 
 
 def test_parts_of_an_ordered_medium_are_as_large_as_its_threads_allow():
     mib = 1 << 20
-    assert blocks_per_part(64, mib, 2, is_ordered=True) == 16
-    assert blocks_per_part(64, mib, 2, is_ordered=False) == PART_BYTES // mib
-    assert blocks_per_part(3, mib, 2, is_ordered=True) == PART_BYTES // mib
-    assert blocks_per_part(3, 64 * mib, 1, is_ordered=False) == 1
+    assert sizes(64, mib, 2, is_ordered=True) == [16, 16, 16, 16]
+    assert sizes(3, mib, 2, is_ordered=True) == [3]
+
+
+def test_the_first_parts_are_small():
+    mib = 1 << 20
+    assert sizes(32, mib, 1, is_ordered=False) == [2, 4, 8, 8, 8, 2]
+    assert sizes(8, mib, 1, is_ordered=False) == [8]
+    assert sizes(3, 64 * mib, 1, is_ordered=False) == [1, 1, 1]
 
 
 async def test_answers_stand_at_their_place_over_many_parts():
