@@ -218,12 +218,13 @@ class Fleet:
                     f"{worker.record.worker_id} has requests that nobody waits for"
                 )
                 if self.index is not None and rank.seat is not None:
-                    num_cached = sum(
+                    # A snapshot tells of more: that comes after what the index heard.
+                    num_cached = rank.core.tiers.num_told if rank.core.tiers is not None else 0
+                    num_cached += sum(
                         len(event.block_hashes)
                         for event in rank.core.kv_snapshot()[1].events
                         if isinstance(event, BlocksStored) and event.tier is KVTier.DEVICE
                     )
-                    num_cached += rank.core.tiers.num_told if rank.core.tiers is not None else 0
                     assert self.index.num_held(rank.seat) == num_cached, "the index lost sight of a cache"
         if self.index is not None:
             self.index.check_integrity()
