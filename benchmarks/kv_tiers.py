@@ -36,8 +36,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from dynamo_sdk.engines.torch.config import TorchConfig
 from dynamo_sdk.engines.torch.engine import TorchEngine
 from dynamo_sdk.interfaces import EngineSetup, KVStore, KVTierSetup, KVTiersStatistics
-from dynamo_sdk.kv import OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
-from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
+from dynamo_sdk.stores import DiskStore, DiskStoreConfig, RamStore, RamStoreConfig
 from dynamo_sdk.stores.block_file import OsBlockFile
 from dynamo_sdk.types import GenerateRequest, KVTier, ModelSpec, Role, SamplingParams, pack_tokens
 from dynamo_sdk.types.plan import KVTierPlan
@@ -72,23 +71,6 @@ class SlowFile(OsBlockFile):
     def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
         super().read(offset, buffers)
         time.sleep(sum(len(buffer) for buffer in buffers) / self.bytes_per_s)
-
-
-class AlwaysLoad(OnboardingPolicy):
-    def decide(
-        self, runs: Sequence[TierRun], *, num_device_blocks: int, num_prompt_tokens: int, now_s: float
-    ) -> OnboardingDecision:
-        num_blocks = sum(run.num_blocks for run in runs)
-        return OnboardingDecision(num_blocks=num_blocks, reason=OnboardingReason.LOAD)
-
-
-class AlwaysLoadingEngine(TorchEngine):
-    def _make_tiers(self, started, on_change):  # type: ignore[no-untyped-def]
-        layout = started.cache.layout
-        policy = AlwaysLoad(block_size=layout.block_size, block_bytes=layout.block_bytes)
-        return KVTiers(
-            self._setup.kv_tiers, started.core.scheduler.pool, started.cache, on_change, policy=policy
-        )
 
 
 def tier(name: str, kind: KVTier, capacity_bytes: int, build: Callable[[int], KVStore]) -> KVTierSetup:
@@ -169,8 +151,9 @@ async def run_side(side: str, model: Path, num_blocks: int, options: argparse.Na
             max_num_seqs=32,
             max_num_batched_tokens=1024,
             num_threads=options.threads,
+            kv_onboarding="always" if side.endswith("always") else "measured",
         )
-        engine = (AlwaysLoadingEngine if side.endswith("always") else TorchEngine)(setup, config)
+        engine = TorchEngine(setup, config)
         outcome = Outcome()
         try:
             await engine.start()

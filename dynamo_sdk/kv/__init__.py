@@ -23,7 +23,17 @@ from .hashing import (
 )
 from .measured_time import MeasuredTime, MeasuredTimeBySize
 from .offloading import Important, NotPresent, OffloadFilter, OffloadQueue, SeenOften
-from .onboarding import OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
+from .onboarding import (
+    NOBODY,
+    EagerPolicy,
+    OnboardingDecision,
+    OnboardingPolicy,
+    OnboardingReason,
+    OnboardingRule,
+    Others,
+    TierRun,
+    onboarding_policy,
+)
 from .prefix_index import PrefixIndex, PrefixIndexStatistics
 from .prefix_keys import PrefixKeys, prefix_keys
 from .store_index import SlotReservation, StoreIndex
@@ -31,6 +41,7 @@ from .tier_contents import TierContents
 from .tier_sizes import TierSize, check_tier_sizes
 
 __all__ = [
+    "NOBODY",
     "Apply",
     "AskSnapshot",
     "BlockHash",
@@ -41,6 +52,7 @@ __all__ = [
     "CachesBlocks",
     "CursorAction",
     "DecisionIndex",
+    "EagerPolicy",
     "EventCursor",
     "EventLog",
     "EvictionPolicy",
@@ -57,6 +69,8 @@ __all__ = [
     "OnboardingDecision",
     "OnboardingPolicy",
     "OnboardingReason",
+    "OnboardingRule",
+    "Others",
     "PoolAllocation",
     "PrefixIndex",
     "PrefixIndexStatistics",
@@ -78,6 +92,7 @@ __all__ = [
     "eviction_policy",
     "layout_namespace",
     "next_cache_key",
+    "onboarding_policy",
     "prefix_keys",
     "routing_hashes",
     "routing_seed",

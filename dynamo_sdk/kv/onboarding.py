@@ -1,11 +1,18 @@
-"""Load a prefix from the tiers, or compute it again? Whatever was measured to be faster.
+"""Load a prefix from the tiers, or compute it again? Whatever was measured to cost less time.
 
 A prompt's blocks beyond those on the device lie in *runs*: the next 40 in RAM, the next 200 on disk. Loading
 ends at the end of one of them, or nothing is loaded; what is not loaded is computed. For every such end::
 
-    time(end) = loads of the runs before it, one after the other  +  computing from there to the prompt's end
+    cost(end) = loads of the runs before it, one after the other  +  w * computing from there to the end
 
-The shortest wins, among those whose loads take clearly less time than the computing that they save.
+The cheapest wins, among those whose loads cost clearly less than the computing that they save.
+
+``w`` is 1 for a request that is alone: then this is its own time. A load goes on beside the steps, while
+computing takes the device from everybody, so a second of it counts once more for each request that waits for
+its first token, and a little for each that has it. So a busy device leaves work to a tier that is somewhat
+slower than itself, and an idle one does not. Two things bound that. Whoever else may gain, no request is to
+wait longer than ``MAX_WEIGHT`` times what computing its prompt takes. And a load counts with its wait for
+others, so a tier gets no more work than it can do.
 
 Nothing is loaded from a tier of which nothing is known, and nothing at all while nobody has measured
 computing; both cure themselves. Computing is measured whenever it happens. A tier whose measurements are
@@ -18,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from dynamo_sdk.types.kv_events import KVTier
 from dynamo_sdk.types.loads import BlockLoadTimes
@@ -30,6 +38,11 @@ MARGIN = 0.9
 MIN_FRESH_WEIGHT = 0.25
 """A tier is probed when what is known of it is worth less than one measurement of two half-lives ago."""
 
+RUNNING_SHARE = 0.1
+"""What delaying somebody's next token counts, next to a first token: it is one of many of an answer."""
+
+MAX_WEIGHT = 4.0
+"""What a second of computing counts at most, next to one of loading."""
 
 MANY_BLOCKS = 32
 """What a load has before its bytes, such as a seek, is shared by so many where one's time is asked for."""
@@ -45,6 +58,23 @@ class TierRun:
     wait_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Others:
+    """Who else wants the device: ``num_waiting`` requests for their first token, in a queue or for what they
+    load, and ``num_running`` that are in the steps."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+
+    @property
+    def weight(self) -> float:
+        """What a second of the device's time counts."""
+        return min(1 + self.num_waiting + RUNNING_SHARE * self.num_running, MAX_WEIGHT)
+
+
+NOBODY = Others()
+
+
 class OnboardingReason(StrEnum):
     LOAD = "loading is faster"
     RECOMPUTE = "recompute is cheaper"
@@ -55,12 +85,14 @@ class OnboardingReason(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnboardingDecision:
     """Load the first ``num_blocks`` after the device's. ``load_s``: that, and computing the rest;
-    ``recompute_s``: computing all. None where it is not known. ``probe``: tiers to be measured."""
+    ``recompute_s``: computing all; ``limit_s``: a load that takes longer had better be given up. None where
+    it is not known. ``probe``: tiers to be measured."""
 
     num_blocks: int
     reason: OnboardingReason
     load_s: float | None = None
     recompute_s: float | None = None
+    limit_s: float | None = None
     probe: tuple[str, ...] = ()
 
 
@@ -118,10 +150,16 @@ class OnboardingPolicy:
         )
 
     def decide(
-        self, runs: Sequence[TierRun], *, num_device_blocks: int, num_prompt_tokens: int, now_s: float
+        self,
+        runs: Sequence[TierRun],
+        *,
+        num_device_blocks: int,
+        num_prompt_tokens: int,
+        now_s: float,
+        others: Others = NOBODY,
     ) -> OnboardingDecision:
         """``runs`` in the prompt's order, beginning after the ``num_device_blocks`` that are there. The last
-        token of a prompt is always computed; a run must not hold it."""
+        token of a prompt is always computed; a run must not hold it. ``others``: without this request."""
         runs = [run for run in runs if run.num_blocks]
         if not runs:
             return OnboardingDecision(num_blocks=0, reason=OnboardingReason.NOTHING)
@@ -134,14 +172,16 @@ class OnboardingPolicy:
             return OnboardingDecision(
                 num_blocks=0, reason=OnboardingReason.UNMEASURED, recompute_s=recompute_s, probe=probe
             )
+        weight = others.weight
         ends = list(self._ends(runs, num_device_blocks, num_prompt_tokens, now_s))
-        worthy = [end for end in ends if end.load_s < self._margin * (recompute_s - end.rest_s)]
-        best = min(worthy or ends, key=lambda end: end.load_s + end.rest_s)
+        worthy = [end for end in ends if end.load_s < self._margin * weight * (recompute_s - end.rest_s)]
+        best = min(worthy or ends, key=lambda end: end.load_s + weight * end.rest_s)
         return OnboardingDecision(
             num_blocks=best.num_blocks if worthy else 0,
             reason=OnboardingReason.LOAD if worthy else OnboardingReason.RECOMPUTE,
             load_s=best.load_s + best.rest_s,
             recompute_s=recompute_s,
+            limit_s=weight * recompute_s,
             probe=probe,
         )
 
@@ -172,3 +212,30 @@ class OnboardingPolicy:
     def _is_stale(self, tier: str, now_s: float) -> bool:
         known = self._loads.get(tier)
         return known is None or known.weight(now_s) < MIN_FRESH_WEIGHT
+
+
+class EagerPolicy(OnboardingPolicy):
+    """Loads whatever a tier has: to see that it works, and where somebody knows better than measurements."""
+
+    def decide(
+        self,
+        runs: Sequence[TierRun],
+        *,
+        num_device_blocks: int,
+        num_prompt_tokens: int,
+        now_s: float,
+        others: Others = NOBODY,
+    ) -> OnboardingDecision:
+        num_blocks = sum(run.num_blocks for run in runs)
+        reason = OnboardingReason.LOAD if num_blocks else OnboardingReason.NOTHING
+        return OnboardingDecision(num_blocks=num_blocks, reason=reason)
+
+
+OnboardingRule = Literal["measured", "always"]
+"""What is loaded: what was measured to cost less than computing, or whatever is there."""
+
+
+def onboarding_policy(rule: OnboardingRule, *, block_size: int, block_bytes: int) -> OnboardingPolicy:
+    """A new one; it has measured nothing yet."""
+    policy = EagerPolicy if rule == "always" else OnboardingPolicy
+    return policy(block_size=block_size, block_bytes=block_bytes)

@@ -1,7 +1,7 @@
 """``Onboarder``: finds a prompt's blocks in the tiers, decides, and loads them into the device's blocks.
 
 What is late, lost or broken ends the run that it is part of: what lies behind is computed. Loading that takes
-longer than computing was expected to take is given up; that, too, is a measurement.
+longer than computing was expected to cost is given up; that, too, is a measurement.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from dynamo_sdk.interfaces import BlockMemory, CacheKey
-from dynamo_sdk.kv import OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
+from dynamo_sdk.kv import NOBODY, OnboardingDecision, OnboardingPolicy, OnboardingReason, Others, TierRun
 from dynamo_sdk.transfer.threads import run_to_end
 
 from .staging import Staging
@@ -118,6 +118,7 @@ class Onboarder:
         num_device_blocks: int,
         num_tokens: int,
         is_counted: bool,
+        others: Others = NOBODY,
     ) -> OnboardingDecision:
         """``keys``: of the blocks of ``runs``. Begins what the policy wants to be measured."""
         decision = self.policy.decide(
@@ -125,6 +126,7 @@ class Onboarder:
             num_device_blocks=num_device_blocks,
             num_prompt_tokens=num_tokens,
             now_s=self._monotonic_s(),
+            others=others,
         )
         if is_counted and decision.reason in _DECISIONS:
             self.num_decisions[_DECISIONS[decision.reason]] += 1

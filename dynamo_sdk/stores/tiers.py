@@ -29,6 +29,7 @@ from dynamo_sdk.interfaces import (
     ReadsPeers,
 )
 from dynamo_sdk.kv import (
+    NOBODY,
     CachedBlock,
     CachesBlocks,
     FrequencySketch,
@@ -38,6 +39,7 @@ from dynamo_sdk.kv import (
     OffloadQueue,
     OnboardingDecision,
     OnboardingPolicy,
+    Others,
     SeenOften,
     TierContents,
     TierSize,
@@ -193,14 +195,16 @@ class KVTiers:
         num_tokens: int,
         *,
         is_counted: bool = False,
+        others: Others = NOBODY,
     ) -> OnboardingDecision:
-        """How much of ``runs`` to load for a request of ``num_tokens``."""
+        """How much of ``runs`` to load for a request of ``num_tokens``, while ``others`` want the device."""
         return self._onboarder.decide(
             runs,
             keys[num_device_blocks:],
             num_device_blocks=num_device_blocks,
             num_tokens=num_tokens,
             is_counted=is_counted,
+            others=others,
         )
 
     async def load(
@@ -222,7 +226,7 @@ class KVTiers:
             wanted,
             keys[num_device_blocks:end],
             block_ids[num_device_blocks:end],
-            limit_s=decision.recompute_s,
+            limit_s=decision.limit_s,
         )
 
     # -- facts

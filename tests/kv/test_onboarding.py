@@ -6,14 +6,19 @@ from hypothesis import strategies as st
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.kv import (
+    NOBODY,
+    EagerPolicy,
     MeasuredTime,
     MeasuredTimeBySize,
     OnboardingPolicy,
     OnboardingReason,
+    Others,
     TierRun,
     TierSize,
     check_tier_sizes,
+    onboarding_policy,
 )
+from dynamo_sdk.kv.onboarding import MARGIN, MAX_WEIGHT
 from dynamo_sdk.types import BlockLoadTimes, KVTier
 
 BLOCK_SIZE = 16
@@ -32,12 +37,13 @@ def policy_with(**tiers):
     return policy
 
 
-def decide(policy, *runs, num_device_blocks=0, num_prompt_tokens=7201, now_s=1.0):
+def decide(policy, *runs, num_device_blocks=0, num_prompt_tokens=7201, now_s=1.0, others=NOBODY, wait_s=0.0):
     return policy.decide(
-        [TierRun(tier=tier, num_blocks=num_blocks) for tier, num_blocks in runs],
+        [TierRun(tier=tier, num_blocks=num_blocks, wait_s=wait_s) for tier, num_blocks in runs],
         num_device_blocks=num_device_blocks,
         num_prompt_tokens=num_prompt_tokens,
         now_s=now_s,
+        others=others,
     )
 
 
@@ -154,6 +160,104 @@ def test_what_is_loaded_never_takes_longer_than_computing(runs, device, rest):
         assert decision.load_s < decision.recompute_s
         reached = ends.index(decision.num_blocks)
         assert all(tier != "peer" or not count for tier, count in runs[:reached])
+
+
+# -- others who want the device
+
+TWICE = 450 * BLOCK_BYTES / 1.8
+"""Bytes per second of a tier that takes twice as long as computing 7,200 tokens."""
+BUSY = Others(num_waiting=3, num_running=12)
+
+
+def test_a_tier_that_is_slower_than_computing_is_used_while_others_wait_for_the_device():
+    policy = policy_with(disk=TWICE)
+    assert decide(policy, ("disk", 450)).num_blocks == 0
+    assert decide(policy, ("disk", 450), others=Others(num_waiting=1)).num_blocks == 0, "a close race"
+    busy = decide(policy, ("disk", 450), others=Others(num_waiting=2))
+    assert busy.num_blocks == 450
+    assert busy.load_s > busy.recompute_s
+    assert busy.limit_s == pytest.approx(3 * busy.recompute_s), "it is given up where it no longer pays"
+    assert decide(policy, ("disk", 450), others=Others(num_running=15)).num_blocks == 450
+    assert decide(policy, ("disk", 450), others=Others(num_running=5)).num_blocks == 0
+
+
+def test_it_is_left_again_when_loads_wait_for_each_other():
+    policy = policy_with(disk=TWICE)
+    assert decide(policy, ("disk", 450), others=BUSY, wait_s=1.0).num_blocks == 450
+    assert decide(policy, ("disk", 450), others=BUSY, wait_s=2.0).num_blocks == 0
+
+
+def test_whoever_waits_a_disk_of_a_megabyte_per_second_is_left_alone():
+    policy = policy_with(ram=10e9, disk=1e6)
+    crowd = Others(num_waiting=10_000, num_running=10_000)
+    assert decide(policy, ("disk", 450), others=crowd).num_blocks == 0
+    assert decide(policy, ("ram", 100), ("disk", 350), others=crowd).num_blocks == 100
+
+
+def test_others_make_a_load_longer_where_that_saves_computing():
+    """RAM first, then what is slower than computing: alone it ends where the RAM ends."""
+    policy = policy_with(ram=10e9, disk=TWICE)
+    runs = [("ram", 100), ("disk", 350)]
+    assert decide(policy, *runs).num_blocks == 100
+    assert decide(policy, *runs, others=BUSY).num_blocks == 450
+
+
+tier_runs = st.lists(st.tuples(st.sampled_from(["ram", "disk", "slow"]), st.integers(0, 60)), max_size=5)
+crowds = st.builds(Others, num_waiting=st.integers(0, 8), num_running=st.integers(0, 80))
+
+
+@given(
+    runs=tier_runs,
+    rest=st.integers(1, 500),
+    others=crowds,
+    more=crowds,
+    wait_s=st.floats(0, 2),
+    rates=st.tuples(*[st.floats(1e6, 1e11)] * 3),
+)
+def test_others_only_ever_add_to_what_is_loaded_and_never_delay_it_beyond_the_limit(
+    runs, rest, others, more, wait_s, rates
+):
+    policy = policy_with(**dict(zip(("ram", "disk", "slow"), rates, strict=True)))
+    num_prompt_tokens = sum(count for _, count in runs) * BLOCK_SIZE + rest
+    how = {"num_prompt_tokens": num_prompt_tokens, "wait_s": wait_s}
+    alone = decide(policy, *runs, **how)
+    busy = decide(policy, *runs, **how, others=others)
+    together = Others(
+        num_waiting=others.num_waiting + more.num_waiting, num_running=others.num_running + more.num_running
+    )
+    busier = decide(policy, *runs, **how, others=together)
+    assert alone.num_blocks <= busy.num_blocks <= busier.num_blocks
+    for decision in (alone, busy, busier):
+        if decision.num_blocks:
+            assert decision.load_s < MAX_WEIGHT * decision.recompute_s
+            assert decision.load_s < decision.limit_s * 1.0001
+    if alone.num_blocks:
+        assert alone.load_s < alone.recompute_s
+
+
+@given(others=crowds, factor=st.floats(1.0, 10.0))
+def test_how_much_slower_a_tier_may_be(others, factor):
+    """All of the prompt but one token in one run: it pays below the weight of the device's time."""
+    policy = policy_with(disk=450 * BLOCK_BYTES / (0.9 * factor))
+    decision = decide(policy, ("disk", 450), others=others)
+    weight = min(1 + others.num_waiting + others.num_running / 10, MAX_WEIGHT)
+    if factor < 0.99 * MARGIN * weight:
+        assert decision.num_blocks == 450
+    if factor > 1.01 * MARGIN * weight:
+        assert decision.num_blocks == 0
+
+
+def test_a_policy_that_loads_whatever_is_there():
+    policy = onboarding_policy("always", block_size=BLOCK_SIZE, block_bytes=BLOCK_BYTES)
+    assert isinstance(policy, EagerPolicy)
+    decision = decide(policy, ("disk", 400), ("ram", 50))
+    assert (decision.num_blocks, decision.reason) == (450, OnboardingReason.LOAD)
+    assert decide(policy).reason is OnboardingReason.NOTHING
+    measured = onboarding_policy("measured", block_size=BLOCK_SIZE, block_bytes=BLOCK_BYTES)
+    assert decide(measured, ("disk", 400)).reason is OnboardingReason.UNMEASURED
+
+
+# -- what times are learned from
 
 
 @given(fixed=st.floats(0, 1), per_unit=st.floats(1e-6, 1), units=st.lists(st.integers(1, 1000), min_size=1))

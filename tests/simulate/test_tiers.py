@@ -64,6 +64,20 @@ def test_a_tier_is_left_where_it_is_slower_and_used_where_it_is_not(without: Out
     assert ttft_s(with_far) < ttft_s(without)
 
 
+BUSY = "chats,sessions=80,turns=10,rate=1,message_tokens=1024,output_tokens=64,think_s=5"
+
+
+def test_a_busy_device_leaves_work_to_a_tier_that_is_somewhat_slower() -> None:
+    """A block takes 1.4 ms to load and about one to compute; steps are what everybody waits for."""
+    disk = {"kind": "disk", "capacity": "512GiB", "min_uses": 0}
+    without, with_disk = chats("kv", load=BUSY), chats("kv", load=BUSY, tiers=[disk])
+    assert ttft_s(with_disk) < 0.75 * ttft_s(without)
+    assert with_disk.tiers.num_decisions["load"] > 100
+    far_slower = chats("kv", load=BUSY, tiers=[disk], tier_speeds={"disk": {"read_gb_per_s": 1e-3}})
+    assert ttft_s(far_slower) == pytest.approx(ttft_s(without), rel=0.01), "a megabyte per second"
+    assert far_slower.tiers.num_decisions["load"] == 0
+
+
 def test_routers_see_what_lies_in_ram() -> None:
     load = "chats,sessions=40,turns=8,rate=1,message_tokens=1024,output_tokens=64,think_s=30"
     how = {"num_workers": 4, "load": load, "num_blocks": 512, "tiers": [RAM]}

@@ -65,6 +65,7 @@ def build_cores(
             timing,
             transfer_cost,
             tiers=tiers,
+            onboarding=config.kv_onboarding,
             speedup_ratio=config.speedup_ratio,
             dp_rank=dp_rank,
         )

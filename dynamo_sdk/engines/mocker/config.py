@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from dynamo_sdk.kv import OnboardingRule
 from dynamo_sdk.plugins.config import PluginConfig
 
 from .tier_config import SimTierConfig, TierSpeed
@@ -59,6 +60,10 @@ class MockerConfig(PluginConfig):
     tier_speeds: dict[str, TierSpeed] = Field(
         default={},
         description="of tiers, by name or kind, where they are not those that the kind usually has",
+    )
+    kv_onboarding: OnboardingRule = Field(
+        default="measured",
+        description="load from tiers what was measured to cost less than computing, or whatever is there",
     )
 
     context_length: int | None = Field(default=None, ge=2)

@@ -25,6 +25,7 @@ import msgspec
 
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces import CacheKey, KVTiersStatistics
+from dynamo_sdk.kv import OnboardingRule
 from dynamo_sdk.scheduling import (
     ScheduledSequence,
     Scheduler,
@@ -110,10 +111,11 @@ class MockerCore:
         transfer_cost: TransferCost,
         *,
         tiers: Sequence[TierModel] = (),
+        onboarding: OnboardingRule = "measured",
         speedup_ratio: float = 1.0,
         dp_rank: int = 0,
     ) -> None:
-        """``tiers``: what is kept beyond the device, fastest first."""
+        """``tiers``: what is kept beyond the device, fastest first; ``onboarding``: what of it is loaded."""
         self.dp_rank = dp_rank
         self._scheduler = Scheduler(config)
         self._tokens = tokens
@@ -124,7 +126,7 @@ class MockerCore:
         self.tiers: SimTiers | None = None
         if tiers:
             block_bytes = config.block_size * transfer_cost.bytes_per_token
-            self.tiers = SimTiers(tiers, self._scheduler, block_bytes=block_bytes)
+            self.tiers = SimTiers(tiers, self._scheduler, block_bytes=block_bytes, onboarding=onboarding)
         self._run_ends_s: tuple[float, ...] = ()  # of the run that was planned
         self._admissions: dict[str, Admission] = {}  # of requests that have not been in a step yet
         self._arrived: set[str] = set()  # of these, whose KV is here and who run already

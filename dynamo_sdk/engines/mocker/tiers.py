@@ -25,11 +25,13 @@ from dynamo_sdk.kv import (
     FrequencySketch,
     Important,
     OffloadFilter,
-    OnboardingPolicy,
     OnboardingReason,
+    OnboardingRule,
+    Others,
     SeenOften,
     TierContents,
     TierRun,
+    onboarding_policy,
 )
 from dynamo_sdk.scheduling import Onboarding, Scheduler, Step
 from dynamo_sdk.types.kv_events import BlocksRemoved, BlocksStored, KVEvent
@@ -69,9 +71,16 @@ class Load:
 class SimTiers:
     """``models``: fastest first."""
 
-    def __init__(self, models: Sequence[TierModel], scheduler: Scheduler, *, block_bytes: int) -> None:
+    def __init__(
+        self,
+        models: Sequence[TierModel],
+        scheduler: Scheduler,
+        *,
+        block_bytes: int,
+        onboarding: OnboardingRule = "measured",
+    ) -> None:
         config = scheduler.config
-        self.policy = OnboardingPolicy(block_size=config.block_size, block_bytes=block_bytes)
+        self.policy = onboarding_policy(onboarding, block_size=config.block_size, block_bytes=block_bytes)
         self.decisions: Counter[OnboardingReason] = Counter()
         self.num_told = self.num_matched_blocks = 0
         self.block_size = config.block_size
@@ -162,7 +171,8 @@ class SimTiers:
     # -- what goes up
 
     def begin(self, onboarding: Onboarding, now_s: float) -> bool:
-        """Whether the request waits for blocks that are being loaded from now on."""
+        """Whether the request waits for blocks that are being loaded from now on. It is WAITING still."""
+        scheduler = self._scheduler
         runs = self._runs(onboarding)
         decision = self.policy.decide(
             [
@@ -172,6 +182,7 @@ class SimTiers:
             num_device_blocks=onboarding.num_cached_blocks,
             num_prompt_tokens=onboarding.num_tokens,
             now_s=now_s,
+            others=Others(num_waiting=scheduler.num_waiting - 1, num_running=scheduler.num_running),
         )
         self.decisions[decision.reason] += 1
         for tier, keys in runs:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from dynamo_sdk.kv import OnboardingRule
 from dynamo_sdk.plugins.config import PluginConfig
 
 
@@ -30,6 +31,10 @@ class TorchConfig(PluginConfig):
     )
     context_length: int | None = Field(default=None, ge=2, description="shorter than the model's own")
     enable_prefix_caching: bool = True
+    kv_onboarding: OnboardingRule = Field(
+        default="measured",
+        description="load from KV tiers what was measured to cost less than computing, or whatever is there",
+    )
     num_threads: int | None = Field(default=None, ge=1, description="CPU threads of one step; None = torch's")
 
     @model_validator(mode="after")

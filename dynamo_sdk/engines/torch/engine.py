@@ -31,6 +31,7 @@ from dynamo_sdk.interfaces import (
     PublishesMetrics,
     ReadableTiers,
 )
+from dynamo_sdk.kv import onboarding_policy
 from dynamo_sdk.scheduling import Scheduler, SchedulerConfig
 from dynamo_sdk.stores import KVTiers
 from dynamo_sdk.types import (
@@ -101,7 +102,13 @@ class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetric
         )
 
     def _make_tiers(self, started: _Started, on_change: Callable[[], None]) -> KVTiers:
-        return KVTiers(self._setup.kv_tiers, started.core.scheduler.pool, started.cache, on_change)
+        layout = started.cache.layout
+        policy = onboarding_policy(
+            self._config.kv_onboarding, block_size=layout.block_size, block_bytes=layout.block_bytes
+        )
+        return KVTiers(
+            self._setup.kv_tiers, started.core.scheduler.pool, started.cache, on_change, policy=policy
+        )
 
     def _load(self) -> _Started:
         assert self._thread is not None

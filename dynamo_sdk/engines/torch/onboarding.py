@@ -16,6 +16,7 @@ from collections.abc import Callable
 import anyio
 
 from dynamo_sdk.interfaces import CacheKey
+from dynamo_sdk.kv import Others
 from dynamo_sdk.scheduling import Onboarding, Scheduler, Step, findable_keys
 from dynamo_sdk.stores import KVTiers
 from dynamo_sdk.stores.onboarding import LoadReport
@@ -52,7 +53,9 @@ class TierLink:
         finally:
             self.num_looking -= 1
         num_tokens = request.num_prompt_tokens + request.num_generated_tokens
-        decision = self.tiers.decide(runs, keys, num_device_blocks, num_tokens, is_counted=True)
+        decision = self.tiers.decide(
+            runs, keys, num_device_blocks, num_tokens, is_counted=True, others=self._others()
+        )
         return keys, decision.num_blocks > 0
 
     def begin(self, onboarding: Onboarding) -> None:
@@ -78,8 +81,13 @@ class TierLink:
         """Things may have changed since ``look_up``: the device's cache, the tiers, what is measured."""
         keys, first = onboarding.keys, onboarding.num_cached_blocks
         runs = await self.tiers.find(keys, first)
-        decision = self.tiers.decide(runs, keys, first, onboarding.num_tokens)
+        decision = self.tiers.decide(runs, keys, first, onboarding.num_tokens, others=self._others(1))
         return await self.tiers.load(runs, decision, keys, onboarding.block_ids, first)
+
+    def _others(self, num_own: int = 0) -> Others:
+        """Who wants the device, ``num_own`` of those that wait left out."""
+        scheduler = self._scheduler
+        return Others(num_waiting=scheduler.num_waiting - num_own, num_running=scheduler.num_running)
 
     def take_report(self, request_id: str) -> LoadReport | None:
         """What was loaded for a request; once."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import EngineSetup
+from dynamo_sdk.kv import OnboardingRule
 
 OWNED = {
     "model": "it is the model of the deploy file",
@@ -36,7 +37,7 @@ class VllmConfig(BaseModel):
     lease_s: float = Field(
         default=30.0, ge=6, description="how long prefill keeps blocks that nobody has fetched yet"
     )
-    kv_onboarding: Literal["measured", "always"] = Field(
+    kv_onboarding: OnboardingRule = Field(
         default="measured",
         description="load from KV tiers what was measured to be faster than computing, or whatever is there",
     )

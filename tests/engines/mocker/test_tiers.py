@@ -86,6 +86,26 @@ def test_a_tier_that_is_slower_than_computing_is_left_alone() -> None:
     assert tiers_of(slow).tiers[0].counts.num_read_blocks == 1 + 15, "the probes"
 
 
+def test_whatever_is_there_is_loaded_on_request() -> None:
+    slow = {"read_gb_per_s": 1.0}
+    core = tiered(ram=slow, kv_onboarding="always")
+    lives = run(core, arrivals(*PUSHED_OUT))
+    assert lives["a again"].num_cached_tokens == 960
+    load_ms = 0.02 + 15 * BLOCK_BYTES / 1e9 * 1e3
+    assert lives["a again"].ttft_ms == pytest.approx(load_ms + prefill_ms(40))
+
+
+@pytest.mark.parametrize("num_others", [0, 1])
+def test_a_tier_slower_than_computing_helps_while_others_wait(num_others: int) -> None:
+    """A block takes 2.1 ms to load; computing one was measured to take 2, with its share of a step."""
+    core = tiered(ram={"read_gb_per_s": 4.0}, num_blocks=34)
+    run(core, arrivals(*PUSHED_OUT))
+    others = [(40_000.0, ask(f"r{number}", prompt(100, first=9 + number))) for number in range(num_others)]
+    lives = run(core, [*arrivals((40.0, "b again", 2)), *others])
+    assert (lives["b again"].num_cached_tokens == 960) == bool(num_others)
+    assert tiers_of(core).decisions[OnboardingReason.LOAD] == num_others
+
+
 def test_others_go_on_while_one_loads() -> None:
     core = tiered(ram={"latency_ms": 5.0}, num_blocks=34)
     run(core, arrivals(*PUSHED_OUT))

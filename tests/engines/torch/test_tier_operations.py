@@ -25,14 +25,12 @@ from hypothesis import strategies as st
 from dynamo_sdk.engines.torch.onboarding import TierLink
 from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces import BlockMemory, CacheKey, KVTierSetup
-from dynamo_sdk.kv import PrefixIndex, cache_keys, cache_root
+from dynamo_sdk.kv import EagerPolicy, PrefixIndex, cache_keys, cache_root
 from dynamo_sdk.scheduling import Scheduler, SchedulerConfig, SequenceState
 from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
 from dynamo_sdk.types import GenerateRequest, KVLayout, KVTier, pack_tokens
 from dynamo_sdk.types.plan import KVTierPlan
 from tests.scheduling.fake_model import EOS, chain, expected_output, link, make_request, root_of, sample
-
-from .tiers import AlwaysLoad
 
 BLOCK_SIZE = 2
 NUM_BLOCKS = 10
@@ -162,7 +160,7 @@ class Worker:
             self.scheduler.pool,
             self.memory,
             self.publish,
-            policy=AlwaysLoad(block_size=BLOCK_SIZE, block_bytes=BLOCK_BYTES),
+            policy=EagerPolicy(block_size=BLOCK_SIZE, block_bytes=BLOCK_BYTES),
         )
         self.link = TierLink(self.scheduler, self.tiers, lambda: None)
         await self.tiers.start()

@@ -405,7 +405,7 @@ async def test_sizes_that_cannot_work_are_refused_at_start(
 async def test_every_chunk_of_a_prompt_is_measured(llama: Path) -> None:
     """The last one is too short to say anything."""
     async with tiered_engine(
-        llama, ram(), always_loads=False, max_num_batched_tokens=32, max_num_seqs=4
+        llama, ram(), kv_onboarding="measured", max_num_batched_tokens=32, max_num_seqs=4
     ) as engine:
         prompt = random_prompt(3, 67)
         await answer(engine, a_request(prompt, SamplingParams(max_tokens=1)))
@@ -418,7 +418,7 @@ async def test_every_chunk_of_a_prompt_is_measured(llama: Path) -> None:
 
 
 async def test_nothing_is_loaded_that_nobody_measured_and_a_probe_changes_that(llama: Path) -> None:
-    async with tiered_engine(llama, ram(), always_loads=False) as engine:
+    async with tiered_engine(llama, ram(), kv_onboarding="measured") as engine:
         await answer(engine, a_request(PROMPTS[1]))
         await offloaded(engine)
         await answer(engine, a_request(PROMPTS[1]))

@@ -10,7 +10,6 @@ from typing import Any
 from dynamo_sdk.engines.torch.config import TorchConfig
 from dynamo_sdk.engines.torch.engine import TorchEngine
 from dynamo_sdk.interfaces import CacheKey, EngineSetup, KVStore, KVStoreStatistics, KVTierSetup
-from dynamo_sdk.kv import OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
 from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
 from dynamo_sdk.types import KVTier, ModelSpec
 from dynamo_sdk.types.plan import KVTierPlan
@@ -20,33 +19,8 @@ MANY_BYTES = 4 << 20
 """More than the device of these tests has."""
 
 
-class AlwaysLoad(OnboardingPolicy):
-    """Whatever it costs."""
-
-    def decide(
-        self, runs: Sequence[TierRun], *, num_device_blocks: int, num_prompt_tokens: int, now_s: float
-    ) -> OnboardingDecision:
-        num_blocks = sum(run.num_blocks for run in runs)
-        reason = OnboardingReason.LOAD if num_blocks else OnboardingReason.NOTHING
-        return OnboardingDecision(num_blocks=num_blocks, reason=reason)
-
-
 class TieredEngine(TorchEngine):
-    """``always_loads``: without a look at what loading and computing cost."""
-
-    always_loads = True
-
-    def _make_tiers(self, started: Any, on_change: Callable[[], None]) -> KVTiers:
-        layout = started.cache.layout
-        policy = AlwaysLoad(block_size=layout.block_size, block_bytes=layout.block_bytes)
-        pool = started.core.scheduler.pool
-        return KVTiers(
-            self._setup.kv_tiers,
-            pool,
-            started.cache,
-            on_change,
-            policy=policy if self.always_loads else None,
-        )
+    """With its insides."""
 
     @property
     def tiers(self) -> KVTiers:
@@ -121,7 +95,7 @@ class DictStore(KVStore):
 
 @asynccontextmanager
 async def tiered_engine(
-    folder: Path, *tiers: KVTierSetup, always_loads: bool = True, **settings: Any
+    folder: Path, *tiers: KVTierSetup, **settings: Any
 ) -> AsyncGenerator[TieredEngine, None]:
     defaults = {
         "device": "cpu",
@@ -129,10 +103,10 @@ async def tiered_engine(
         "num_blocks": 60,
         "max_num_seqs": 16,
         "num_threads": 1,
+        "kv_onboarding": "always",
     }
     setup = EngineSetup(model=ModelSpec(name="tiny", path=str(folder)), role="aggregated", kv_tiers=tiers)
     engine = TieredEngine(setup, TorchConfig(**(defaults | settings)))
-    engine.always_loads = always_loads
     try:
         await engine.start()
         yield engine

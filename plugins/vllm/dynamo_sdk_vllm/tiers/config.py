@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import KVTierSetup
+from dynamo_sdk.kv import OnboardingRule
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.services.kv_tiers import tier_setups
 from dynamo_sdk.types.plan import Json, KVTierPlan
@@ -37,7 +37,7 @@ class TiersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     or whatever is there. ``has_statistics``: who started this vLLM finds the tiers' among its statistics."""
 
     tiers: tuple[KVTierPlan, ...]
-    onboarding: Literal["measured", "always"] = "measured"
+    onboarding: OnboardingRule = "measured"
     has_statistics: bool = False
 
 

@@ -27,7 +27,7 @@ from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 from dynamo_sdk.engines.weights import folder_digest
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import KVTierSetup
-from dynamo_sdk.kv import OnboardingPolicy
+from dynamo_sdk.kv import onboarding_policy
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.types import KVTier
 from dynamo_sdk.types.tokens import unpack_tokens
@@ -38,7 +38,7 @@ from .held import HeldBlocks
 from .memory import PagedMemory
 from .messages import Orders, Report
 from .names import BlockNamer, namespace_of
-from .planning import EagerPolicy, Planner, StepFacts
+from .planning import Planner, StepFacts
 from .statistics import Said, merged, of_scheduler, of_worker, total
 from .worker import TierWorker
 
@@ -120,12 +120,13 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
         block_bytes = (
             sum(tensor.size for tensor in self._kv_cache_config.kv_cache_tensors) // self._num_blocks
         )
-        make_policy = EagerPolicy if self._config.onboarding == "always" else OnboardingPolicy
         return Planner(
             namer=BlockNamer(self._namespace(), self._block_size),
             events=TierEvents([setup.tier for setup in self._setups(Shard())]),
             held=HeldBlocks([plan.name for plan in self._config.tiers], config.parallel_config.world_size),
-            policy=make_policy(block_size=self._block_size, block_bytes=block_bytes),
+            policy=onboarding_policy(
+                self._config.onboarding, block_size=self._block_size, block_bytes=block_bytes
+            ),
             block_size=self._block_size,
             counts_uses=any(plan.min_uses > 0 for plan in self._config.tiers),
             now_s=time.monotonic,

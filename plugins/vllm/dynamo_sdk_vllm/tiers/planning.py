@@ -22,7 +22,7 @@ from typing import Protocol
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import CacheKey
-from dynamo_sdk.kv import CachedBlock, OnboardingDecision, OnboardingPolicy, OnboardingReason, TierRun
+from dynamo_sdk.kv import CachedBlock, OnboardingPolicy
 from dynamo_sdk.types.tokens import pack_tokens
 
 from .events import KnownBlock, TierEvents
@@ -171,7 +171,7 @@ class Planner:
         self._sight(tracked, decision.probe, now_s)
         if not decision.num_blocks:
             return 0
-        tracked.match = _Match(num_device_blocks, decision.num_blocks, decision.recompute_s)
+        tracked.match = _Match(num_device_blocks, decision.num_blocks, decision.limit_s)
         return decision.num_blocks * size
 
     def admitted(self, request: TrackedRequest, block_ids: Sequence[int], num_external_tokens: int) -> None:
@@ -367,14 +367,3 @@ class Planner:
             for first, count in prompts:
                 self._policy.computed(first, count, wall_s * count / num_tokens, now_s)
         self._last_end_s = now_s
-
-
-class EagerPolicy(OnboardingPolicy):
-    """Loads whatever a tier has: for tests, and where somebody knows better than measurements."""
-
-    def decide(
-        self, runs: Sequence[TierRun], *, num_device_blocks: int, num_prompt_tokens: int, now_s: float
-    ) -> OnboardingDecision:
-        num_blocks = sum(run.num_blocks for run in runs)
-        reason = OnboardingReason.LOAD if num_blocks else OnboardingReason.NOTHING
-        return OnboardingDecision(num_blocks=num_blocks, reason=reason)

@@ -169,7 +169,7 @@ class TierWorker:
             runs = await tiers.find(order.keys, 0)
             num_found = sum(run.num_blocks for run in runs)
             decision = OnboardingDecision(
-                num_blocks=num_found, reason=OnboardingReason.LOAD, recompute_s=order.limit_s
+                num_blocks=num_found, reason=OnboardingReason.LOAD, limit_s=order.limit_s
             )
             report = await tiers.load(runs, decision, order.keys, order.block_ids, 0)
             num_loaded = report.num_blocks

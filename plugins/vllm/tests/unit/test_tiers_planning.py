@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.kv import OnboardingPolicy
+from dynamo_sdk.kv import EagerPolicy, OnboardingPolicy
 from dynamo_sdk.types import KVTier
 from dynamo_sdk.types.tokens import pack_tokens
 from dynamo_sdk_vllm.tiers.events import TierEvents
 from dynamo_sdk_vllm.tiers.held import PENDING_S, HeldBlocks
 from dynamo_sdk_vllm.tiers.messages import Report, TierChange, TierLoad
 from dynamo_sdk_vllm.tiers.names import BlockNamer
-from dynamo_sdk_vllm.tiers.planning import PATIENCE_S, EagerPolicy, Planner, StepFacts
+from dynamo_sdk_vllm.tiers.planning import PATIENCE_S, Planner, StepFacts
 
 SIZE = 4
 
