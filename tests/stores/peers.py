@@ -58,9 +58,12 @@ async def serving(stores, address="tcp:127.0.0.1:0", block_bytes=BLOCK_BYTES, **
 
 
 @asynccontextmanager
-async def reading(secret=None, block_bytes=BLOCK_BYTES, **settings):
+async def reading(secret=None, block_bytes=BLOCK_BYTES, timeout_s=30, **settings):
+    """The time-out is that of a machine with much else to do."""
     clock = Clock()
-    store = PeerStore(PeerStoreConfig(block_bytes=block_bytes, **settings), monotonic_s=clock)
+    store = PeerStore(
+        PeerStoreConfig(block_bytes=block_bytes, timeout_s=timeout_s, **settings), monotonic_s=clock
+    )
     store.clock, store.witness = clock, Witness()
     store.listen(store.witness)
     store.trust(secret)

@@ -56,7 +56,7 @@ class Bridge(KVStore):
     def __init__(self):
         self.ram = ram()
         self.server = PeerServer([self.ram], BLOCK_BYTES)
-        self.reader = PeerStore(PeerStoreConfig(block_bytes=BLOCK_BYTES))
+        self.reader = PeerStore(PeerStoreConfig(block_bytes=BLOCK_BYTES, timeout_s=30))
         self.address = ""
 
     async def start(self):
