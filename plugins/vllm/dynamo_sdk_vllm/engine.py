@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -39,6 +40,7 @@ from dynamo_sdk.interfaces import (
     Promise,
     PublishesKVEvents,
     PublishesMetrics,
+    ServedTiers,
 )
 from dynamo_sdk.types import (
     ForwardPassMetrics,
@@ -54,7 +56,8 @@ from .config import VllmConfig, accepted, engine_arguments
 from .gauges import Gauges
 from .handover import ASK_FOR_TICKET, Params, TicketDesk, issue_ticket
 from .tiers.config import CONNECTOR
-from .tiers.statistics import Said, merged, total
+from .tiers.sharing import answered
+from .tiers.statistics import Said, merged, sharing_of, total
 from .transfer import kv_transfer
 from .translate import ChunkMaker, error_of, sampling_arguments
 
@@ -142,7 +145,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
         }
         if self._setup.loras:
             ours |= lora_arguments(self._setup.loras)
-        transfer = kv_transfer(self._setup, self._config)
+        transfer = kv_transfer(self._setup, self._config, self._folder)
         if transfer is not None:
             ours["kv_transfer_config"] = config.KVTransferConfig(**transfer)
         arguments = engine_arguments(engine_args, self._setup, self._config, **ours)
@@ -297,6 +300,12 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
     def kv_tier_statistics(self) -> KVTiersStatistics:
         """As vLLM said with its last step."""
         return total(self._tiers_said.values())
+
+    def readable_tiers(self) -> ServedTiers | None:
+        address = None if self._folder is None else answered(Path(self._folder))
+        if address is None:
+            return None
+        return ServedTiers(address=address, statistics=lambda: sharing_of(self._tiers_said.values()))
 
     def _on_statistics(self, rank: int, scheduler: Any, iteration: Any) -> None:
         said = getattr(scheduler, "kv_connector_stats", None)

@@ -9,6 +9,8 @@ from dynamo_sdk.types import Role
 from dynamo_sdk.types.plan import DeploymentPlan
 
 CONNECTOR = "vllm-nixl"
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Arguments of vLLM that make it several processes, each with tiers of its own."""
 
 
 @hookimpl
@@ -52,9 +54,11 @@ def dynamo_sdk_check_plan(plan: DeploymentPlan) -> Iterator[str]:
     for service in plan.services:
         if service.engine is None or service.engine.name != "vllm":
             continue
+        args = service.engine.args
+        several = [f"{name}: {args[name]}" for name in PARALLEL if args.get(name, 1) != 1]
         for tier in tiers.get(service.model or "", ()):
-            if tier.kind == "shared":
+            if tier.kind == "shared" and several:
                 yield (
-                    f"tier {tier.name!r}: engine 'vllm' of service {service.name} reads no blocks of other "
-                    "workers; remove the tier"
+                    f"tier {tier.name!r}: service {service.name} has {', '.join(several)}, and workers read "
+                    "each other's tiers only where vLLM is one process; remove one of them"
                 )

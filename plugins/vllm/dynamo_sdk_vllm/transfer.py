@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,13 +11,15 @@ from dynamo_sdk.interfaces import EngineSetup
 
 from .config import VllmConfig
 from .tiers.config import CONNECTOR, MODULE, TiersConfig
+from .tiers.sharing import ask
 
 RECOMPUTE = {"kv_load_failure_policy": "recompute"}
 """A block that a tier does not give is computed. vLLM's own choice is to fail the request."""
 
 
-def kv_transfer(setup: EngineSetup, config: VllmConfig) -> dict[str, Any] | None:
-    """Keyword arguments of ``KVTransferConfig``; None where KV stays on the device."""
+def kv_transfer(setup: EngineSetup, config: VllmConfig, folder: str) -> dict[str, Any] | None:
+    """Keyword arguments of ``KVTransferConfig``; None where KV stays on the device. ``folder``: a private
+    one, where vLLM is told how others may read its tiers."""
     handover = None
     if setup.connector is not None:
         lease = {"kv_lease_duration": config.lease_s}
@@ -24,7 +27,14 @@ def kv_transfer(setup: EngineSetup, config: VllmConfig) -> dict[str, Any] | None
     if not setup.kv_tiers:
         return handover
     plans = tuple(tier.plan for tier in setup.kv_tiers)
-    written = TiersConfig(plans, config.kv_onboarding, has_statistics=True)
+    if setup.kv_sharing is not None:
+        ask(Path(folder), setup.kv_sharing)
+    written = TiersConfig(
+        plans,
+        config.kv_onboarding,
+        has_statistics=True,
+        sharing=None if setup.kv_sharing is None else folder,
+    )
     tiers = {
         "kv_connector": CONNECTOR,
         "kv_connector_module_path": MODULE,

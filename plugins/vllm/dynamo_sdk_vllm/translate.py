@@ -23,6 +23,7 @@ from dynamo_sdk.types import (
 )
 
 from .handover import Params
+from .tiers.sharing import hint
 
 SEED_MASK = (1 << 63) - 1  # vLLM's seeds are signed
 _REFUSALS = ("VLLMClientError", "ValueError", "TypeError", "OverflowError")
@@ -61,6 +62,9 @@ def sampling_arguments(
     """
     sampling, num_generated = request.sampling, request.num_generated_tokens
     max_tokens = 1 if is_handover else sampling.max_tokens - num_generated
+    extra_args: dict[str, object] = {} if request.kv_source is None else hint(request.kv_source)
+    if kv_transfer is not None:
+        extra_args["kv_transfer_params"] = dict(kv_transfer)
     return {
         "max_tokens": max_tokens,
         "min_tokens": min(max_tokens, max(0, sampling.min_tokens - num_generated)),
@@ -77,7 +81,7 @@ def sampling_arguments(
         "ignore_eos": sampling.ignore_eos,
         "logprobs": sampling.logprobs,
         "detokenize": False,
-        "extra_args": None if kv_transfer is None else {"kv_transfer_params": dict(kv_transfer)},
+        "extra_args": extra_args or None,
     }
 
 

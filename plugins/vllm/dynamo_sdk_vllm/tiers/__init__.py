@@ -6,10 +6,11 @@
     connector  KVTiersConnector                   connector  KVTiersConnector
        └─ planning  what to save, what to load        └─ worker  a thread with an event loop
             ├─ names    keys of a request's blocks         ├─ memory, device   vLLM's own KV pages
-            ├─ held     what the tiers hold                └─ dynamo_sdk.stores.KVTiers
-            └─ OnboardingPolicy                                 └─ RamStore, DiskStore, ...
+            ├─ held     what the tiers hold                ├─ dynamo_sdk.stores.KVTiers
+            └─ OnboardingPolicy                            │    └─ RamStore, DiskStore, PeerStore, ...
+                                                           └─ PeerServer       others read the stores
                     ── Orders, with each step ──>
                     <── Report, after each step ──        (messages)
 
-Only ``connector`` imports vLLM.
+``sharing``: what the SDK's worker says about other workers. Only ``connector`` imports vLLM.
 """

@@ -34,11 +34,13 @@ class Shard:
 
 class TiersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tiers``: from the fastest down. ``onboarding``: load what was measured to be faster than computing,
-    or whatever is there. ``has_statistics``: who started this vLLM finds the tiers' among its statistics."""
+    or whatever is there. ``has_statistics``: who started this vLLM finds the tiers' among its statistics.
+    ``sharing``: the folder where it says whether others may read them (``sharing.py``)."""
 
     tiers: tuple[KVTierPlan, ...]
     onboarding: OnboardingRule = "measured"
     has_statistics: bool = False
+    sharing: str | None = None
 
 
 def read_config(extra: Mapping[str, object]) -> TiersConfig:
@@ -52,9 +54,12 @@ def read_config(extra: Mapping[str, object]) -> TiersConfig:
     return config
 
 
-def setups_of(plans: Sequence[KVTierPlan], registry: Registry, shard: Shard) -> tuple[KVTierSetup, ...]:
-    """What ``KVTiers`` is built from. Workers of one vLLM share a capacity, and have folders of their own."""
-    return tier_setups([_share_of(plan, shard) for plan in plans], registry, shard.name)
+def setups_of(
+    plans: Sequence[KVTierPlan], registry: Registry, shard: Shard, secret: str | None = None
+) -> tuple[KVTierSetup, ...]:
+    """What ``KVTiers`` is built from. Workers of one vLLM share a capacity, and have folders of their own.
+    ``secret``: of the deployment."""
+    return tier_setups([_share_of(plan, shard) for plan in plans], registry, shard.name, secret)
 
 
 def _share_of(plan: KVTierPlan, shard: Shard) -> KVTierPlan:

@@ -39,6 +39,7 @@ from .memory import PagedMemory
 from .messages import Orders, Report
 from .names import BlockNamer, namespace_of
 from .planning import Planner, StepFacts
+from .sharing import answer, asked
 from .statistics import Said, merged, of_scheduler, of_worker, total
 from .worker import TierWorker
 
@@ -165,8 +166,8 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
     def requires_kv_delivery(self) -> bool:
         return False  # a save that was missed is computed again
 
-    def _setups(self, shard: Shard) -> tuple[KVTierSetup, ...]:
-        return setups_of(self._config.tiers, Registry.discover(), shard)
+    def _setups(self, shard: Shard, secret: str | None = None) -> tuple[KVTierSetup, ...]:
+        return setups_of(self._config.tiers, Registry.discover(), shard, secret)
 
     # -- scheduler
 
@@ -230,9 +231,14 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         memory = PagedMemory(kv_caches, num_blocks=self._num_blocks, block_size=self._block_size)
         shard = _shard(self._vllm_config)
-        setups = self._setups(shard)
-        self._worker = TierWorker(setups, memory, self._num_blocks, self._vllm_config.parallel_config.rank)
+        folder = None if self._config.sharing is None or shard != Shard() else Path(self._config.sharing)
+        sharing = None if folder is None else asked(folder)
+        setups = self._setups(shard, None if sharing is None else sharing.secret)
+        rank = self._vllm_config.parallel_config.rank
+        self._worker = TierWorker(setups, memory, self._num_blocks, rank, sharing)
         self._worker.start()
+        if folder is not None and self._worker.shared_at is not None:
+            answer(folder, self._worker.shared_at)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
@@ -268,9 +274,9 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
             return TierStatistics(
                 of_scheduler(planner.lookups, planner.num_matched_tokens, planner.num_decisions)
             )
-        statistics = self._working.take_statistics()
         name = str(self._vllm_config.parallel_config.rank)
-        return None if statistics is None else TierStatistics(of_worker(name, statistics))
+        said = of_worker(name, self._working.take_statistics(), self._working.take_sharing())
+        return TierStatistics(said) if said else None
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> TierStatistics:

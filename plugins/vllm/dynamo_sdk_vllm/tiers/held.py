@@ -1,9 +1,12 @@
-"""``HeldBlocks``: what the tiers hold, as the workers say, and what is on its way there."""
+"""``HeldBlocks``: what the tiers hold, as vLLM's workers say, and what is on its way there.
+
+A tier that reads other workers of the SDK holds what a request's hint says of it, for that request.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import TierRun
@@ -31,6 +34,11 @@ class HeldBlocks:
         self._everybody = (1 << num_ranks) - 1
         self._ranks_of: list[dict[CacheKey, int]] = [{} for _ in tiers]
         self._pending: dict[CacheKey, tuple[int, float]] = {}
+        self._peer_tiers: set[int] = set()
+
+    def follow_hints(self, tiers: Iterable[int]) -> None:
+        """These read other workers."""
+        self._peer_tiers.update(tiers)
 
     def change(self, rank: int, change: TierChange) -> list[CacheKey]:
         """Which keys came or went by it."""
@@ -54,12 +62,15 @@ class HeldBlocks:
         lost = [TierChange(tier, False, tuple(keys)) for tier in range(len(self._tiers))]
         return [TierChange(change.tier, False, tuple(self.change(rank, change))) for change in lost]
 
-    def runs(self, keys: Sequence[CacheKey], lookups: Lookups | None = None) -> list[TierRun]:
-        """Runs of leading ``keys``, each in the fastest tier that has its first block."""
+    def runs(
+        self, keys: Sequence[CacheKey], lookups: Lookups | None = None, *, num_at_peer: int = 0
+    ) -> list[TierRun]:
+        """Runs of leading ``keys``, each in the fastest tier that has its first block. Another worker is said
+        to have the first ``num_at_peer``."""
         runs: list[TierRun] = []
         at = 0
         while at < len(keys):
-            run = self._run(keys[at:])
+            run = self._run(keys[at:], num_at_peer - at)
             if run is None:
                 break
             runs.append(run)
@@ -68,11 +79,14 @@ class HeldBlocks:
             self._count(runs, len(keys), lookups)
         return runs
 
-    def _run(self, keys: Sequence[CacheKey]) -> TierRun | None:
-        for name, ranks_of in zip(self._tiers, self._ranks_of, strict=True):
-            missing = (at for at, key in enumerate(keys) if ranks_of.get(key) != self._everybody)
-            num_blocks = next(missing, len(keys))
-            if num_blocks:
+    def _run(self, keys: Sequence[CacheKey], num_at_peer: int) -> TierRun | None:
+        for number, (name, ranks_of) in enumerate(zip(self._tiers, self._ranks_of, strict=True)):
+            if number in self._peer_tiers:
+                num_blocks = min(num_at_peer, len(keys))
+            else:
+                missing = (at for at, key in enumerate(keys) if ranks_of.get(key) != self._everybody)
+                num_blocks = next(missing, len(keys))
+            if num_blocks > 0:
                 return TierRun(tier=name, num_blocks=num_blocks)
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class PagedMemory(BlockMemory):
         self._planes = [plane for tensor in tensors.values() for plane in planes_of(tensor, num_blocks)]
         self._device = self._planes[0].device
         self._layout = KVLayout(
-            fingerprint=";".join(_shape(tensor) for tensor in tensors.values()),
+            fingerprint=";".join(_shape(tensor, num_blocks) for tensor in tensors.values()),
             block_size=block_size,
             block_bytes=sum(plane.shape[1] for plane in self._planes),
         )
@@ -89,33 +90,51 @@ def planes_of(tensor: torch.Tensor, num_blocks: int) -> list[torch.Tensor]:
     """Views of shape (num_blocks, bytes) that together are ``tensor``. Raises ``ConfigError`` for a layout in
     which a block is not a few runs of bytes."""
     shape, strides, size = tuple(tensor.shape), tensor.stride(), tensor.element_size()
-    dims = [dim for dim in range(min(2, len(shape))) if shape[dim] == num_blocks]
-    if not dims or (len(dims) == 2 and num_blocks <= 2):
-        raise ConfigError(f"no tiers for KV of the shape {shape}: which are the {num_blocks} blocks?")
-    block_stride = strides[dims[0]]
-    inner = sorted(
-        (dim for dim in range(tensor.dim()) if strides[dim] < block_stride), key=lambda dim: -strides[dim]
-    )
-    outer = [dim for dim in range(tensor.dim()) if dim != dims[0] and dim not in inner]
+    axes = _axes(tensor, num_blocks)
     num_elements = 1
-    for dim in reversed(inner):
+    for dim in reversed(axes.inner):
         if strides[dim] != num_elements and shape[dim] > 1:
             raise ConfigError(f"no tiers for KV with the strides {strides} in the shape {shape}")
         num_elements *= shape[dim]
     storage = torch.empty(0, dtype=torch.uint8, device=tensor.device)
     starts = [
-        sum(index * strides[dim] for index, dim in zip(place, outer, strict=True))
-        for place in itertools.product(*(range(shape[dim]) for dim in outer))
+        sum(index * strides[dim] for index, dim in zip(place, axes.outer, strict=True))
+        for place in itertools.product(*(range(shape[dim]) for dim in axes.outer))
     ]
     return [
         storage.new_empty(0).set_(
             tensor.untyped_storage(),
             (tensor.storage_offset() + start) * size,
             (num_blocks, num_elements * size),
-            (block_stride * size, 1),
+            (strides[axes.block] * size, 1),
         )
         for start in starts
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """Dimensions of a layer's tensor: that of the blocks, those around it, and those within a block by
+    falling stride."""
+
+    block: int
+    outer: tuple[int, ...]
+    inner: tuple[int, ...]
+
+
+def _axes(tensor: torch.Tensor, num_blocks: int) -> _Axes:
+    """Raises ``ConfigError`` where it is not clear which are the blocks."""
+    shape, strides = tuple(tensor.shape), tensor.stride()
+    dims = [dim for dim in range(min(2, len(shape))) if shape[dim] == num_blocks]
+    if not dims or (len(dims) == 2 and num_blocks <= 2):
+        raise ConfigError(f"no tiers for KV of the shape {shape}: which are the {num_blocks} blocks?")
+    block = dims[0]
+    within = [dim for dim in range(tensor.dim()) if strides[dim] < strides[block]]
+    return _Axes(
+        block=block,
+        outer=tuple(dim for dim in range(tensor.dim()) if dim != block and dim not in within),
+        inner=tuple(sorted(within, key=lambda dim: -strides[dim])),
+    )
 
 
 def _place(name: str, tensor: Any) -> tuple[int, int]:
@@ -124,5 +143,9 @@ def _place(name: str, tensor: Any) -> tuple[int, int]:
     return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape[1:])} {tensor.stride()}"
+def _shape(tensor: torch.Tensor, num_blocks: int) -> str:
+    """What decides which bytes of a block are where; not how many blocks there are."""
+    axes = _axes(tensor, num_blocks)
+    outer = [(dim, tensor.shape[dim]) for dim in axes.outer]
+    inner = [(dim, tensor.shape[dim]) for dim in axes.inner]
+    return f"{tensor.dtype} {axes.block} {outer} {inner}"

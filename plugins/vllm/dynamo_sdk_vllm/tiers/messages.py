@@ -6,24 +6,27 @@ from dataclasses import dataclass, field
 
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import CachedBlock
+from dynamo_sdk.types import KVSource
 from dynamo_sdk.types.tokens import PackedTokens
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOrder:
-    """Fill ``block_ids[i]`` with the block ``keys[i]``. ``limit_s``: by then computing would be done."""
+    """Fill ``block_ids[i]`` with the block ``keys[i]``. ``limit_s``: by then computing would be done.
+    ``source``: the worker that is said to have the first of them."""
 
     request_id: str
     keys: tuple[CacheKey, ...]
     block_ids: tuple[int, ...]
     limit_s: float | None
+    source: KVSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
     """A request for the blocks ``keys`` arrived, of which the device has the first ``num_device_blocks``.
     ``prompt``: packed tokens; ``priority``: smaller runs first. ``is_new``: its blocks count as used once
-    more; ``is_probe``: the tiers that hold them should be measured."""
+    more; ``is_probe``: the tiers that hold them should be measured. ``source``: as in ``LoadOrder``."""
 
     keys: tuple[CacheKey, ...]
     num_device_blocks: int
@@ -33,6 +36,7 @@ class Sighting:
     priority: int
     is_new: bool
     is_probe: bool
+    source: KVSource | None = None
 
 
 @dataclass(slots=True)
@@ -69,7 +73,8 @@ class TierLoad:
 @dataclass(slots=True)
 class Report:
     """Of one worker after step ``step``. ``settled``: all saves up to that step are stored or will not be.
-    ``lost``: keys that were to be loaded and could not be; ``cut_short``: requests whose loads they ended."""
+    ``lost``: keys that were to be loaded and could not be; ``cut_short``: requests whose loads they ended.
+    ``peer_tiers``: those that find what other workers have; said once."""
 
     rank: int
     step: int
@@ -78,3 +83,4 @@ class Report:
     loads: list[TierLoad] = field(default_factory=list[TierLoad])
     lost: list[CacheKey] = field(default_factory=list[CacheKey])
     cut_short: list[str] = field(default_factory=list[str])
+    peer_tiers: list[int] = field(default_factory=list[int])

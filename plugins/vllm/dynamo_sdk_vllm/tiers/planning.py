@@ -23,12 +23,14 @@ from typing import Protocol
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import CachedBlock, OnboardingPolicy
+from dynamo_sdk.types import KVSource
 from dynamo_sdk.types.tokens import pack_tokens
 
 from .events import KnownBlock, TierEvents
 from .held import HeldBlocks, Lookups
 from .messages import LoadOrder, Orders, Report, Sighting
 from .names import BlockNamer, Named
+from .sharing import num_known_of, rest_of, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class TrackedRequest(Named, Protocol):
     mm_features: Collection[object]
     block_hashes: Sequence[bytes]
     prompt_embeds: object | None
+    sampling_params: object | None
 
     @property
     def num_tokens(self) -> int: ...
@@ -68,10 +71,12 @@ class _Match:
 class _Tracked:
     """``block_ids``: vLLM's, in order. ``num_device_blocks``: of them, those that vLLM had when it asked.
     ``num_saved``: of the first blocks, those that need no saving any more. ``num_known_tokens``: of the first
-    ones, those whose KV had arrived when the request was admitted. ``is_new``: no step has run since."""
+    ones, those whose KV had arrived when the request was admitted. ``is_new``: no step has run since.
+    ``source``: who else is said to have the first blocks."""
 
     request: TrackedRequest
     root: CacheKey
+    source: KVSource | None
     keys: list[CacheKey] = field(default_factory=list[CacheKey])
     block_ids: list[int] = field(default_factory=list[int])
     num_saved: int = 0
@@ -149,7 +154,8 @@ class Planner:
         if not self._has_heard:
             return None  # the first report says what the tiers have from before; an empty step brings it
         now_s = self._now_s()
-        runs = self._held.runs(keys)
+        num_at_peer = num_known_of(tracked.source, num_device_blocks)
+        runs = self._held.runs(keys, num_at_peer=num_at_peer)
         num_held = sum(run.num_blocks for run in runs)
         for place in range(num_device_blocks, num_device_blocks + num_held):
             if self.events.is_untold(tracked.keys[place]):
@@ -161,7 +167,7 @@ class Planner:
                 return None
         is_first, tracked.is_counted = not tracked.is_counted, True
         if is_first:
-            self._held.runs(keys, self.lookups)
+            self._held.runs(keys, self.lookups, num_at_peer=num_at_peer)
         decision = self._policy.decide(
             runs, num_device_blocks=num_device_blocks, num_prompt_tokens=request.num_tokens, now_s=now_s
         )
@@ -198,7 +204,11 @@ class Planner:
         places = slice(match.num_device_blocks, end)
         self._loads.append(
             LoadOrder(
-                request.request_id, tuple(tracked.keys[places]), tuple(block_ids[places]), match.limit_s
+                request.request_id,
+                tuple(tracked.keys[places]),
+                tuple(block_ids[places]),
+                match.limit_s,
+                rest_of(tracked.source, match.num_device_blocks),
             )
         )
 
@@ -250,6 +260,7 @@ class Planner:
         """What the workers said after a step."""
         reports = list(reports)
         for report in reports:
+            self._held.follow_hints(report.peer_tiers)
             for change in report.changes:
                 changed = self._held.change(report.rank, change)
                 tell = self.events.stored if change.is_stored else self.events.removed
@@ -275,7 +286,7 @@ class Planner:
         if request.mm_features or request.prompt_embeds is not None:
             return None
         try:
-            tracked = _Tracked(request, self._namer.root(request))
+            tracked = _Tracked(request, self._namer.root(request), source_of(request.sampling_params))
         except OSError as error:
             logger.warning("blocks of adapter %s stay on the device: %s", request.lora_request, error)
             return None
@@ -301,6 +312,7 @@ class Planner:
                 priority=request.priority,
                 is_new=not tracked.is_sighted,
                 is_probe=bool(probe),
+                source=tracked.source,
             )
         )
         tracked.is_sighted = True

@@ -1,7 +1,8 @@
 """What workers and scheduler say of the tiers, put together: plain data on its way through vLLM's statistics.
 
-``workers``: of each process, by name, its own ``KVTiersStatistics``; ``scheduler``: what only it knows. All
-are totals, so a later one takes the place of an earlier one.
+``workers``: of each process, by name, its own ``KVTiersStatistics``; ``scheduler``: what only it knows;
+``sharing``: the ``KVSharingStatistics`` of the one process that others read. All are totals, so a later
+one takes the place of an earlier one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dynamo_sdk.interfaces import KVStoreStatistics, KVTiersStatistics, KVTierStatistics
+from dynamo_sdk.interfaces import (
+    KVSharingStatistics,
+    KVStoreStatistics,
+    KVTiersStatistics,
+    KVTierStatistics,
+)
 
 from .held import Lookups
 
@@ -29,8 +35,16 @@ class SchedulerTotals(msgspec.Struct, frozen=True, kw_only=True):
     num_decisions: dict[str, int]
 
 
-def of_worker(name: str, statistics: KVTiersStatistics) -> Said:
-    return {"workers": {name: msgspec.to_builtins(statistics)}}
+def of_worker(
+    name: str, statistics: KVTiersStatistics | None, sharing: KVSharingStatistics | None = None
+) -> Said:
+    """None: as before."""
+    said: Said = {}
+    if statistics is not None:
+        said["workers"] = {name: msgspec.to_builtins(statistics)}
+    if sharing is not None:
+        said["sharing"] = msgspec.to_builtins(sharing)
+    return said
 
 
 def of_scheduler(lookups: Lookups, num_matched_tokens: int, num_decisions: Mapping[str, int]) -> Said:
@@ -72,6 +86,12 @@ def total(said: Iterable[Said]) -> KVTiersStatistics:
         num_matched_tokens=sum(scheduler.num_matched_tokens for scheduler in schedulers),
         num_decisions=dict(decisions),
     )
+
+
+def sharing_of(said: Iterable[Said]) -> KVSharingStatistics:
+    """Nothing, where nobody has said anything."""
+    found: Said = next((each["sharing"] for each in said if "sharing" in each), {})
+    return msgspec.convert(found, KVSharingStatistics)
 
 
 def _sum(parts: Sequence[S]) -> S:

@@ -5,6 +5,8 @@
     vLLM's thread   begin(orders) ── step ── end() ── report()
                         │                      │         ▲
     the tiers' loop     └ forget   loads, saves┘         └ what was stored, measured, lost
+                                      ▲
+                                      └ other workers read: PeerServer
 """
 
 from __future__ import annotations
@@ -18,15 +20,23 @@ from functools import partial
 from typing import Any
 
 from dynamo_sdk.errors import ConfigError
-from dynamo_sdk.interfaces import CacheKey, KVStore, KVTierSetup, KVTiersStatistics, ReadsPeers
+from dynamo_sdk.interfaces import (
+    CacheKey,
+    KVSharing,
+    KVSharingStatistics,
+    KVStore,
+    KVTierSetup,
+    KVTiersStatistics,
+    ReadsPeers,
+)
 from dynamo_sdk.kv import OnboardingDecision, OnboardingPolicy, OnboardingReason
-from dynamo_sdk.stores import KVTiers
-from dynamo_sdk.types import GenerateRequest, SamplingParams
+from dynamo_sdk.stores import KVTiers, PeerServer
+from dynamo_sdk.types import GenerateRequest, KVSource, KVTier, SamplingParams
 
 from .device import DeviceBlocks
 from .memory import PagedMemory
 from .messages import LoadOrder, Orders, Report, Sighting, TierChange, TierLoad
-from .observed import ObservedStore
+from .observed import ObservedPeers, ObservedStore, Seal
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +46,27 @@ through empty steps and keep the interpreter from the tiers."""
 
 
 class TierWorker:
-    """``start`` opens the tiers and blocks until they are open; all else but ``end`` returns at once."""
+    """``start`` opens the tiers and blocks until they are open; all else but ``end`` returns at once.
+    ``sharing``: where others may read them; None where they cannot. ``shared_at``: where they do, then."""
 
     def __init__(
-        self, setups: Sequence[KVTierSetup], memory: PagedMemory, num_blocks: int, rank: int
+        self,
+        setups: Sequence[KVTierSetup],
+        memory: PagedMemory,
+        num_blocks: int,
+        rank: int,
+        sharing: KVSharing | None = None,
     ) -> None:
         self._memory = memory
         self._device = DeviceBlocks(num_blocks)
         self._rank = rank
+        self._sharing = sharing
+        self._seal = Seal(memory.layout, rank)
+        self._peers: list[ReadsPeers] = []
+        self._readable: list[KVStore] = []
+        self._server: PeerServer | None = None
+        self._told_sharing: KVSharingStatistics | None = None
+        self.shared_at: str | None = None
         self._lock = threading.Lock()
         self._report = Report(rank=rank, step=0)
         self._loaded: set[str] = set()
@@ -118,6 +141,19 @@ class TierWorker:
             statistics, self._statistics = self._statistics, None
         return statistics
 
+    def take_sharing(self) -> KVSharingStatistics | None:
+        """What others have read; None where nothing has changed since the last call."""
+        if self._server is None:
+            return None
+        said = self._server.statistics()
+        sharing = KVSharingStatistics(
+            num_lookups=said.num_lookups, num_blocks=said.num_blocks, num_refused=said.num_refused
+        )
+        if sharing == self._told_sharing:
+            return None
+        self._told_sharing = sharing
+        return sharing
+
     def report(self, orders: Orders) -> Report:
         """Since the last one."""
         with self._lock:
@@ -134,9 +170,20 @@ class TierWorker:
     def _observed(self, number: int, setup: KVTierSetup) -> KVTierSetup:
         def build(block_bytes: int) -> KVStore:
             store = setup.build(block_bytes)
-            if isinstance(store, ReadsPeers):
-                raise ConfigError(f"tier {setup.name!r}: vLLM reads no blocks of other workers; leave it out")
-            return ObservedStore(store, partial(self._changed, number))
+            on_change = partial(self._changed, number)
+            if not isinstance(store, ReadsPeers):
+                if setup.tier in (KVTier.HOST, KVTier.DISK):
+                    self._readable.append(store)
+                return ObservedStore(store, on_change, self._seal)
+            if self._sharing is None:
+                raise ConfigError(
+                    f"tier {setup.name!r} reads other workers, for which vLLM must be one process that a "
+                    "worker of dynamo_sdk has started; leave the tier out"
+                )
+            peers = ObservedPeers(store, store, on_change, self._seal)
+            self._peers.append(peers)
+            self._report.peer_tiers.append(number)
+            return peers
 
         return replace(setup, build=build)
 
@@ -149,9 +196,38 @@ class TierWorker:
         policy = _Recording(layout.block_size, layout.block_bytes, self._measured)
         tiers = KVTiers(self._setups, self._device, self._memory, lambda: None, policy=policy)
         await tiers.start()
+        try:
+            await self._serve()
+        except BaseException:
+            await tiers.close()
+            raise
         return tiers
 
+    async def _serve(self) -> None:
+        """Let others read what is kept here, where theirs is read here. Raises ``ConfigError``."""
+        if self._sharing is None or not self._peers:
+            return
+        if not self._readable:
+            raise ConfigError(
+                "kv.tiers: workers read each other's host memory and disks, and none of them has any; "
+                "put a tier such as ram before shared"
+            )
+        secret = self._sharing.secret
+        self._server = PeerServer(
+            self._readable,
+            self._memory.layout.block_bytes,
+            secret=None if secret is None else secret.encode(),
+        )
+        [self.shared_at] = await self._server.start([self._sharing.address])
+
+    def _expect(self, keys: Sequence[CacheKey], source: KVSource | None) -> None:
+        if source is not None:
+            for peers in self._peers:
+                peers.expect(keys[: source.num_blocks], source)
+
     async def _close(self, tiers: KVTiers) -> None:
+        if self._server is not None:
+            await self._server.close()
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -166,6 +242,7 @@ class TierWorker:
         num_loaded = 0
         try:
             tiers = self._opened()
+            self._expect(order.keys, order.source)
             runs = await tiers.find(order.keys, 0)
             num_found = sum(run.num_blocks for run in runs)
             decision = OnboardingDecision(
@@ -225,6 +302,7 @@ class TierWorker:
             )
             tiers.saw(request, sighting.keys)
         if sighting.is_probe:
+            self._expect(sighting.keys, sighting.source)
             keys, first = sighting.keys, sighting.num_device_blocks
             runs = await tiers.find(keys, first)
             tiers.decide(runs, keys, first, len(sighting.prompt))

@@ -24,7 +24,7 @@ SMALL = {
 }
 os.environ.update(SMALL)
 
-from dynamo_sdk.interfaces import EngineSetup, KVTierSetup  # noqa: E402
+from dynamo_sdk.interfaces import EngineSetup, KVSharing, KVTierSetup  # noqa: E402
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role  # noqa: E402
 from dynamo_sdk_vllm.config import VllmConfig  # noqa: E402
 from dynamo_sdk_vllm.engine import VllmEngine  # noqa: E402
@@ -51,6 +51,7 @@ def vllm_engine(
     num_blocks: int = 64,
     loras: Iterable[LoraSpec] = (),
     kv_tiers: Iterable[KVTierSetup] = (),
+    kv_sharing: KVSharing | None = None,
     **args: object,
 ) -> VllmEngine:
     """Not yet started."""
@@ -62,6 +63,7 @@ def vllm_engine(
         connector_args=VllmNixlConnector().engine_args(role) if is_leg else {},
         loras=tuple(loras),
         kv_tiers=tuple(kv_tiers),
+        kv_sharing=kv_sharing,
     )
     config = VllmConfig(
         dtype="float32",

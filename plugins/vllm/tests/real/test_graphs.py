@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,16 +49,19 @@ def running(
     *,
     loras: Iterable[LoraSpec] = (),
     kv: dict[str, object] | None = None,
+    router: object = "kv",
+    args: Mapping[str, object] = ARGS,
     **replicas: int,
 ) -> Iterator[openai.OpenAI]:
     """From ready to a polite stop, which must leave no process behind."""
     services = {
-        name: {"engine": "vllm", "python": sys.executable, "replicas": count, "args": ARGS}
+        name: {"engine": "vllm", "python": sys.executable, "replicas": count, "args": dict(args)}
         for name, count in replicas.items()
     }
     deploy = tmp_path / "deploy.yaml"
     model = {"path": "demo", "name": "demo", "loras": {lora.name: lora.path for lora in loras}}
-    deploy.write_text(json.dumps({"model": model, "services": services, "kv": kv or {}}))
+    document = {"model": model, "services": services, "router": router, "kv": kv or {}}
+    deploy.write_text(json.dumps(document))
     main = "from dynamo_sdk.cli import main; main()"
     process = subprocess.Popen(
         [LIGHT_PYTHON, "-c", main, "run", f"{GRAPHS}:{graph}", "-f", str(deploy), "--port", "0"],

@@ -33,6 +33,8 @@ class KVTransferConfig:
     kv_connector: str
     kv_role: str
     kv_connector_extra_config: dict[str, Any] = field(default_factory=dict)
+    kv_connector_module_path: str | None = None
+    kv_load_failure_policy: str = "fail"
 
 
 @dataclass

@@ -48,6 +48,29 @@ def test_layers_that_share_pages_count_once():
     assert PagedMemory({"a": pages, "b": pages}, num_blocks=NUM_BLOCKS, block_size=4).layout == alone.layout
 
 
+def fingerprint(pages: object, num_blocks: int = NUM_BLOCKS) -> str:
+    return PagedMemory({"a": pages}, num_blocks=num_blocks, block_size=4).layout.fingerprint
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_the_same_on_a_device_of_another_size(layout: str):
+    pages = LAYOUTS[layout]()
+    more = pages.transpose(0, 1) if layout == "keys and values apart" else pages
+    more = torch.cat([more, more])
+    more = more.transpose(0, 1).contiguous() if layout == "keys and values apart" else more
+    if layout == "heads outside tokens":
+        more = more.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
+    assert fingerprint(more, 2 * NUM_BLOCKS) == fingerprint(pages)
+
+
+def test_what_lies_in_another_order_is_another_layout():
+    tokens_outside = torch.zeros(NUM_BLOCKS, 4, 4, 6)
+    heads_outside = tokens_outside.permute(0, 2, 1, 3)
+    assert heads_outside.shape == tokens_outside.shape
+    others = [heads_outside, tokens_outside.half(), torch.zeros(NUM_BLOCKS, 4, 6, 4)]
+    assert fingerprint(tokens_outside) not in {fingerprint(other) for other in others}
+
+
 @pytest.mark.parametrize(
     "pages", [torch.zeros(3, 3), [torch.zeros(NUM_BLOCKS, 2)], torch.zeros(NUM_BLOCKS, 4, 8)[:, :, ::2]]
 )

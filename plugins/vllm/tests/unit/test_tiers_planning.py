@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,15 +11,17 @@ import pytest
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.kv import EagerPolicy, OnboardingPolicy
-from dynamo_sdk.types import KVTier
+from dynamo_sdk.types import KVSource, KVTier
 from dynamo_sdk.types.tokens import pack_tokens
 from dynamo_sdk_vllm.tiers.events import TierEvents
 from dynamo_sdk_vllm.tiers.held import PENDING_S, HeldBlocks
 from dynamo_sdk_vllm.tiers.messages import Report, TierChange, TierLoad
 from dynamo_sdk_vllm.tiers.names import BlockNamer
 from dynamo_sdk_vllm.tiers.planning import PATIENCE_S, Planner, StepFacts
+from dynamo_sdk_vllm.tiers.sharing import HINT, hint
 
 SIZE = 4
+KINDS = {"ram": KVTier.HOST, "disk": KVTier.DISK, "shared": KVTier.REMOTE}
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Request:
     lora_request: Any = None
     mm_features: list[object] = field(default_factory=list)
     prompt_embeds: object | None = None
+    sampling_params: object | None = None
     block_hashes: list[bytes] = field(default_factory=lambda: [b"%d" % place for place in range(99)])
 
     def __post_init__(self) -> None:
@@ -48,13 +52,18 @@ class Bench:
     """One planner and its clock; ``step`` is what a step of vLLM's scheduler comes to."""
 
     def __init__(
-        self, policy: OnboardingPolicy | None = None, *, num_ranks: int = 1, has_heard: bool = True
+        self,
+        policy: OnboardingPolicy | None = None,
+        *,
+        num_ranks: int = 1,
+        has_heard: bool = True,
+        tiers: Sequence[str] = ("ram", "disk"),
     ) -> None:
         self.now_s = 100.0
         self.planner = Planner(
             namer=BlockNamer(b"model", SIZE, lambda folder: folder.name),
-            events=TierEvents([KVTier.HOST, KVTier.DISK]),
-            held=HeldBlocks(["ram", "disk"], num_ranks),
+            events=TierEvents([KINDS[name] for name in tiers]),
+            held=HeldBlocks(tiers, num_ranks),
             policy=policy or EagerPolicy(block_size=SIZE, block_bytes=64),
             block_size=SIZE,
             counts_uses=False,
@@ -354,3 +363,58 @@ def test_a_vllm_that_keeps_blocks_to_itself_is_refused(is_tracked: bool):
         assert bench.planner.match(request, 0) == 0
     with pytest.raises(ConfigError, match=r"0\.26"):
         bench.admit(request, [])
+
+
+def hinted(name: str, num_blocks: int, num_tokens: int = 17) -> Request:
+    source = KVSource(worker_id="w", address="unix:/w", num_blocks=num_blocks)
+    return Request(name, prompt(num_tokens), sampling_params=SimpleNamespace(extra_args=hint(source)))
+
+
+def test_what_another_worker_has_is_loaded_behind_what_is_here():
+    bench = Bench(tiers=("ram", "shared"))
+    bench.heard(peer_tiers=[1])
+    assert bench.planner.match(Request("unhinted", prompt(17)), 0) == 0
+    assert bench.planner.match(hinted("b", 3), 12) == 0, "the device has as much"
+    request = hinted("a", 3)
+    assert bench.planner.match(request, 4) == 8
+    bench.admit(request, [1, 2, 3, 4, 5], num_cached=4, num_ours=8)
+    (load,) = bench.step({}).loads
+    assert load.block_ids == (2, 3)
+    assert load.source is not None
+    assert (load.source.address, load.source.num_blocks) == ("unix:/w", 2), "of those that are loaded"
+    bench.admit(request, [1, 2, 3, 4, 5], num_cached=12)  # once it is there
+    orders = bench.step({request: 5})
+    assert [block_id for _, block_id in orders.saves] == [1, 2, 3, 4], "what was read goes down here, too"
+    assert [event.tier for event in bench.planner.events.take()] == [], "nobody is told that it is held"
+
+
+def test_a_worker_that_does_not_give_what_it_was_said_to_have_is_not_asked_again():
+    bench = Bench(tiers=("ram", "shared"))
+    bench.heard(peer_tiers=[1])
+    request = hinted("a", 4)
+    assert bench.planner.match(request, 0) == 16
+    bench.admit(request, [1, 2, 3, 4, 5], num_ours=16)
+    (load,) = bench.step({}).loads
+    bench.heard(step=2, settled=2, lost=[load.keys[1]], cut_short=["a"])
+    request.num_computed_tokens = 4
+    assert bench.planner.match(request, 4) == 0
+
+
+def test_a_peer_of_which_nothing_is_known_is_measured():
+    bench = Bench(OnboardingPolicy(block_size=SIZE, block_bytes=64), tiers=("ram", "shared"))
+    bench.heard(peer_tiers=[1])
+    request = hinted("a", 3)
+    assert bench.planner.match(request, 0) == 0
+    bench.admit(request, [1, 2, 3, 4, 5])
+    (sighting,) = bench.step({request: 17}).sightings
+    assert sighting.is_probe
+    assert sighting.source is not None
+    assert (sighting.source.num_blocks, len(sighting.keys)) == (3, 4)
+
+
+@pytest.mark.parametrize("extra_args", [None, {}, {HINT: "w"}, {HINT: {"address": "unix:/w"}}])
+def test_what_makes_no_sense_is_no_hint(extra_args: object):
+    bench = Bench(tiers=("shared",))
+    bench.heard(peer_tiers=[0])
+    request = Request("a", prompt(17), sampling_params=SimpleNamespace(extra_args=extra_args))
+    assert bench.planner.match(request, 0) == 0

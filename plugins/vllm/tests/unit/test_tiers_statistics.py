@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
-from dynamo_sdk.interfaces import KVStoreStatistics, KVTiersStatistics, KVTierStatistics
+from dynamo_sdk.interfaces import (
+    KVSharingStatistics,
+    KVStoreStatistics,
+    KVTiersStatistics,
+    KVTierStatistics,
+)
 from dynamo_sdk.kv import TierRun
 from dynamo_sdk.types import KVTier
 from dynamo_sdk_vllm.tiers.held import HeldBlocks, Lookups
 from dynamo_sdk_vllm.tiers.messages import TierChange
-from dynamo_sdk_vllm.tiers.statistics import merged, of_scheduler, of_worker, total
+from dynamo_sdk_vllm.tiers.statistics import merged, of_scheduler, of_worker, sharing_of, total
 
 KEYS = tuple(bytes([number]) * 16 for number in range(6))
 
@@ -38,6 +43,23 @@ def test_each_run_is_in_the_fastest_tier_that_has_its_first_block():
     assert held.runs(KEYS) == []
 
 
+def test_what_another_worker_is_said_to_have_is_in_reach():
+    held, lookups = HeldBlocks(["ram", "shared", "disk"], 1), Lookups()
+    held.change(0, TierChange(0, True, KEYS[:2]))
+    held.change(0, TierChange(2, True, KEYS[:6]))
+    assert held.runs(KEYS, num_at_peer=4) == held.runs(KEYS), "no tier reads other workers"
+    held.follow_hints([1])
+    assert held.runs(KEYS, lookups, num_at_peer=4) == [
+        TierRun(tier="ram", num_blocks=2),
+        TierRun(tier="shared", num_blocks=2),
+        TierRun(tier="disk", num_blocks=2),
+    ]
+    assert lookups.num_hits == {"ram": 2, "shared": 2, "disk": 2}
+    assert held.runs(KEYS, num_at_peer=99)[1].num_blocks == 4
+    assert held.runs(KEYS, num_at_peer=0) == held.runs(KEYS, num_at_peer=-3)
+    assert not HeldBlocks(["shared"], 1).has(KEYS[0])
+
+
 def test_parts_of_workers_add_up_and_later_words_count():
     lookups = Lookups()
     lookups.num_asked["ram"], lookups.num_hits["ram"] = 9, 4
@@ -52,6 +74,17 @@ def test_parts_of_workers_add_up_and_later_words_count():
     assert ram.num_refused_blocks == {"rare": 10}
     assert everything.num_matched_tokens == 96
     assert everything.num_decisions == {"load": 4, "recompute": 1}
+
+
+def test_what_others_read_is_said_when_it_has_changed():
+    assert sharing_of([]) == sharing_of([of_worker("0", worker(1))]) == KVSharingStatistics()
+    said = merged(of_worker("0", worker(1)), of_worker("0", None, KVSharingStatistics(num_blocks=2)))
+    said = merged(said, of_worker("0", worker(4), KVSharingStatistics(num_blocks=3)))
+    said = merged(said, of_worker("0", worker(5)))
+    said = msgspec.msgpack.decode(msgspec.msgpack.encode(said))
+    assert sharing_of([said]).num_blocks == 3
+    assert total([said]).tiers[0].store.num_blocks == 5
+    assert of_worker("0", None) == {}
 
 
 def test_a_tier_without_a_capacity_has_none_in_sum():

@@ -11,7 +11,7 @@ from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role
-from dynamo_sdk.types.plan import DeploymentPlan, KVTierPlan, ModelPlan, PluginChoice, ServicePlan
+from dynamo_sdk.types.plan import DeploymentPlan, Json, KVTierPlan, ModelPlan, PluginChoice, ServicePlan
 from dynamo_sdk_vllm import plugin
 from dynamo_sdk_vllm.adapters import lora_arguments
 from dynamo_sdk_vllm.config import VllmConfig, accepted, engine_arguments
@@ -98,13 +98,18 @@ def test_arguments_are_filtered_by_signature():
     assert accepted(newest, wanted) == wanted
 
 
-@pytest.mark.parametrize(("kind", "is_refused"), [("shared", True), ("disk", False)])
-def test_a_tier_that_vllm_cannot_read_is_refused_by_the_plan(kind: str, is_refused: bool):
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("kind", ["shared", "disk"])
+def test_who_is_several_processes_is_read_by_nobody(kind: str, num_ranks: int):
+    args: dict[str, Json] = {"tensor_parallel_size": num_ranks, "max_num_seqs": 8}
+    vllm = PluginChoice(name="vllm", args=args)
     plan = DeploymentPlan(
         target="graph.py",
         services=(
-            ServicePlan(name="Worker", factory="m:Worker", engine=PluginChoice(name="vllm"), model="m"),
-            ServicePlan(name="Other", factory="m:Other", engine=PluginChoice(name="torch"), model="m"),
+            ServicePlan(name="Worker", factory="m:Worker", engine=vllm, model="m"),
+            ServicePlan(
+                name="Other", factory="m:Other", engine=PluginChoice(name="torch", args=args), model="m"
+            ),
         ),
         models=(
             ModelPlan(
@@ -116,6 +121,7 @@ def test_a_tier_that_vllm_cannot_read_is_refused_by_the_plan(kind: str, is_refus
     )
     said = [objection.message for objection in Registry.of(plugin).check_plan(plan)]
     refusal = (
-        "tier 'second': engine 'vllm' of service Worker reads no blocks of other workers; remove the tier"
+        "tier 'second': service Worker has tensor_parallel_size: 2, and workers read each other's tiers only "
+        "where vLLM is one process; remove one of them"
     )
-    assert said == ([refusal] if is_refused else [])
+    assert said == ([refusal] if kind == "shared" and num_ranks > 1 else [])

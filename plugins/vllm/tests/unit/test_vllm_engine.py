@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -12,12 +13,17 @@ from fake_vllm import NewAsyncLLM, OldSamplingParams, install
 from msgspec.structs import replace
 
 from dynamo_sdk.errors import EngineStartError, InvalidRequest, ModelNotFound
-from dynamo_sdk.interfaces import EngineSetup
+from dynamo_sdk.interfaces import EngineSetup, KVSharing, KVSharingStatistics, KVTierSetup
+from dynamo_sdk.plugins import Registry
 from dynamo_sdk.testing import check_engine, generate_request, read_all
-from dynamo_sdk.types import BlocksStored, FinishReason, KVEventBatch, LoraSpec, ModelSpec, Role
+from dynamo_sdk.types import BlocksStored, FinishReason, KVEventBatch, KVSource, LoraSpec, ModelSpec, Role
+from dynamo_sdk.types.plan import KVTierPlan
 from dynamo_sdk_vllm.config import VllmConfig
 from dynamo_sdk_vllm.engine import VllmEngine
 from dynamo_sdk_vllm.handover import CONNECTOR, VllmNixlConnector
+from dynamo_sdk_vllm.tiers.config import Shard, setups_of
+from dynamo_sdk_vllm.tiers.sharing import answer, asked, source_of
+from dynamo_sdk_vllm.tiers.statistics import of_worker
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +48,13 @@ def is_new(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return bool(request.param)
 
 
-def engine_of(role: Role, loras: Sequence[LoraSpec] = (), **args: object) -> VllmEngine:
+def engine_of(
+    role: Role,
+    loras: Sequence[LoraSpec] = (),
+    kv_tiers: Sequence[KVTierSetup] = (),
+    kv_sharing: KVSharing | None = None,
+    **args: object,
+) -> VllmEngine:
     connector = None if role is Role.AGGREGATED else CONNECTOR
     setup = EngineSetup(
         model=ModelSpec(name="m", path="/models/m"),
@@ -50,6 +62,8 @@ def engine_of(role: Role, loras: Sequence[LoraSpec] = (), **args: object) -> Vll
         connector=connector,
         connector_args={} if connector is None else VllmNixlConnector().engine_args(role),
         loras=tuple(loras),
+        kv_tiers=tuple(kv_tiers),
+        kv_sharing=kv_sharing,
     )
     return VllmEngine(setup, VllmConfig.model_validate(args))
 
@@ -104,6 +118,35 @@ async def test_prefill_asks_for_a_ticket_and_hands_it_over(*, is_new: bool):
     assert load is not None
     assert load.num_free_blocks == 90, "what was handed over is held, as far as vLLM has said"
     await engine.close()
+
+
+async def test_it_says_where_its_tiers_are_read_once_vllm_has_said_so(*, is_new: bool):
+    plans = [KVTierPlan(name="ram", kind="ram", capacity_bytes=1 << 20)]
+    sharing = KVSharing(address="tcp:127.0.0.1:0", secret="known to both")
+    setups = setups_of(plans, Registry.of(), Shard())
+    engine = engine_of(Role.AGGREGATED, kv_tiers=setups, kv_sharing=sharing)
+    assert engine.readable_tiers() is None
+    await engine.start()
+    written = engine._llm.args.kv_transfer_config
+    assert "known to both" not in repr(written), "vLLM logs it"
+    folder = Path(written.kv_connector_extra_config["sharing"])
+    assert asked(folder) == sharing
+    assert engine.readable_tiers() is None
+    answer(folder, "tcp:127.0.0.1:5")
+    served = engine.readable_tiers()
+    assert served is not None
+    assert (served.address, served.statistics().num_blocks) == ("tcp:127.0.0.1:5", 0)
+    said = of_worker("0", None, KVSharingStatistics(num_blocks=3))
+    engine._on_statistics(0, SimpleNamespace(kv_connector_stats=said, kv_cache_usage=0.0), None)
+    assert served.statistics().num_blocks == 3
+
+    source = KVSource(worker_id="w", address="unix:/w", num_blocks=2)
+    await read_all(engine, replace(generate_request([1, 2, 3]), kv_source=source))
+    assert source_of(engine._llm.asked[-1]["params"]) == source
+    await read_all(engine, generate_request([1, 2, 3]))
+    assert engine._llm.asked[-1]["params"].extra_args is None
+    await engine.close()
+    assert not await anyio.Path(folder).exists()
 
 
 async def test_adapters_of_a_version_that_has_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
