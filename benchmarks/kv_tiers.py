@@ -183,10 +183,12 @@ def describe(side: str, outcomes: Sequence[Outcome], base: Sequence[Outcome]) ->
     )
     last = outcomes[-1].statistics
     for facts in () if last is None else last.tiers:
+        counts = facts.counts
         print(
-            f"{'':18} {facts.name}: {facts.num_hit_blocks} of {facts.num_lookup_blocks} blocks found, "
-            f"{facts.num_onboarded_blocks} loaded in {facts.onboard_s:.2f} s, {facts.store.num_blocks} kept, "
-            f"{facts.num_missed_blocks} gone before they were copied; decisions {last.num_decisions}"
+            f"{'':18} {facts.name}: {counts.num_hit_blocks} of {counts.num_lookup_blocks} blocks found, "
+            f"{counts.num_onboarded_blocks} loaded in {counts.onboard_s:.2f} s, "
+            f"{facts.store.num_blocks} kept, "
+            f"{counts.num_missed_blocks} gone before they were copied; decisions {last.num_decisions}"
         )
 
 

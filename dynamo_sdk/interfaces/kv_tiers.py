@@ -27,18 +27,14 @@ class KVTierSetup:
     build: Callable[[int], KVStore]
 
 
-class KVTierStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one tier, counts since the start.
+class KVTierCounts(msgspec.Struct, kw_only=True):
+    """What one tier did since the start; grows where it is counted.
 
     *Asked*: ``num_hit_blocks`` of ``num_lookup_blocks``, by requests that arrived. *Up*: blocks that were
-    loaded for requests. *Down*: blocks that were written, from the device or from a tier above.
-    ``num_queued_blocks`` wait for it now; ``num_dropped_blocks``: there were too many; ``num_missed_blocks``:
-    they were gone before their turn; ``num_refused_blocks``: by filters, with the reason.
+    loaded for requests. *Down*: blocks that were written, from the device or from a tier above;
+    ``num_missed_blocks`` were gone before their turn.
     """
 
-    name: str
-    tier: KVTier
-    store: KVStoreStatistics
     num_lookup_blocks: int = 0
     num_hit_blocks: int = 0
     num_onboarded_blocks: int = 0
@@ -48,11 +44,21 @@ class KVTierStatistics(msgspec.Struct, frozen=True, kw_only=True):
     num_offloaded_blocks_from_tiers: int = 0
     offloaded_bytes: int = 0
     offload_s: float = 0.0
+    num_missed_blocks: int = 0
+    num_failures: int = 0
+
+
+class KVTierStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one tier. ``num_queued_blocks`` wait for it now; ``num_dropped_blocks``, since the start: there were
+    too many; ``num_refused_blocks``: by filters, with the reason."""
+
+    name: str
+    tier: KVTier
+    store: KVStoreStatistics
+    counts: KVTierCounts = msgspec.field(default_factory=KVTierCounts)
     num_queued_blocks: int = 0
     num_dropped_blocks: int = 0
-    num_missed_blocks: int = 0
     num_refused_blocks: dict[str, int] = {}
-    num_failures: int = 0
 
 
 class KVTiersStatistics(msgspec.Struct, frozen=True, kw_only=True):

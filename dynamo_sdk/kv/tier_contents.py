@@ -32,7 +32,7 @@ class _Tier:
 class TierContents:
     """Tiers are numbers, from the fastest one down. ``is_on_device``: the device's cache has this key.
     ``events_have_tokens``: False spares ``BlocksStored`` its ``token_ids``. ``namespace``: that of the
-    blocks which requests here can ask for."""
+    blocks which requests here can ask for, and of what goes down from here."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class TierContents:
         self._block_size = block_size
         self._is_on_device = is_on_device
         self._events_have_tokens = events_have_tokens
-        self._namespace = namespace
+        self.namespace = namespace
         self._is_recording = False
         self._events: list[KVEvent] = []
         self._run: list[KnownBlock] = []  # of a BlocksStored that is still growing,
@@ -81,7 +81,7 @@ class TierContents:
     def restored(self, tier: int, blocks: Iterable[RestoredBlock]) -> None:
         there = self._tiers[tier]
         for block in blocks:
-            is_known = block.token_hash != 0 and block.namespace == self._namespace
+            is_known = block.token_hash != 0 and block.namespace == self.namespace
             there.held[block.key] = block if is_known else None
             if is_known:
                 self._tell(there, block)

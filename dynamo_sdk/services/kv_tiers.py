@@ -55,25 +55,26 @@ def observe_tiers(metrics: TierMetrics, statistics: KVTiersStatistics) -> None:
     host = [tier for tier in statistics.tiers if tier.tier is KVTier.HOST]
     disk = [tier for tier in statistics.tiers if tier.tier is KVTier.DISK]
     metrics.set_total(d.KVBM_MATCHED_TOKENS, statistics.num_matched_tokens)
-    metrics.set_total(d.KVBM_OFFLOAD_D2H, sum(tier.num_offloaded_blocks_from_device for tier in host))
-    metrics.set_total(d.KVBM_OFFLOAD_H2D, sum(tier.num_offloaded_blocks_from_tiers for tier in disk))
-    metrics.set_total(d.KVBM_OFFLOAD_D2D, sum(tier.num_offloaded_blocks_from_device for tier in disk))
-    metrics.set_total(d.KVBM_ONBOARD_H2D, sum(tier.num_onboarded_blocks for tier in host))
-    metrics.set_total(d.KVBM_ONBOARD_D2D, sum(tier.num_onboarded_blocks for tier in disk))
+    metrics.set_total(d.KVBM_OFFLOAD_D2H, sum(tier.counts.num_offloaded_blocks_from_device for tier in host))
+    metrics.set_total(d.KVBM_OFFLOAD_H2D, sum(tier.counts.num_offloaded_blocks_from_tiers for tier in disk))
+    metrics.set_total(d.KVBM_OFFLOAD_D2D, sum(tier.counts.num_offloaded_blocks_from_device for tier in disk))
+    metrics.set_total(d.KVBM_ONBOARD_H2D, sum(tier.counts.num_onboarded_blocks for tier in host))
+    metrics.set_total(d.KVBM_ONBOARD_D2D, sum(tier.counts.num_onboarded_blocks for tier in disk))
 
 
 def _totals(tier: KVTierStatistics) -> TierTotals:
+    counts = tier.counts
     return TierTotals(
-        num_lookup_blocks=tier.num_lookup_blocks,
-        num_hit_blocks=tier.num_hit_blocks,
-        num_onboarded_blocks=tier.num_onboarded_blocks,
-        onboarded_bytes=tier.onboarded_bytes,
-        onboard_s=tier.onboard_s,
-        num_offloaded_blocks=tier.num_offloaded_blocks_from_device + tier.num_offloaded_blocks_from_tiers,
-        offloaded_bytes=tier.offloaded_bytes,
-        offload_s=tier.offload_s,
+        num_lookup_blocks=counts.num_lookup_blocks,
+        num_hit_blocks=counts.num_hit_blocks,
+        num_onboarded_blocks=counts.num_onboarded_blocks,
+        onboarded_bytes=counts.onboarded_bytes,
+        onboard_s=counts.onboard_s,
+        num_offloaded_blocks=counts.num_offloaded_blocks_from_device + counts.num_offloaded_blocks_from_tiers,
+        offloaded_bytes=counts.offloaded_bytes,
+        offload_s=counts.offload_s,
         num_evicted_blocks=tier.store.num_evicted,
-        num_failed_blocks=max(tier.num_failures, tier.store.num_failures),
+        num_failed_blocks=max(counts.num_failures, tier.store.num_failures),
         num_queued_blocks=tier.num_queued_blocks,
         num_blocks=tier.store.num_blocks,
         used_bytes=tier.store.used_bytes,
@@ -81,6 +82,6 @@ def _totals(tier: KVTierStatistics) -> TierTotals:
         num_skipped_blocks={
             **tier.num_refused_blocks,
             DROPPED: tier.num_dropped_blocks,
-            GONE: tier.num_missed_blocks,
+            GONE: counts.num_missed_blocks,
         },
     )

@@ -60,10 +60,10 @@ def rows(report: SimReport) -> Iterator[Row]:
 def _tier_rows(policies: Sequence[PolicyReport]) -> Iterator[Row]:
     names = [tier.name for policy in policies if policy.tiers for tier in policy.tiers.statistics.tiers]
     for name in dict.fromkeys(names):
-        yield f"{name}: blocks asked for", _of_tier(name, lambda tier: f"{tier.num_lookup_blocks:,}")
+        yield f"{name}: blocks asked for", _of_tier(name, lambda tier: f"{tier.counts.num_lookup_blocks:,}")
         yield "  found", _of_tier(name, _share_found)
-        yield "  loaded, GB", _of_tier(name, lambda tier: f"{tier.onboarded_bytes / 1e9:,.2f}")
-        yield "  written, GB", _of_tier(name, lambda tier: f"{tier.offloaded_bytes / 1e9:,.2f}")
+        yield "  loaded, GB", _of_tier(name, lambda tier: f"{tier.counts.onboarded_bytes / 1e9:,.2f}")
+        yield "  written, GB", _of_tier(name, lambda tier: f"{tier.counts.offloaded_bytes / 1e9:,.2f}")
     yield "prefixes loaded", _decisions("load")
     yield "  ms to load, mean", _load_ms
     yield "  cheaper to compute", _decisions("recompute")
@@ -78,7 +78,8 @@ def _of_tier(name: str, show: Callable[[KVTierStatistics], str]) -> Callable[[Po
 
 
 def _share_found(tier: KVTierStatistics) -> str:
-    return f"{tier.num_hit_blocks / tier.num_lookup_blocks:.1%}" if tier.num_lookup_blocks else "-"
+    num_hits, num_asked = tier.counts.num_hit_blocks, tier.counts.num_lookup_blocks
+    return f"{num_hits / num_asked:.1%}" if num_asked else "-"
 
 
 def _load_ms(policy: PolicyReport) -> str:

@@ -25,7 +25,6 @@ from dynamo_sdk.kv import (
     CachesBlocks,
     TierContents,
     block_hashes,
-    layout_namespace,
     routing_seed,
 )
 from dynamo_sdk.transfer.threads import run_to_end
@@ -56,7 +55,6 @@ class Offloader:
         self._above = tuple(above)
         self._pool = pool
         self._memory = memory
-        self._namespace = layout_namespace(memory.layout)
         self._contents = contents
         self._staging = staging
         self._threads = threads
@@ -117,7 +115,7 @@ class Offloader:
                             block.parent,
                             block.priority,
                             self._token_hash(block),
-                            self._namespace,
+                            self._contents.namespace,
                         )
                         for block in offered
                     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
 from typing import TypeVar
 
 from dynamo_sdk.interfaces import (
@@ -15,6 +15,7 @@ from dynamo_sdk.interfaces import (
     KVStoreFailure,
     KVStoreFailureKind,
     KVStoreListener,
+    KVTierCounts,
     KVTierStatistics,
     RestoredBlock,
 )
@@ -25,23 +26,6 @@ from .failures import FailureLog
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class TierCounts:
-    """As in ``KVTierStatistics``."""
-
-    num_lookup_blocks: int = 0
-    num_hit_blocks: int = 0
-    num_onboarded_blocks: int = 0
-    onboarded_bytes: int = 0
-    onboard_s: float = 0.0
-    num_offloaded_blocks_from_device: int = 0
-    num_offloaded_blocks_from_tiers: int = 0
-    offloaded_bytes: int = 0
-    offload_s: float = 0.0
-    num_missed_blocks: int = 0
-    num_failures: int = 0
 
 
 class Tier(KVStoreListener):
@@ -63,7 +47,7 @@ class Tier(KVStoreListener):
         self.kind = kind
         self.store = store
         self.queue = queue
-        self.counts = TierCounts()
+        self.counts = KVTierCounts()
         self._contents = contents
         self._on_change = on_change
         self._failure_log = FailureLog(logger, f"tier {name}:")
@@ -128,23 +112,12 @@ class Tier(KVStoreListener):
             return nothing
 
     def statistics(self) -> KVTierStatistics:
-        counts = self.counts
         return KVTierStatistics(
             name=self.name,
             tier=self.kind,
             store=self.store.statistics(),
-            num_lookup_blocks=counts.num_lookup_blocks,
-            num_hit_blocks=counts.num_hit_blocks,
-            num_onboarded_blocks=counts.num_onboarded_blocks,
-            onboarded_bytes=counts.onboarded_bytes,
-            onboard_s=counts.onboard_s,
-            num_offloaded_blocks_from_device=counts.num_offloaded_blocks_from_device,
-            num_offloaded_blocks_from_tiers=counts.num_offloaded_blocks_from_tiers,
-            offloaded_bytes=counts.offloaded_bytes,
-            offload_s=counts.offload_s,
+            counts=copy(self.counts),
             num_queued_blocks=len(self.queue),
             num_dropped_blocks=self.queue.num_dropped,
-            num_missed_blocks=counts.num_missed_blocks,
             num_refused_blocks=dict(self.queue.num_refused),
-            num_failures=counts.num_failures,
         )

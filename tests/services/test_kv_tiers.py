@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynamo_sdk.interfaces import KVStoreStatistics, KVTiersStatistics, KVTierStatistics
+from dynamo_sdk.interfaces import KVStoreStatistics, KVTierCounts, KVTiersStatistics, KVTierStatistics
 from dynamo_sdk.metrics import WorkerMetrics
 from dynamo_sdk.plugins import Registry
 from dynamo_sdk.services.kv_tiers import observe_tiers, tier_setups
@@ -43,14 +43,16 @@ def _statistics(num_hits: int) -> KVTiersStatistics:
             name=name,
             tier=tier,
             store=KVStoreStatistics(num_blocks=3, used_bytes=300, capacity_bytes=capacity, num_evicted=2),
-            num_lookup_blocks=10,
-            num_hit_blocks=num_hits,
-            num_onboarded_blocks=4,
-            num_offloaded_blocks_from_device=5,
-            num_offloaded_blocks_from_tiers=1,
+            counts=KVTierCounts(
+                num_lookup_blocks=10,
+                num_hit_blocks=num_hits,
+                num_onboarded_blocks=4,
+                num_offloaded_blocks_from_device=5,
+                num_offloaded_blocks_from_tiers=1,
+                num_failures=9,
+            ),
             num_dropped_blocks=7,
             num_refused_blocks={"rare": 8},
-            num_failures=9,
         )
         for name, tier, capacity in (("ram", KVTier.HOST, 1000), ("s3", KVTier.REMOTE, None))
     ]

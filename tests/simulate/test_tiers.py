@@ -102,8 +102,8 @@ def test_the_report_shows_each_tier() -> None:
     report = make_report(workload, outcomes, targets=Targets(), settings={})
     shown = {name.strip(): [show(policy) for policy in report.policies] for name, show in rows(report)}
     ram = outcomes[1].tiers.tiers[0]
-    assert shown["ram: blocks asked for"] == ["-", f"{ram.num_lookup_blocks:,}"]
-    assert shown["found"] == ["-", f"{ram.num_hit_blocks / ram.num_lookup_blocks:.1%}"]
+    assert shown["ram: blocks asked for"] == ["-", f"{ram.counts.num_lookup_blocks:,}"]
+    assert shown["found"] == ["-", f"{ram.counts.num_hit_blocks / ram.counts.num_lookup_blocks:.1%}"]
     assert shown["prefixes loaded"] == ["-", str(outcomes[1].tiers.num_decisions["load"])]
     assert report.policies[0].tiers is None
     assert report.policies[1].reuse.loaded

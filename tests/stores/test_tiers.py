@@ -138,7 +138,7 @@ async def test_what_was_given_away_while_it_was_copied_is_not_kept() -> None:
         assert list(store.blocks) == KEYS[:4]
         assert all(b"\xff" not in block for block in store.blocks.values())
         (facts,) = device.tiers.statistics().tiers
-        assert (facts.num_offloaded_blocks_from_device, facts.num_missed_blocks) == (4, 2)
+        assert (facts.counts.num_offloaded_blocks_from_device, facts.counts.num_missed_blocks) == (4, 2)
 
 
 async def test_what_the_device_lost_before_its_turn_is_counted() -> None:
@@ -150,7 +150,7 @@ async def test_what_the_device_lost_before_its_turn_is_counted() -> None:
         device.tiers.offload(new)
         await device.tiers.wait_idle()
         assert not store.blocks
-        assert device.tiers.statistics().tiers[0].num_missed_blocks == 6
+        assert device.tiers.statistics().tiers[0].counts.num_missed_blocks == 6
 
 
 async def test_closing_waits_for_the_copy() -> None:
@@ -264,7 +264,7 @@ async def test_a_load_that_takes_longer_than_computing_is_given_up_and_remembere
         assert decision.num_blocks == 6
         report = await tiers.load(runs, decision, KEYS, range(6), 0)
         assert report.num_blocks == 2, "what had arrived by then is used"
-        assert tiers.statistics().tiers[0].num_onboarded_blocks == 2
+        assert tiers.statistics().tiers[0].counts.num_onboarded_blocks == 2
         assert tiers.decide(runs, KEYS, 0, 13).reason is OnboardingReason.RECOMPUTE
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 
-from dynamo_sdk.interfaces import CacheKey
+from dynamo_sdk.interfaces import CacheKey, KVTierCounts
 from dynamo_sdk.kv import (
     CachedBlock,
     NotPresent,
@@ -55,23 +55,6 @@ class TierModel:
     min_uses: int = 0
     min_priority: int | None = None
     max_pending_blocks: int = 4096
-
-
-@dataclass(slots=True)
-class TierCounts:
-    """Since the start, as in ``KVTierStatistics``. ``*_s``: how long transfers took, waiting not included."""
-
-    num_lookup_blocks: int = 0
-    num_hit_blocks: int = 0
-    num_onboarded_blocks: int = 0
-    onboard_s: float = 0.0
-    num_read_blocks: int = 0
-    num_offers: int = 0
-    num_from_device: int = 0
-    num_from_tiers: int = 0
-    num_missed_blocks: int = 0
-    num_evicted: int = 0
-    offload_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +104,8 @@ class SimTier:
         filters: Sequence[OffloadFilter] = (),
     ) -> None:
         self.model = model
-        self.counts = TierCounts()
+        self.counts = KVTierCounts()  # how long transfers took is without waiting
+        self.num_read_blocks = self.num_offers = self.num_evicted = 0
         self.block_bytes = block_bytes
         self._begin_copy = begin_copy
         self._index = StoreIndex(model.num_blocks, eviction_policy(model.eviction, model.num_blocks))
@@ -176,7 +160,7 @@ class SimTier:
             return TierChange(stored=tuple(self._end_write(heappop(self._writing)[2])))
         if self._offers and self._offers[0][0] <= now_s:
             blocks = heappop(self._offers)[2]
-            self.counts.num_offers += len(blocks)
+            self.num_offers += len(blocks)
             self._queue.offer(blocks)
             return TierChange()
         return TierChange(removed=tuple(self._begin_write(now_s)))
@@ -197,7 +181,7 @@ class SimTier:
             if reservation.evicted is not None:
                 removed.append(reservation.evicted)
             writes.append(_Write(block, reservation, copy))
-        self.counts.num_evicted += len(removed)
+        self.num_evicted += len(removed)
         if writes:
             ends_s = self._writes.send(len(writes) * self.block_bytes, now_s)
             self.counts.offload_s += ends_s - now_s
@@ -219,9 +203,10 @@ class SimTier:
             self._queue.done((write.block,))
             stored.append(write.block)
             if write.copy.is_from_device:
-                self.counts.num_from_device += 1
+                self.counts.num_offloaded_blocks_from_device += 1
             else:
-                self.counts.num_from_tiers += 1
+                self.counts.num_offloaded_blocks_from_tiers += 1
+        self.counts.offloaded_bytes += len(stored) * self.block_bytes
         return stored
 
     # -- out
@@ -235,7 +220,7 @@ class SimTier:
         begins_s = self._reads.start_s(now_s)
         # A prefix is of no use without its beginning: that is used last, and so stays longest.
         pins = tuple([(key, self._pin(key)) for key in reversed(keys)])
-        self.counts.num_read_blocks += len(keys)
+        self.num_read_blocks += len(keys)
         return TierLoad(pins, begins_s, self._reads.send(len(keys) * self.block_bytes, now_s))
 
     def loaded(self, load: TierLoad) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from copy import copy
 from typing import TypeVar
 
 import msgspec
@@ -33,9 +34,9 @@ def tiers_statistics(tiers: SimTiers) -> KVTiersStatistics:
 
 
 def _tier_statistics(tier: SimTier) -> KVTierStatistics:
-    counts, queue, block_bytes = tier.counts, tier.queue, tier.block_bytes
+    counts, queue, block_bytes = copy(tier.counts), tier.queue, tier.block_bytes
     is_endless = tier.model.num_blocks == ENDLESS_BLOCKS
-    num_kept = counts.num_from_device + counts.num_from_tiers
+    num_kept = counts.num_offloaded_blocks_from_device + counts.num_offloaded_blocks_from_tiers
     return KVTierStatistics(
         name=tier.model.name,
         tier=tier.model.kind,
@@ -43,27 +44,18 @@ def _tier_statistics(tier: SimTier) -> KVTierStatistics:
             num_blocks=tier.num_blocks,
             used_bytes=tier.num_blocks * block_bytes,
             capacity_bytes=None if is_endless else tier.model.num_blocks * block_bytes,
-            num_lookups=counts.num_read_blocks,
-            num_hits=counts.num_read_blocks,
+            num_lookups=tier.num_read_blocks,
+            num_hits=tier.num_read_blocks,
             num_offers=num_kept,
             num_kept=num_kept,
-            num_evicted=counts.num_evicted,
-            read_bytes=counts.num_read_blocks * block_bytes,
-            written_bytes=num_kept * block_bytes,
+            num_evicted=tier.num_evicted,
+            read_bytes=tier.num_read_blocks * block_bytes,
+            written_bytes=counts.offloaded_bytes,
             num_pending=tier.num_writing,
         ),
-        num_lookup_blocks=counts.num_lookup_blocks,
-        num_hit_blocks=counts.num_hit_blocks,
-        num_onboarded_blocks=counts.num_onboarded_blocks,
-        onboarded_bytes=counts.num_onboarded_blocks * block_bytes,
-        onboard_s=counts.onboard_s,
-        num_offloaded_blocks_from_device=counts.num_from_device,
-        num_offloaded_blocks_from_tiers=counts.num_from_tiers,
-        offloaded_bytes=num_kept * block_bytes,
-        offload_s=counts.offload_s,
+        counts=counts,
         num_queued_blocks=len(queue),
         num_dropped_blocks=queue.num_dropped,
-        num_missed_blocks=counts.num_missed_blocks,
         num_refused_blocks=dict(queue.num_refused),
     )
 
@@ -86,17 +78,20 @@ def together(several: Sequence[KVTiersStatistics]) -> KVTiersStatistics:
 
 def _sum(one: KVTierStatistics, other: KVTierStatistics) -> KVTierStatistics:
     refused = Counter(one.num_refused_blocks) + Counter(other.num_refused_blocks)
-    store = _add(one.store, other.store, KVStoreStatistics.__struct_fields__)
-    numbers = set(KVTierStatistics.__struct_fields__) - {"name", "tier", "store", "num_refused_blocks"}
-    return _add(
-        msgspec.structs.replace(one, store=store, num_refused_blocks=dict(refused)), other, sorted(numbers)
+    return msgspec.structs.replace(
+        one,
+        store=_add(one.store, other.store),
+        counts=_add(one.counts, other.counts),
+        num_queued_blocks=one.num_queued_blocks + other.num_queued_blocks,
+        num_dropped_blocks=one.num_dropped_blocks + other.num_dropped_blocks,
+        num_refused_blocks=dict(refused),
     )
 
 
-def _add(one: S, other: S, fields: Iterable[str]) -> S:
-    """``one`` with these numbers of both; None stays None."""
+def _add(one: S, other: S) -> S:
+    """The numbers of both; None stays None."""
     sums = {
         name: None if getattr(one, name) is None else getattr(one, name) + getattr(other, name)
-        for name in fields
+        for name in one.__struct_fields__
     }
     return msgspec.structs.replace(one, **sums)

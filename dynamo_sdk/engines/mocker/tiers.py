@@ -226,6 +226,7 @@ class SimTiers:
             self._loading[request_id] = load
             for tier, part in parts:
                 tier.counts.num_onboarded_blocks += len(part.pins)
+                tier.counts.onboarded_bytes += len(part.pins) * tier.block_bytes
                 tier.counts.onboard_s += part.ends_s - part.begins_s
         heappush(self._loads, (ends_s, next(self._order), load))
 

@@ -443,7 +443,7 @@ async def test_tiers_of_the_graph_are_kept_and_shown() -> None:
         readers.append(Reader(engine, clock, ask(f"r{number}", prompt(1000, first=first))))
         await clock.advance(10.0)
     (ram,) = engine.kv_tier_statistics().tiers
-    assert (ram.num_onboarded_blocks, ram.store.num_blocks) == (15, 45)
+    assert (ram.counts.num_onboarded_blocks, ram.store.num_blocks) == (15, 45)
     assert engine.kv_tier_statistics().num_decisions == {"load": 1, "recompute": 0, "unmeasured": 1}
     last = readers[-1].chunks[-1][1]
     assert last.usage is not None

@@ -83,7 +83,7 @@ def test_a_tier_that_is_slower_than_computing_is_left_alone() -> None:
     lives, as_without = run(slow, arrivals(*again)), run(plain, arrivals(*again))
     assert [life.ttft_ms for life in lives.values()] == [life.ttft_ms for life in as_without.values()]
     assert tiers_of(slow).decisions[OnboardingReason.RECOMPUTE] == 6
-    assert tiers_of(slow).tiers[0].counts.num_read_blocks == 1 + 15, "the probes"
+    assert tiers_of(slow).tiers[0].num_read_blocks == 1 + 15, "the probes"
 
 
 def test_whatever_is_there_is_loaded_on_request() -> None:
@@ -134,7 +134,7 @@ def test_a_block_that_left_the_device_before_its_turn_is_not_kept() -> None:
     run(core, arrivals(*PUSHED_OUT))
     settle(core)
     (ram,) = tiers_of(core).tiers
-    assert ram.counts.num_offers == 60
+    assert ram.num_offers == 60
     assert 0 < ram.num_blocks < 30
     held_now = held([core.kv_snapshot()[1]], is_snapshot=True)
     assert held_now[KVTier.HOST] < held_now[KVTier.DEVICE], "each was there from the first to the last byte"

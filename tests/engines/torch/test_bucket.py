@@ -92,6 +92,6 @@ async def test_a_server_that_fails_costs_no_token(llama: Path, url: str, fault: 
                 found = await answer(second, a_request(PROMPT, SAMPLING, request_id=f"r{number}"))
             assert found.token_ids == expected.token_ids
             second.forget_device()
-        assert blocks_of(second, "s3").num_failures > 0
+        assert blocks_of(second, "s3").counts.num_failures > 0
         assert_all_free(second)
         proxy.fault = None

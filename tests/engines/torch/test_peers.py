@@ -84,16 +84,16 @@ async def test_from_the_ram_of_another_worker(llama: Path) -> None:
 
             assert await num_cached(second, asking(address, "hinted"), expected) == NUM_BLOCKS * BLOCK_SIZE
             facts = blocks_of(second, "shared")
-            assert facts.num_onboarded_blocks == NUM_BLOCKS
+            assert facts.counts.num_onboarded_blocks == NUM_BLOCKS
             assert facts.store.num_failures == 0
-            assert facts.num_offloaded_blocks_from_device == facts.num_queued_blocks == 0
+            assert facts.counts.num_offloaded_blocks_from_device == facts.num_queued_blocks == 0
             assert_all_free(second)
 
             # What was read is its own now: it spread, and nobody is asked again.
             await offloaded(second)
             num_asks = server.statistics().num_asks
             assert await num_cached(second, asking(address, "again"), expected) == NUM_BLOCKS * BLOCK_SIZE
-            assert blocks_of(second, "ram").num_onboarded_blocks == NUM_BLOCKS
+            assert blocks_of(second, "ram").counts.num_onboarded_blocks == NUM_BLOCKS
             assert server.statistics().num_asks == num_asks
 
 

@@ -254,7 +254,7 @@ class Worker:
 
     def count_loaded(self) -> None:
         for tier in self.tiers.statistics().tiers:
-            self.num_loaded += tier.num_onboarded_blocks
+            self.num_loaded += tier.counts.num_onboarded_blocks
 
     async def finish(self) -> None:
         for _ in range(3000):

@@ -59,9 +59,12 @@ async def test_from_ram(llama: Path, expected: list[list[int]]) -> None:
         facts = blocks_of(engine, "ram")
         # All full blocks of the prompts but those with the last token; the fifth shares ten with the second.
         num_blocks = sum((len(prompt) - 1) // BLOCK_SIZE for prompt in PROMPTS)
-        assert facts.num_onboarded_blocks in (num_blocks, num_blocks - 10)
-        assert facts.num_hit_blocks <= facts.num_lookup_blocks
-        assert facts.onboarded_bytes == facts.num_onboarded_blocks * engine.block_memory.layout.block_bytes
+        assert facts.counts.num_onboarded_blocks in (num_blocks, num_blocks - 10)
+        assert facts.counts.num_hit_blocks <= facts.counts.num_lookup_blocks
+        assert (
+            facts.counts.onboarded_bytes
+            == facts.counts.num_onboarded_blocks * engine.block_memory.layout.block_bytes
+        )
         found = await answer(engine, a_request(PROMPTS[0], SAMPLING, request_id="again"))
         assert found.last.usage is not None
         assert found.last.usage.num_cached_tokens == 40
@@ -71,12 +74,12 @@ async def test_from_ram(llama: Path, expected: list[list[int]]) -> None:
 async def test_from_disk_and_after_a_restart(llama: Path, tmp_path: Path, expected: list[list[int]]) -> None:
     async with tiered_engine(llama, disk(tmp_path)) as engine:
         await ask_twice(engine, expected)
-        assert blocks_of(engine, "disk").num_onboarded_blocks > 30
+        assert blocks_of(engine, "disk").counts.num_onboarded_blocks > 30
     async with tiered_engine(llama, disk(tmp_path)) as engine:
         assert await answer_all(engine, PROMPTS, SAMPLING) == expected
         facts = blocks_of(engine, "disk")
-        assert facts.num_onboarded_blocks > 30
-        assert facts.num_offloaded_blocks_from_device < 10
+        assert facts.counts.num_onboarded_blocks > 30
+        assert facts.counts.num_offloaded_blocks_from_device < 10
 
 
 async def test_from_several_tiers_in_one_go(llama: Path, tmp_path: Path, expected: list[list[int]]) -> None:
@@ -89,8 +92,8 @@ async def test_from_several_tiers_in_one_go(llama: Path, tmp_path: Path, expecte
         await store.delete(keys[3:30])
         engine.forget_device()
         assert await answer_all(engine, PROMPTS, SAMPLING) == expected
-        assert blocks_of(engine, "ram").num_onboarded_blocks > 5
-        assert blocks_of(engine, "disk").num_onboarded_blocks > 5
+        assert blocks_of(engine, "ram").counts.num_onboarded_blocks > 5
+        assert blocks_of(engine, "disk").counts.num_onboarded_blocks > 5
 
 
 async def test_a_device_too_small_for_all_goes_on_with_tiers(llama: Path, expected: list[list[int]]) -> None:
@@ -98,7 +101,7 @@ async def test_a_device_too_small_for_all_goes_on_with_tiers(llama: Path, expect
     async with tiered_engine(llama, ram(), num_blocks=40) as engine:
         for _ in range(4):
             assert await answer_all(engine, PROMPTS, SAMPLING) == expected
-        assert blocks_of(engine, "ram").num_onboarded_blocks > 20
+        assert blocks_of(engine, "ram").counts.num_onboarded_blocks > 20
         assert_all_free(engine)
 
 
@@ -113,7 +116,9 @@ async def test_what_is_asked_for_twice_goes_to_the_disk(llama: Path, tmp_path: P
         await engine.tiers.wait_idle()
         facts = blocks_of(engine, "disk")
         assert facts.store.num_blocks == 15
-        assert facts.num_offloaded_blocks_from_tiers + facts.num_offloaded_blocks_from_device == 15
+        assert (
+            facts.counts.num_offloaded_blocks_from_tiers + facts.counts.num_offloaded_blocks_from_device == 15
+        )
         assert facts.num_refused_blocks["rare"] > 0
 
 
@@ -148,7 +153,7 @@ async def test_another_model_finds_nothing(
         assert blocks_of(engine, "disk").store.num_blocks > 30
     async with tiered_engine(folders["llama"], disk(tmp_path)) as engine:
         assert await answer_all(engine, PROMPTS, SAMPLING) == expected
-        assert blocks_of(engine, "disk").num_onboarded_blocks == 0
+        assert blocks_of(engine, "disk").counts.num_onboarded_blocks == 0
 
 
 # -- stores that misbehave
@@ -195,11 +200,11 @@ async def test_a_store_of_ones_own(llama: Path, expected: list[list[int]], store
         for _ in range(2):
             await ask_twice(engine, expected)
         facts = blocks_of(engine, "own")
-        assert (facts.num_onboarded_blocks > 0) == (store in (Holey, Boastful, DictStore))
-        assert (facts.num_failures > 0) == (store is Raising)
+        assert (facts.counts.num_onboarded_blocks > 0) == (store in (Holey, Boastful, DictStore))
+        assert (facts.counts.num_failures > 0) == (store is Raising)
         if store is DictStore:  # it says nothing of itself, but can be asked what need not be copied again
             assert facts.num_refused_blocks["present"] > 50
-            assert facts.num_offloaded_blocks_from_device == facts.store.num_blocks
+            assert facts.counts.num_offloaded_blocks_from_device == facts.store.num_blocks
         assert_all_free(engine)
 
 
@@ -225,7 +230,7 @@ async def test_a_corrupt_disk(llama: Path, tmp_path: Path, expected: list[list[i
         assert await answer_all(engine, PROMPTS, SAMPLING) == expected
         facts = blocks_of(engine, "disk")
         assert facts.store.num_failures > 0
-        assert facts.num_failures == facts.store.num_failures
+        assert facts.counts.num_failures == facts.store.num_failures
 
 
 class FullFile(OsBlockFile):
@@ -242,7 +247,7 @@ async def test_a_full_disk(llama: Path, tmp_path: Path, expected: list[list[int]
         await ask_twice(engine, expected)
         facts = blocks_of(engine, "disk")
         assert facts.store.num_blocks == 0
-        assert facts.num_failures > 0
+        assert facts.counts.num_failures > 0
 
 
 class Stuck(DictStore):

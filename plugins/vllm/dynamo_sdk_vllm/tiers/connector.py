@@ -82,7 +82,7 @@ class TierStatistics(KVConnectorStats):
 
     def reduce(self) -> dict[str, int | float]:
         tiers = total([self.data]).tiers
-        return {f"blocks loaded from {tier.name}": tier.num_onboarded_blocks for tier in tiers}
+        return {f"blocks loaded from {tier.name}": tier.counts.num_onboarded_blocks for tier in tiers}
 
     def reset(self) -> None:
         self.data = Said()

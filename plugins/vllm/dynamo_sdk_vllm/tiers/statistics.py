@@ -16,13 +16,14 @@ import msgspec
 from dynamo_sdk.interfaces import (
     KVSharingStatistics,
     KVStoreStatistics,
+    KVTierCounts,
     KVTiersStatistics,
     KVTierStatistics,
 )
 
 from .held import Lookups
 
-S = TypeVar("S", KVStoreStatistics, KVTierStatistics)
+S = TypeVar("S", KVStoreStatistics, KVTierCounts, KVTierStatistics)
 Said = dict[str, Any]
 
 
@@ -80,12 +81,16 @@ def total(said: Iterable[Said]) -> KVTiersStatistics:
     tiers = [_sum(same) for same in zip(*(worker.tiers for worker in workers), strict=True)]
     return KVTiersStatistics(
         tiers=tuple(
-            msgspec.structs.replace(tier, num_lookup_blocks=asked[tier.name], num_hit_blocks=hits[tier.name])
+            msgspec.structs.replace(tier, counts=_asked(tier.counts, asked[tier.name], hits[tier.name]))
             for tier in tiers
         ),
         num_matched_tokens=sum(scheduler.num_matched_tokens for scheduler in schedulers),
         num_decisions=dict(decisions),
     )
+
+
+def _asked(counts: KVTierCounts, num_blocks: int, num_hits: int) -> KVTierCounts:
+    return msgspec.structs.replace(counts, num_lookup_blocks=num_blocks, num_hit_blocks=num_hits)
 
 
 def sharing_of(said: Iterable[Said]) -> KVSharingStatistics:
@@ -109,6 +114,6 @@ def _sum(parts: Sequence[S]) -> S:
 def _added(values: Sequence[Any]) -> Any:
     if isinstance(values[0], dict):
         return dict(sum((Counter(value) for value in values), Counter[str]()))
-    if isinstance(values[0], KVStoreStatistics):
+    if isinstance(values[0], KVStoreStatistics | KVTierCounts):
         return _sum(values)
     return None if None in values else sum(values)

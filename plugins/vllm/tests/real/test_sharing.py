@@ -117,8 +117,8 @@ async def test_each_reads_what_the_other_has_computed(expected: Callable[[int], 
             answer = await reader.ask(number, owner.served.address)
             assert (answer.token_ids, num_cached(answer)) == (expected(number), NUM_BLOCKS * 32)
             shared = await reader.tier("shared")
-            assert (shared.num_onboarded_blocks, shared.store.num_failures) == (NUM_BLOCKS, 0)
-            assert shared.num_hit_blocks == NUM_BLOCKS
+            assert (shared.counts.num_onboarded_blocks, shared.store.num_failures) == (NUM_BLOCKS, 0)
+            assert shared.counts.num_hit_blocks == NUM_BLOCKS
             await owner.tier("ram")
             assert owner.served.statistics().num_blocks == NUM_BLOCKS
 

@@ -112,10 +112,10 @@ async def test_an_evicted_prompt_comes_back_from_ram(expected: Callable[[int], l
 
         said = engine.kv_tier_statistics()
         (ram,) = said.tiers
-        assert ram.num_onboarded_blocks >= 9 + 10
-        assert 9 + 10 <= ram.num_hit_blocks < ram.num_lookup_blocks
-        assert said.num_matched_tokens == ram.num_hit_blocks * 32
-        assert ram.num_offloaded_blocks_from_device >= 5 * 9
+        assert ram.counts.num_onboarded_blocks >= 9 + 10
+        assert 9 + 10 <= ram.counts.num_hit_blocks < ram.counts.num_lookup_blocks
+        assert said.num_matched_tokens == ram.counts.num_hit_blocks * 32
+        assert ram.counts.num_offloaded_blocks_from_device >= 5 * 9
         assert said.num_decisions["load"] >= 2
 
 

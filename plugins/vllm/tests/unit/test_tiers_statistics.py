@@ -7,6 +7,7 @@ import msgspec
 from dynamo_sdk.interfaces import (
     KVSharingStatistics,
     KVStoreStatistics,
+    KVTierCounts,
     KVTiersStatistics,
     KVTierStatistics,
 )
@@ -24,7 +25,11 @@ def worker(num_blocks: int, *, capacity_bytes: int | None = 100) -> KVTiersStati
         num_blocks=num_blocks, used_bytes=10 * num_blocks, capacity_bytes=capacity_bytes
     )
     tier = KVTierStatistics(
-        name="ram", tier=KVTier.HOST, store=store, onboard_s=0.5, num_refused_blocks={"rare": num_blocks}
+        name="ram",
+        tier=KVTier.HOST,
+        store=store,
+        counts=KVTierCounts(onboard_s=0.5),
+        num_refused_blocks={"rare": num_blocks},
     )
     return KVTiersStatistics(tiers=(tier,))
 
@@ -70,7 +75,7 @@ def test_parts_of_workers_add_up_and_later_words_count():
     everything = total([msgspec.msgpack.decode(msgspec.msgpack.encode(each)) for each in (said, other_rank)])
     (ram,) = everything.tiers
     assert ram.store == KVStoreStatistics(num_blocks=10, used_bytes=100, capacity_bytes=300)
-    assert (ram.num_lookup_blocks, ram.num_hit_blocks, ram.onboard_s) == (18, 8, 1.5)
+    assert (ram.counts.num_lookup_blocks, ram.counts.num_hit_blocks, ram.counts.onboard_s) == (18, 8, 1.5)
     assert ram.num_refused_blocks == {"rare": 10}
     assert everything.num_matched_tokens == 96
     assert everything.num_decisions == {"load": 4, "recompute": 1}
