@@ -99,17 +99,28 @@ class BlockPool:
         """
         if len(keys) > num_blocks:
             raise ValueError(f"{len(keys)} keys for {num_blocks} blocks")
-        block_of, evictable, num_refs = self._block_of, self._evictable, self._num_refs
-        found = [block_of[key] for key in keys[: self.count_cached(keys)]]
-        num_revived = sum(1 for block in found if not num_refs[block])
-        num_new = num_blocks - len(found)
-        if num_new + num_spare_blocks > self.num_free_blocks - num_revived:
+        evictable, num_refs = self._evictable, self._num_refs
+        found = self._found(num_blocks, keys, num_spare_blocks)
+        if found is None:
             return None
         for block in found:
             if not num_refs[block]:
                 del evictable[block]
             num_refs[block] += 1
-        return PoolAllocation(block_ids=(*found, *self._take_blocks(num_new)), num_cached_blocks=len(found))
+        new = self._take_blocks(num_blocks - len(found))
+        return PoolAllocation(block_ids=(*found, *new), num_cached_blocks=len(found))
+
+    def has_room(self, num_blocks: int, keys: Sequence[CacheKey] = (), *, num_spare_blocks: int = 0) -> bool:
+        """Whether ``allocate`` would give them."""
+        return self._found(num_blocks, keys, num_spare_blocks) is not None
+
+    def _found(self, num_blocks: int, keys: Sequence[CacheKey], num_spare_blocks: int) -> list[int] | None:
+        """Blocks that have the longest cached prefix of ``keys``; None when the rest does not fit."""
+        block_of, num_refs = self._block_of, self._num_refs
+        found = [block_of[key] for key in keys[: self.count_cached(keys)]]
+        num_revived = sum(1 for block in found if not num_refs[block])
+        num_new = num_blocks - len(found)
+        return found if num_new + num_spare_blocks <= self.num_free_blocks - num_revived else None
 
     def allocate_one(self) -> int | None:
         """One new block with one reference; None when there is none now."""

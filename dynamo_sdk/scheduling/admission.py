@@ -63,6 +63,30 @@ class Admission:
             budget -= sequence.num_uncomputed_tokens
         prefilling.sort(key=attrgetter("order"))
 
+    def start_loads(self, num_slots: int, wants_load: WantsLoad | None = None) -> None:
+        """Move those that load and are first in the queue to ``loading``, up to one that does not or cannot.
+        Who would rather compute is asked again when it is admitted."""
+        while self._waiting and num_slots > 0:
+            sequence = self._waiting[0]
+            if not sequence.is_onboarding or self._blocks.is_worth_waiting(sequence, self._leaders(sequence)):
+                return
+            prospect = self._blocks.prospect(sequence, num_spare_blocks=self._num_spare_blocks)
+            if prospect is None or (wants_load is not None and not wants_load(prospect)):
+                return
+            has_blocks = self.allocate(sequence, sequence.num_tokens)
+            assert has_blocks, "there was room for it"
+            sequence.is_onboarding = False
+            self._table.move(sequence, SequenceState.LOADING)
+            num_slots -= 1
+
+    def _leaders(self, sequence: Sequence) -> list[Sequence]:
+        """Who fills blocks now and begins as ``sequence`` does."""
+        return [
+            leader
+            for leader in (*self._table.running, *self._loading)
+            if leader.num_uncomputed_tokens > 1 and leader.keys[:1] == sequence.keys[:1]
+        ]
+
     def _is_loading(self, sequence: Sequence, wants_load: WantsLoad | None) -> bool:
         if not self._blocks.num_missing_blocks(sequence):
             return False
@@ -70,6 +94,8 @@ class Admission:
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for a newcomer, if that leaves each running request its next block (where configured)."""
-        num_growing = len(self._table.running) + len(self._loading)
-        num_spare_blocks = num_growing if self._has_growth_reserve else 0
-        return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=num_spare_blocks)
+        return self._blocks.allocate(sequence, num_tokens, num_spare_blocks=self._num_spare_blocks)
+
+    @property
+    def _num_spare_blocks(self) -> int:
+        return len(self._table.running) + len(self._loading) if self._has_growth_reserve else 0

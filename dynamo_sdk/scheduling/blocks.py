@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.kv.block_pool import BlockPool
 
 from .sequence import Sequence
@@ -26,10 +27,8 @@ class SequenceBlocks:
 
         The prefix cache never covers the last known token: it must be computed to sample the next one.
         """
-        keys = sequence.keys[: self._num_cacheable_blocks(sequence)] if self._is_caching else []
-        allocation = self.pool.allocate(
-            -(-num_tokens // self._block_size), keys, num_spare_blocks=num_spare_blocks
-        )
+        num_blocks, keys = -(-num_tokens // self._block_size), self._findable(sequence)
+        allocation = self.pool.allocate(num_blocks, keys, num_spare_blocks=num_spare_blocks)
         if allocation is None:
             return False
         sequence.block_ids = allocation.block_ids
@@ -38,6 +37,25 @@ class SequenceBlocks:
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
         return True
+
+    def prospect(self, sequence: Sequence, *, num_spare_blocks: int) -> Onboarding | None:
+        """What could be loaded of a sequence that has no blocks yet; None = nothing, or it would get none."""
+        num_blocks, keys = -(-sequence.num_tokens // self._block_size), self._findable(sequence)
+        num_cached_blocks = self.pool.count_cached(keys)
+        if num_cached_blocks == len(keys) or not self.pool.has_room(
+            num_blocks, keys, num_spare_blocks=num_spare_blocks
+        ):
+            return None
+        return Onboarding(
+            request=sequence.request,
+            keys=tuple(keys),
+            block_ids=(),
+            num_cached_blocks=num_cached_blocks,
+            num_tokens=sequence.num_tokens,
+        )
+
+    def _findable(self, sequence: Sequence) -> list[CacheKey]:
+        return sequence.keys[: self._num_cacheable_blocks(sequence)] if self._is_caching else []
 
     def num_missing_blocks(self, sequence: Sequence) -> int:
         """How many of its blocks could have been found, and were not in the cache."""

@@ -9,7 +9,7 @@ A request's life. Blocks are held in the states marked *::
     RESERVED*  add of the same request with role DECODE           RUNNING*
     RESERVED*  release, abort                                     gone
     WAITING    schedule, when blocks and a slot are there         RUNNING*
-    WAITING    the same, and its KV may lie in lower tiers        LOADING*
+    WAITING    the same or start_loads, its KV is in lower tiers  LOADING*
     WAITING    abort                                              gone
     LOADING*   end_onboarding                                     RUNNING*
     LOADING*   abort                                              gone
@@ -53,7 +53,7 @@ from .batch import Batch
 from .blocks import SequenceBlocks
 from .decode_run import DecodeRun, NextTokens
 from .sequence import Sequence, SequenceState, root_of
-from .step import RunPlan, SchedulerConfig, SequenceUpdate, Step, WantsLoad
+from .step import Onboarding, RunPlan, SchedulerConfig, SequenceUpdate, Step, WantsLoad
 from .table import SequenceTable
 
 
@@ -105,10 +105,9 @@ class Scheduler:
         Covers all tokens but the last one of ``generated``, or the whole prompt when nothing was generated.
         """
         sequence = self._table.open(request, SequenceState.RESERVED, keys)
-        is_starving = self._starved is not None and self._starved.state is SequenceState.RUNNING
         is_overtaking = len(self._waiting) > 0 and self._waiting[0].order < sequence.order
         num_filled = sequence.num_tokens - (1 if request.generated else 0)
-        if is_starving or is_overtaking or not self._table.num_free_slots:
+        if self._is_starving or is_overtaking or not self._table.num_free_slots:
             return None
         if not self._admission.allocate(sequence, num_filled):
             return None
@@ -116,6 +115,17 @@ class Scheduler:
         sequence.num_computed_tokens = sequence.num_tokens - 1
         self._table.add(sequence)
         return BlockReservation(block_ids=sequence.block_ids, num_cached_blocks=num_cached_blocks)
+
+    def start_loads(self, wants_load: WantsLoad | None = None) -> tuple[Onboarding, ...]:
+        """Who is first in the queue and waits for KV from lower tiers needs no step for that: it is LOADING
+        from now on, where blocks and a slot are there. ``wants_load`` as in ``schedule``, which asks those
+        again that it denied."""
+        if self._is_starving or not self._waiting or not self._waiting[0].is_onboarding:
+            return ()
+        self._leave_run()
+        num_loading = len(self._table.loading)
+        self._admission.start_loads(self._table.num_free_slots, wants_load)
+        return tuple(map(self._blocks.onboarding, self._table.loading[num_loading:]))
 
     def end_onboarding(self, request_id: str, num_blocks: int) -> None:
         """The first ``num_blocks`` of what ``Onboarding`` named are filled; the rest is computed. Who is not
@@ -377,6 +387,10 @@ class Scheduler:
             self._table.enter(victim, SequenceState.WAITING)
             preempted.append(victim.request.request_id)
         return True
+
+    @property
+    def _is_starving(self) -> bool:
+        return self._starved is not None and self._starved.state is SequenceState.RUNNING
 
     def _require_no_step(self) -> None:
         if self._step is not None:

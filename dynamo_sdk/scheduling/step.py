@@ -113,7 +113,8 @@ class Onboarding(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 WantsLoad = Callable[[Onboarding], bool]
-"""Whether a request that is being admitted waits for KV from elsewhere, or is computed at once."""
+"""Whether a request that is being admitted waits for KV from elsewhere, or is computed at once. It may have
+no ``block_ids`` yet; with True it gets them."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

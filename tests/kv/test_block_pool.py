@@ -47,7 +47,9 @@ class PoolAgainstModel(RuleBasedStateMachine):
         keys = keys_of(content)
         free_before = self.pool.num_free_blocks
         num_cached = self.pool.count_cached(keys)
+        has_room = self.pool.has_room(len(content), keys, num_spare_blocks=spare)
         found = self.pool.allocate(len(content), keys, num_spare_blocks=spare)
+        assert has_room == (found is not None)
         if found is None:
             assert self.pool.num_free_blocks == free_before
             assert len(content) - num_cached + spare > free_before - num_cached  # at best all found are held

@@ -172,3 +172,74 @@ def test_who_would_rather_compute_is_in_the_very_step():
     assert sizes(step) == {"a": 7}
     assert [(found.request_id, found.num_cached_blocks, len(found.keys)) for found in asked] == [("a", 0, 3)]
     assert not step.onboarding
+
+
+# -- loads that begin between two schedules
+
+
+def test_a_load_begins_while_a_step_is_under_way():
+    worker = Worker()
+    worker.add("b", [3, 3, 3])
+    step = worker.scheduler.schedule()
+    request = add(worker, "a", PROMPT)
+    (onboarding,) = worker.scheduler.start_loads()
+    assert worker.scheduler.state_of("a") is SequenceState.LOADING
+    assert worker.scheduler.start_loads() == ()
+    load(worker, onboarding, 3)
+    worker.scheduler.complete(step, worker.model.forward(step))
+    step, updates = worker.step()
+    assert sizes(step) == {"b": 1, "a": 1}
+    assert not step.onboarding
+    output = [update.token_id for update in updates if update.request_id == "a"]
+    assert [*output, *worker.run("a")] == expected_output(request, worker.config)[0]
+
+
+def test_a_load_overtakes_nobody():
+    worker = Worker()
+    worker.add("b", [3, 3, 3])
+    add(worker, "a", PROMPT)
+    assert worker.scheduler.start_loads() == ()
+    step, _ = worker.step()
+    assert [onboarding.request_id for onboarding in step.onboarding] == ["a"]
+
+
+def test_a_load_waits_for_blocks_and_a_slot():
+    worker = Worker(num_blocks=4, max_num_seqs=1)
+    worker.add("b", [3, 3, 3], max_tokens=2)
+    worker.step()
+    add(worker, "a", PROMPT)
+    assert worker.scheduler.start_loads() == (), "the slot is taken"
+    worker.run("b")
+    assert len(worker.scheduler.start_loads()) == 1
+
+    worker = Worker(num_blocks=4)
+    worker.add("b", [3, 3, 3])
+    worker.step()
+    add(worker, "a", PROMPT)
+    assert worker.scheduler.start_loads() == (), "the blocks are taken"
+
+
+def test_a_sibling_of_one_that_computes_does_not_load():
+    worker = Worker()
+    worker.add("a", PROMPT)
+    step = worker.scheduler.schedule()
+    add(worker, "b", PROMPT)
+    assert worker.scheduler.start_loads() == ()
+    worker.scheduler.complete(step, worker.model.forward(step))
+    assert worker.scheduler.start_loads() == (), "all is on the device now"
+    assert sizes(worker.step()[0]) == {"a": 1, "b": 1}
+
+
+def test_who_would_rather_compute_is_asked_again_and_nothing_moved():
+    worker = Worker(num_blocks=8)
+    worker.add("old", [6, 6, 6, 6, 6], max_tokens=1)
+    worker.run("old")
+    add(worker, "a", PROMPT)
+    before = worker.scheduler.kv_snapshot(), worker.scheduler.num_free_blocks
+    asked = []
+    assert worker.scheduler.start_loads(asked.append) == ()
+    assert (worker.scheduler.kv_snapshot(), worker.scheduler.num_free_blocks) == before
+    assert worker.scheduler.state_of("a") is SequenceState.WAITING
+    assert (asked[0].num_cached_blocks, len(asked[0].keys), asked[0].num_tokens) == (0, 3, 7)
+    step = worker.scheduler.schedule(lambda onboarding: asked.append(onboarding) or True)
+    assert [found.request_id for found in (*asked, *step.onboarding)] == ["a", "a", "a"]

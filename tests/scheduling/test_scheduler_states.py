@@ -125,6 +125,15 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
         if step.sequences:
             self.step = step
 
+    @rule(wants_load=st.sampled_from([None, lambda _: True, lambda _: False]))
+    def start_loads(self, wants_load):
+        """A step may be under way."""
+        found = self.scheduler.start_loads(wants_load)
+        assert not found or wants_load is None or wants_load(found[0])
+        for onboarding in found:
+            self.check_onboarding(onboarding)
+            self.loading[onboarding.request_id] = onboarding
+
     @precondition(lambda self: self.step is not None)
     @rule()
     def complete(self):

@@ -32,7 +32,6 @@ from dynamo_sdk.scheduling import (
     SchedulerConfig,
     SequenceUpdate,
     Step,
-    findable_keys,
 )
 from dynamo_sdk.types import (
     FinishReason,
@@ -149,9 +148,7 @@ class MockerCore:
         if self.tiers is None:
             self._scheduler.add(request, keys)
         else:
-            keys = findable_keys(request, self._scheduler.config) if keys is None else keys
-            self._scheduler.add(request, keys, is_onboarding=True)
-            self.tiers.asked(request, keys, now_s)
+            self.tiers.add(request, keys, now_s)
         self._admissions[request.request_id] = Admission(request_id=request.request_id)
 
     def abort(self, request_id: str) -> bool:

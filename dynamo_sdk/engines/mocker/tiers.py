@@ -33,7 +33,7 @@ from dynamo_sdk.kv import (
     TierRun,
     onboarding_policy,
 )
-from dynamo_sdk.scheduling import Onboarding, Scheduler, Step
+from dynamo_sdk.scheduling import Onboarding, Scheduler, Step, findable_keys
 from dynamo_sdk.types.kv_events import BlocksRemoved, BlocksStored, KVEvent
 from dynamo_sdk.types.loads import BlockLoadTimes
 from dynamo_sdk.types.requests import GenerateRequest
@@ -128,9 +128,17 @@ class SimTiers:
 
         return begin_copy
 
+    def add(self, request: GenerateRequest, keys: Sequence[CacheKey] | None, now_s: float) -> None:
+        """Queue a request. If it is its turn, what it loads is under way at once, beside a step. Raises
+        ``InvalidRequest``."""
+        keys = findable_keys(request, self._scheduler.config) if keys is None else keys
+        self._scheduler.add(request, keys, is_onboarding=True)
+        self._asked(request, keys, now_s)
+        self._scheduler.start_loads(lambda onboarding: self._begin(onboarding, now_s, is_asked_again=True))
+
     # -- what comes down
 
-    def asked(self, request: GenerateRequest, keys: Sequence[CacheKey], now_s: float) -> None:
+    def _asked(self, request: GenerateRequest, keys: Sequence[CacheKey], now_s: float) -> None:
         """A request has come for the blocks with these keys: what is asked for often goes further down."""
         counting = [number for number, tier in enumerate(self.tiers) if tier.model.min_uses > 0]
         if not counting:
@@ -172,8 +180,13 @@ class SimTiers:
 
     def begin(self, onboarding: Onboarding, now_s: float) -> bool:
         """Whether the request waits for blocks that are being loaded from now on. It is WAITING still."""
+        return self._begin(onboarding, now_s, is_asked_again=False)
+
+    def _begin(self, onboarding: Onboarding, now_s: float, *, is_asked_again: bool) -> bool:
+        """``is_asked_again``: if it does not load now."""
         scheduler = self._scheduler
-        runs = self._runs(onboarding)
+        missing = onboarding.keys[onboarding.num_cached_blocks :]
+        runs = self._runs(missing)
         decision = self.policy.decide(
             [
                 TierRun(tier=tier.model.name, num_blocks=len(keys), wait_s=tier.wait_s(now_s))
@@ -184,7 +197,9 @@ class SimTiers:
             now_s=now_s,
             others=Others(num_waiting=scheduler.num_waiting - 1, num_running=scheduler.num_running),
         )
-        self.decisions[decision.reason] += 1
+        if decision.num_blocks or not is_asked_again:
+            self.decisions[decision.reason] += 1
+            self._count(runs, len(missing))
         for tier, keys in runs:
             name = tier.model.name
             if name in decision.probe and name not in self._probing:
@@ -196,9 +211,8 @@ class SimTiers:
         self._load(onboarding.request_id, _first(runs, decision.num_blocks), now_s)
         return True
 
-    def _runs(self, onboarding: Onboarding) -> list[tuple[SimTier, list[CacheKey]]]:
-        """Who has the blocks after those of the device, each in the fastest tier, up to the first gap."""
-        keys = onboarding.keys[onboarding.num_cached_blocks :]
+    def _runs(self, keys: Sequence[CacheKey]) -> list[tuple[SimTier, list[CacheKey]]]:
+        """Who has them, each in the fastest tier, up to the first gap."""
         runs: list[tuple[SimTier, list[CacheKey]]] = []
         for key in keys:
             tier = next((tier for tier in self.tiers if key in tier), None)
@@ -207,14 +221,16 @@ class SimTiers:
             if not runs or runs[-1][0] is not tier:
                 runs.append((tier, []))
             runs[-1][1].append(key)
-        num_asked = len(keys)
+        return runs
+
+    def _count(self, runs: Sequence[tuple[SimTier, Sequence[CacheKey]]], num_asked: int) -> None:
+        """What was found of ``num_asked`` blocks."""
         self.num_matched_blocks += sum(len(found) for _, found in runs)
         for tier in self.tiers:
             num_hits = sum(len(found) for holder, found in runs if holder is tier)
             tier.counts.num_lookup_blocks += num_asked
             tier.counts.num_hit_blocks += num_hits
             num_asked -= num_hits
-        return runs
 
     def _load(
         self, request_id: str | None, runs: Sequence[tuple[SimTier, Sequence[CacheKey]]], now_s: float

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 
 import anyio
@@ -23,7 +23,7 @@ import msgspec
 from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded
 from dynamo_sdk.interfaces import BlockReservation, CacheKey
-from dynamo_sdk.scheduling import ScheduledSequence, Scheduler, SequenceState, Step
+from dynamo_sdk.scheduling import Onboarding, ScheduledSequence, Scheduler, SequenceState, Step
 from dynamo_sdk.stores import KVTiers
 from dynamo_sdk.types import FinishReason, ForwardPassMetrics, GenerateRequest, LoadSnapshot
 
@@ -135,6 +135,8 @@ class EngineCore:
             self.scheduler.add(request, keys, is_onboarding=is_onboarding)
         except ValueError as error:
             raise InvalidRequest(str(error), param="generated") from error
+        if is_onboarding:
+            self._begin_loads(self.scheduler.start_loads())
         return mailbox
 
     def _has_left(self) -> None:
@@ -193,9 +195,7 @@ class EngineCore:
                 self._wake.clear()
                 self.reservations.grant()
                 step = self.scheduler.schedule()
-                for onboarding in step.onboarding:
-                    assert self.tiers is not None
-                    self.tiers.begin(onboarding)
+                self._begin_loads(step.onboarding)
                 if step.sequences:
                     await self._run_step(step)
                 self.publish_kv_events()
@@ -209,6 +209,11 @@ class EngineCore:
             if not isinstance(error, Exception):
                 raise
             _log.exception("the engine's loop broke")
+
+    def _begin_loads(self, onboardings: Iterable[Onboarding]) -> None:
+        for onboarding in onboardings:
+            assert self.tiers is not None
+            self.tiers.begin(onboarding)
 
     async def _run_step(self, step: Step) -> None:
         started_s = time.monotonic()

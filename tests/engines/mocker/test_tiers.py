@@ -115,6 +115,16 @@ def test_others_go_on_while_one_loads() -> None:
     assert lives["b again"].num_cached_tokens == 960
 
 
+def test_a_load_begins_when_its_request_comes_also_within_a_step() -> None:
+    core = tiered(ram={"latency_ms": 5.0}, num_blocks=34)
+    run(core, arrivals(*PUSHED_OUT))
+    lives = run(core, [(40_000.0, ask("new", prompt(100, first=9))), *arrivals((40.001, "b again", 2))])
+    load_ms = 5.0 + 15 * BLOCK_BYTES / 25e9 * 1e3
+    assert 1 + load_ms < prefill_ms(100), "it is over before the step is"
+    assert lives["b again"].num_cached_tokens == 960
+    assert lives["b again"].ttft_ms == pytest.approx(prefill_ms(100) - 1 + prefill_ms(40))
+
+
 def test_loads_take_turns() -> None:
     channels = Channels(1, latency_s=1.0, bytes_per_s=10.0)
     assert channels.send(20, 5.0) == pytest.approx(8.0)
