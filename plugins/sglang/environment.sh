@@ -6,32 +6,17 @@
 # for on top of that are CUDA builds; tests/cpu says what takes their place.
 # What is there already is kept while nothing has changed that it was made from, so the folder can be cached.
 set -euo pipefail
-folder=$1
+engine=SGLang folder=$1
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-python=${PYTHON:-$(command -v python3.11 || command -v python3)}
+source "$here/../environment.sh"
 sglang=0.5.23
 nixl=1.5.0
-trap 'echo "error: the environment of SGLang could not be built in $folder: see above" >&2' ERR
+lists=("$here"/tests/cpu/requirements*.txt)
 
-requirements() {  # what a project needs, whatever else is written in its file
-    "$python" -c 'import sys, tomllib
-for path in sys.argv[1:]:
-    project = tomllib.load(open(path, "rb"))["project"]
-    print(path, project["requires-python"], project["dependencies"], project["optional-dependencies"])' "$@"
-}
-has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }
-made_from=$( (
-    cd "$root"
-    requirements pyproject.toml plugins/sglang/pyproject.toml
-    "$python" --version
-    has_gpu && echo gpu || echo cpu
-    cat plugins/sglang/environment.sh plugins/sglang/tests/cpu/requirements*.txt
-) | sha256sum)
 install() { "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 site() { "$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
-if [ "$(cat "$folder/.made-from" 2>/dev/null)" != "$made_from" ]; then
+if ! is_current "${lists[@]}"; then
     "$python" -m venv --clear "$folder"
     if has_gpu; then
         install "sglang>=$sglang" "nixl>=0.7" openai
@@ -42,7 +27,7 @@ if [ "$(cat "$folder/.made-from" 2>/dev/null)" != "$made_from" ]; then
         : >"$(site)/torchvision/_meta_registrations.py"
     fi
     install -e "$root" -e "$here" pytest pytest-timeout
-    echo "$made_from" >"$folder/.made-from"
+    mark_current "${lists[@]}"
 fi
 install --no-deps -e "$root" -e "$here"
 has_gpu || echo "$here/tests/cpu" >"$(site)/sglang_on_cpu.pth"

