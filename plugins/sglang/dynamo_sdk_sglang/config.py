@@ -7,34 +7,29 @@ does not know it.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.engines.foreign_arguments import ForeignArguments, accepted, require_known
 from dynamo_sdk.types import LoraSpec
-
-OWNED = {
-    "model_path": "it is the model of the deploy file",
-    "kv_events_config": "the worker reads the events and serves them to routers",
-    "disaggregation_mode": "it is the role of the service",
-    "disaggregation_bootstrap_port": "the worker finds a free one and announces it",
-    "host": "set handover_host",
-    "incremental_streaming_output": "the worker counts on it",
-}
-"""Arguments of SGLang that are not the user's to set, and why."""
 
 PRIORITIES = ("fcfs", "lof")
 """Those of SGLang's schedule policies that know priorities."""
 
 
-class SglangConfig(BaseModel):
+class SglangConfig(ForeignArguments):
     """Our own arguments; all others are fields of SGLang's ``ServerArgs``."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    owned = {
+        "model_path": "it is the model of the deploy file",
+        "kv_events_config": "the worker reads the events and serves them to routers",
+        "disaggregation_mode": "it is the role of the service",
+        "disaggregation_bootstrap_port": "the worker finds a free one and announces it",
+        "host": "set handover_host",
+        "incremental_streaming_output": "the worker counts on it",
+    }
 
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables of the process that runs SGLang"
@@ -47,20 +42,6 @@ class SglangConfig(BaseModel):
         gt=0,
         description="how long a leg of a hand-over may take to its first token, queueing included",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leaves_ours_alone(cls, values: object) -> object:
-        if isinstance(values, dict):
-            for name, why in OWNED.items():
-                if name in values:
-                    raise ValueError(f"{name} cannot be set here: {why}")
-        return values
-
-    @property
-    def written(self) -> dict[str, Any]:
-        """What is SGLang's."""
-        return dict(self.model_extra or {})
 
 
 def defaults(config: SglangConfig, loras: Sequence[LoraSpec] = ()) -> dict[str, Any]:
@@ -81,14 +62,6 @@ def defaults(config: SglangConfig, loras: Sequence[LoraSpec] = ()) -> dict[str, 
     return wanted
 
 
-def accepted(target: Callable[..., object], wanted: Mapping[str, object]) -> dict[str, Any]:
-    """Those of ``wanted`` that ``target`` takes: versions of SGLang differ in what they know."""
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(wanted)
-    return {name: value for name, value in wanted.items() if name in parameters}
-
-
 def server_arguments(
     server_args: Callable[..., object], written: Mapping[str, object], ours: Mapping[str, object]
 ) -> dict[str, Any]:
@@ -96,10 +69,5 @@ def server_arguments(
 
     Raises ``ConfigError`` for what the installed version does not know.
     """
-    known = list(inspect.signature(server_args).parameters)
-    for name in written:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"args.{name}: SGLang has no such argument{hint}", param=f"args.{name}")
+    require_known(server_args, written, engine="SGLang")
     return {**accepted(server_args, ours), **written}

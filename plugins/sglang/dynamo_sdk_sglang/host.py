@@ -20,9 +20,10 @@ from typing import Any
 
 import msgspec
 
+from dynamo_sdk.engines.foreign_arguments import accepted
 from dynamo_sdk.launch.lifeline import watch_lifeline
 
-from .config import accepted, server_arguments
+from .config import server_arguments
 from .messages import (
     LENGTH_BYTES,
     Abort,

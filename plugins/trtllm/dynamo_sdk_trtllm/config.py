@@ -7,34 +7,31 @@ does not know it.
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
+from dynamo_sdk.engines.foreign_arguments import ForeignArguments, accepted, require_known
 from dynamo_sdk.errors import ConfigError, EngineStartError
 from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.types import Role
 
-OWNED = {
-    "model": "it is the model of the deploy file",
-    "skip_tokenizer_init": "TensorRT-LLM finds the model's end tokens with its tokenizer",
-    "num_postprocess_workers": "tokens are turned into text in the frontend",
-}
-"""Arguments of TensorRT-LLM that are not the user's to set, and why."""
-
+NAME = "TensorRT-LLM"
 EVENT_BUFFER_SIZE = 65536
 """Events that TensorRT-LLM keeps until they are read; without a buffer it makes none."""
 
 
-class TensorRTConfig(BaseModel):
+class TensorRTConfig(ForeignArguments):
     """Our own arguments; all others are fields of TensorRT-LLM's ``TorchLlmArgs``."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    owned = {
+        "model": "it is the model of the deploy file",
+        "skip_tokenizer_init": "TensorRT-LLM finds the model's end tokens with its tokenizer",
+        "num_postprocess_workers": "tokens are turned into text in the frontend",
+    }
 
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables of the worker's process, set before the import"
@@ -49,39 +46,6 @@ class TensorRTConfig(BaseModel):
         default="DEFAULT", description="of the cache transceiver: DEFAULT, UCX, NIXL, MOONCAKE or MPI"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _leaves_ours_alone(cls, values: object) -> object:
-        if isinstance(values, dict):
-            for name, why in OWNED.items():
-                if name in values:
-                    raise ValueError(f"{name} cannot be set here: {why}")
-        return values
-
-
-def known_names(target: Callable[..., object]) -> frozenset[str] | None:
-    """The keyword arguments of ``target``; None = it takes any."""
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    return frozenset(parameters)
-
-
-def accepted(target: Callable[..., object], wanted: Mapping[str, object]) -> dict[str, Any]:
-    """Those of ``wanted`` that ``target`` takes: versions of TensorRT-LLM differ in what they know."""
-    known = known_names(target)
-    return {name: value for name, value in wanted.items() if known is None or name in known}
-
-
-def require_known(target: Callable[..., object], names: Iterable[str], *, path: str) -> None:
-    """Raises ``ConfigError`` for the first of the user's ``names`` that ``target`` does not take."""
-    known = known_names(target)
-    for name in names:
-        if known is not None and name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{path}.{name}: TensorRT-LLM has no such argument{hint}", param=path)
-
 
 def llm_arguments(llmapi: Any, setup: EngineSetup, config: TensorRTConfig) -> dict[str, Any]:
     """Keyword arguments for ``LLM``; ``llmapi`` is the module ``tensorrt_llm.llmapi``.
@@ -89,9 +53,9 @@ def llm_arguments(llmapi: Any, setup: EngineSetup, config: TensorRTConfig) -> di
     What the deploy file says goes before our defaults. Raises ``ConfigError`` for what the installed
     version does not know, ``EngineStartError`` where it cannot hand over.
     """
-    written = dict(config.model_extra or {})
+    written = config.written
     known = getattr(llmapi, "TorchLlmArgs", llmapi.LLM)
-    require_known(known, written, path="args")
+    require_known(known, written, engine=NAME)
     ours: dict[str, object] = {"enable_iter_perf_stats": True, "max_seq_len": config.context_length}
     written["kv_cache_config"] = _section(
         llmapi.KvCacheConfig,
@@ -123,7 +87,7 @@ def _section(
     if written is not None and not isinstance(written, Mapping):
         raise ConfigError(f"{path} is {written!r}, not a table", param=path)
     table = dict(written or {})
-    require_known(section, table, path=path)
+    require_known(section, table, engine=NAME, path=path)
     return section(**(accepted(section, ours) | table))
 
 

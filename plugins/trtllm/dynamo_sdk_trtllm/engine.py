@@ -25,6 +25,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from dynamo_sdk.engines.feeds import Feed
+from dynamo_sdk.engines.foreign_arguments import accepted, known_names
 from dynamo_sdk.engines.runnable import is_handed_over, known_tokens, num_tokens_left
 from dynamo_sdk.errors import (
     ConfigError,
@@ -44,7 +45,7 @@ from dynamo_sdk.types import (
     LoadSnapshot,
 )
 
-from .config import TensorRTConfig, accepted, known_names, llm_arguments, longest_sequence
+from .config import TensorRTConfig, llm_arguments, longest_sequence
 from .gauges import Gauges
 from .generation import Generation
 from .handover import Ticket, TicketDesk, generation_params, issue_ticket

@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 
+from dynamo_sdk.engines.foreign_arguments import accepted
 from dynamo_sdk.engines.tickets import SpentTickets, passed_on, read_ticket
 from dynamo_sdk.errors import TicketUnknown, TransferError
 from dynamo_sdk.interfaces import Handover, KVConnector
 from dynamo_sdk.types import GenerateRequest, KVTransferParams, Role, WorkerRecord
 
-from .config import accepted
 from .plugin import CONNECTOR
 
 USABLE_SHARE = 2 / 3

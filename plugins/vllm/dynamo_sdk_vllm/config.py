@@ -7,29 +7,24 @@ does not know it.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from dynamo_sdk.errors import ConfigError
+from dynamo_sdk.engines.foreign_arguments import ForeignArguments, accepted, require_known
 from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.kv import OnboardingRule
 
-OWNED = {
-    "model": "it is the model of the deploy file",
-    "kv_events_config": "the worker reads the events and serves them to routers",
-    "disable_log_stats": "the worker reads the statistics",
-}
-"""Arguments of vLLM that are not the user's to set, and why."""
 
-
-class VllmConfig(BaseModel):
+class VllmConfig(ForeignArguments):
     """Our own arguments; all others are fields of vLLM's ``AsyncEngineArgs``."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    owned = {
+        "model": "it is the model of the deploy file",
+        "kv_events_config": "the worker reads the events and serves them to routers",
+        "disable_log_stats": "the worker reads the statistics",
+    }
 
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables of the worker's process, set before vLLM is imported"
@@ -45,23 +40,6 @@ class VllmConfig(BaseModel):
         default="127.0.0.1", description="where decode workers reach this prefill worker's NIXL handshake"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _leaves_ours_alone(cls, values: object) -> object:
-        if isinstance(values, dict):
-            for name, why in OWNED.items():
-                if name in values:
-                    raise ValueError(f"{name} cannot be set here: {why}")
-        return values
-
-
-def accepted(target: Callable[..., object], wanted: Mapping[str, object]) -> dict[str, Any]:
-    """Those of ``wanted`` that ``target`` takes: versions of vLLM differ in what they know."""
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(wanted)
-    return {name: value for name, value in wanted.items() if name in parameters}
-
 
 def engine_arguments(
     engine_args: Callable[..., object], setup: EngineSetup, config: VllmConfig, **ours: object
@@ -71,13 +49,7 @@ def engine_arguments(
     What the deploy file says goes before ``ours`` and before our defaults. Raises ``ConfigError`` for what
     the installed version does not know.
     """
-    written = dict(config.model_extra or {})
-    known = list(inspect.signature(engine_args).parameters)
-    for name in written:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"args.{name}: vLLM has no such engine argument{hint}", param=f"args.{name}")
+    require_known(engine_args, config.written, engine="vLLM")
     defaults: dict[str, object] = {
         "enable_prefix_caching": True,
         "disable_log_stats": True,  # our own reader of the statistics is enough
@@ -85,4 +57,4 @@ def engine_arguments(
         "scheduling_policy": "priority",  # as a request's priority means it: smaller runs first
         **ours,
     }
-    return {"model": setup.model.path, **accepted(engine_args, defaults), **written}
+    return {"model": setup.model.path, **accepted(engine_args, defaults), **config.written}

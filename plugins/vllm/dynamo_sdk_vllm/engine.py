@@ -26,6 +26,7 @@ import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from dynamo_sdk.engines.feeds import Feed
+from dynamo_sdk.engines.foreign_arguments import accepted
 from dynamo_sdk.engines.private_sockets import free_ports, make_private_folder, private_endpoints
 from dynamo_sdk.engines.runnable import is_handed_over, known_tokens
 from dynamo_sdk.engines.zmq_events import ZmqEventSource
@@ -52,7 +53,7 @@ from dynamo_sdk.types import (
 )
 
 from .adapters import Adapters, lora_arguments
-from .config import VllmConfig, accepted, engine_arguments
+from .config import VllmConfig, engine_arguments
 from .gauges import Gauges
 from .handover import ASK_FOR_TICKET, Params, TicketDesk, issue_ticket
 from .tiers.config import CONNECTOR
@@ -121,7 +122,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
         os.environ.update(self._config.environment)
         if self._setup.connector is not None:
             os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._config.side_channel_host
-            num_ranks = int((self._config.model_extra or {}).get("data_parallel_size", 1))
+            num_ranks = int(self._config.written.get("data_parallel_size", 1))
             port = free_ports(self._config.side_channel_host, num_ranks)
             os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port)
         try:

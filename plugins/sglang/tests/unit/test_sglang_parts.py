@@ -25,7 +25,7 @@ from dynamo_sdk.testing import check_kv_connector, generate_request
 from dynamo_sdk.testing.streams import worker_record
 from dynamo_sdk.types import FinishReason, KVTransferParams, LoraSpec, Role, SamplingParams
 from dynamo_sdk_sglang import plugin
-from dynamo_sdk_sglang.config import OWNED, SglangConfig, defaults, server_arguments
+from dynamo_sdk_sglang.config import SglangConfig, defaults, server_arguments
 from dynamo_sdk_sglang.gauges import Gauges
 from dynamo_sdk_sglang.handover import Meeting, SglangConnector, read_meeting
 from dynamo_sdk_sglang.host import fitting
@@ -54,7 +54,7 @@ def test_ours_go_to_versions_that_know_them_and_the_users_come_first():
         server_arguments(ServerArgs, {"page_sise": 2}, {})
 
 
-@pytest.mark.parametrize("name", OWNED)
+@pytest.mark.parametrize("name", SglangConfig.owned)
 def test_what_is_ours_cannot_be_set(name: str):
     with pytest.raises(ValidationError, match=name):
         SglangConfig.model_validate({name: "x"})

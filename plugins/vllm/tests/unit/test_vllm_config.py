@@ -14,7 +14,7 @@ from dynamo_sdk.types import LoraSpec, ModelSpec, Role
 from dynamo_sdk.types.plan import DeploymentPlan, Json, KVTierPlan, ModelPlan, PluginChoice, ServicePlan
 from dynamo_sdk_vllm import plugin
 from dynamo_sdk_vllm.adapters import lora_arguments
-from dynamo_sdk_vllm.config import VllmConfig, accepted, engine_arguments
+from dynamo_sdk_vllm.config import VllmConfig, engine_arguments
 
 SETUP = EngineSetup(model=ModelSpec(name="m", path="/models/m"), role=Role.AGGREGATED)
 
@@ -86,16 +86,6 @@ def test_some_arguments_are_ours(name: str):
     registry = Registry.of(plugin)
     with pytest.raises(ConfigError, match=f"{name} cannot be set here"):
         registry.validate(registry.engines["vllm"], {name: "x"})
-
-
-def test_arguments_are_filtered_by_signature():
-    def old(prompt: str, *, priority: int = 0) -> None: ...
-
-    def newest(prompt: str, **anything: object) -> None: ...
-
-    wanted = {"priority": 1, "data_parallel_rank": 2}
-    assert accepted(old, wanted) == {"priority": 1}
-    assert accepted(newest, wanted) == wanted
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from dynamo_sdk.engines.openai.config import OpenAIConfig
-from dynamo_sdk_vllm.config import OWNED, VllmConfig
+from dynamo_sdk_vllm.config import VllmConfig
 from dynamo_sdk_vllm.remote import VllmRemoteConfig
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -32,4 +32,4 @@ def test_arguments_are_complete(heading: str, model: type[BaseModel], without: t
 
 
 def test_what_cannot_be_set_is_said():
-    assert all(f"`{name}`" in README for name in OWNED)
+    assert all(f"`{name}`" in README for name in VllmConfig.owned)
