@@ -41,6 +41,11 @@ class VllmConfig(ForeignArguments):
     )
 
 
+def num_ranks(config: VllmConfig) -> int:
+    """Of data parallelism."""
+    return int(config.written.get("data_parallel_size", 1))
+
+
 def engine_arguments(
     engine_args: Callable[..., object], setup: EngineSetup, config: VllmConfig, **ours: object
 ) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from dynamo_sdk.types import (
 )
 
 from .adapters import Adapters, lora_arguments
-from .config import VllmConfig, engine_arguments
+from .config import VllmConfig, engine_arguments, num_ranks
 from .gauges import Gauges
 from .handover import ASK_FOR_TICKET, Params, TicketDesk, issue_ticket
 from .tiers.config import CONNECTOR
@@ -122,8 +122,7 @@ class VllmEngine(Engine, AdaptsLora, PublishesKVEvents, PublishesMetrics, HasKVT
         os.environ.update(self._config.environment)
         if self._setup.connector is not None:
             os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._config.side_channel_host
-            num_ranks = int(self._config.written.get("data_parallel_size", 1))
-            port = free_ports(self._config.side_channel_host, num_ranks)
+            port = free_ports(self._config.side_channel_host, num_ranks(self._config))
             os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port)
         try:
             config = importlib.import_module("vllm.config")

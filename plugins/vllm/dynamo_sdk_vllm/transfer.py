@@ -9,7 +9,7 @@ import msgspec
 
 from dynamo_sdk.interfaces import EngineSetup
 
-from .config import VllmConfig
+from .config import VllmConfig, num_ranks
 from .tiers.config import CONNECTOR, MODULE, TiersConfig
 from .tiers.sharing import ask
 
@@ -34,6 +34,7 @@ def kv_transfer(setup: EngineSetup, config: VllmConfig, folder: str) -> dict[str
         config.kv_onboarding,
         has_statistics=True,
         sharing=None if setup.kv_sharing is None else folder,
+        num_ranks=num_ranks(config),
     )
     tiers = {
         "kv_connector": CONNECTOR,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -35,12 +36,14 @@ class Shard:
 class TiersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tiers``: from the fastest down. ``onboarding``: load what was measured to be faster than computing,
     or whatever is there. ``has_statistics``: who started this vLLM finds the tiers' among its statistics.
-    ``sharing``: the folder where it says whether others may read them (``sharing.py``)."""
+    ``sharing``: the folder where it says whether others may read them (``sharing.py``). ``num_ranks``: of
+    data parallelism; to the ranks of a model without experts vLLM says that each is alone."""
 
     tiers: tuple[KVTierPlan, ...]
     onboarding: OnboardingRule = "measured"
     has_statistics: bool = False
     sharing: str | None = None
+    num_ranks: int = 1
 
 
 def read_config(extra: Mapping[str, object]) -> TiersConfig:
@@ -52,6 +55,15 @@ def read_config(extra: Mapping[str, object]) -> TiersConfig:
     if not config.tiers:
         raise ConfigError("kv_connector_extra_config.tiers is empty; name at least one, such as kind: ram")
     return config
+
+
+def shard_of(parallel: Any, num_ranks: int) -> Shard:
+    """``parallel``: vLLM's ``ParallelConfig`` in one of its processes."""
+    num_ranks = max(num_ranks, parallel.data_parallel_size)
+    if parallel.world_size == num_ranks == 1:
+        return Shard()
+    rank = getattr(parallel, "data_parallel_index", parallel.data_parallel_rank)
+    return Shard(f"rank-{rank}-{parallel.rank}", parallel.world_size * num_ranks)
 
 
 def setups_of(

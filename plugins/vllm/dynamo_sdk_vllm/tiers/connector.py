@@ -32,7 +32,7 @@ from dynamo_sdk.plugins import Registry
 from dynamo_sdk.types import KVTier
 from dynamo_sdk.types.tokens import unpack_tokens
 
-from .config import Shard, read_config, setups_of
+from .config import Shard, read_config, setups_of, shard_of
 from .events import TierEvent, TierEvents
 from .held import HeldBlocks
 from .memory import PagedMemory
@@ -230,7 +230,7 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         memory = PagedMemory(kv_caches, num_blocks=self._num_blocks, block_size=self._block_size)
-        shard = _shard(self._vllm_config)
+        shard = shard_of(self._vllm_config.parallel_config, self._config.num_ranks)
         folder = None if self._config.sharing is None or shard != Shard() else Path(self._config.sharing)
         sharing = None if folder is None else asked(folder)
         setups = self._setups(shard, None if sharing is None else sharing.secret)
@@ -332,13 +332,3 @@ def _require_bytes_of_tokens_alone(config: Any) -> None:
         value = getattr(part, setting, usual)
         if value != usual:
             raise ConfigError(f"KV tiers do not go together with {setting}: {value}; leave one of them out")
-
-
-def _shard(config: Any) -> Shard:
-    parallel = config.parallel_config
-    if parallel.world_size == 1 and parallel.data_parallel_size == 1:
-        return Shard()
-    return Shard(
-        f"rank-{parallel.data_parallel_rank}-{parallel.rank}",
-        parallel.world_size * parallel.data_parallel_size,
-    )

@@ -165,6 +165,23 @@ async def test_a_restarted_worker_finds_its_disk_and_a_broken_one_is_computed(
             assert (wrong.token_ids, num_cached(wrong)) == (expected(number), 0)
 
 
+async def test_data_parallel_ranks_have_folders_and_parts_of_the_capacity_of_their_own(
+    expected: Callable[[int], list[int]], tmp_path: Path
+):
+    async with running(kv_tiers=tiers(tmp_path), data_parallel_size=2) as engine:
+        for turn in range(2):
+            for number in range(3):
+                for rank in range(2):
+                    name = f"{number}-{rank}-{turn}"
+                    answer = await ask(engine, number, request_id=name, dp_rank=rank)
+                    assert (answer.token_ids, num_cached(answer)) == (expected(number), 288 if turn else 0)
+        (disk,) = engine.kv_tier_statistics().tiers
+        assert disk.store.capacity_bytes is not None
+        assert disk.store.capacity_bytes <= CAPACITY_BYTES
+        assert disk.store.num_blocks >= 2 * 3 * 9
+    assert {path.name async for path in anyio.Path(tmp_path).iterdir()} == {"rank-0-0", "rank-1-0"}
+
+
 async def test_tiers_and_a_hand_over_over_nixl(expected: Callable[[int], list[int]]):
     """The prefill worker's prompts come back from its RAM; decode fetches them as ever."""
     async with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from dynamo_sdk.types.plan import DeploymentPlan, Json, KVTierPlan, ModelPlan, P
 from dynamo_sdk_vllm import plugin
 from dynamo_sdk_vllm.adapters import lora_arguments
 from dynamo_sdk_vllm.config import VllmConfig, engine_arguments
+from dynamo_sdk_vllm.tiers.config import Shard, shard_of
 
 SETUP = EngineSetup(model=ModelSpec(name="m", path="/models/m"), role=Role.AGGREGATED)
 
@@ -115,3 +117,23 @@ def test_who_is_several_processes_is_read_by_nobody(kind: str, num_ranks: int):
         "where vLLM is one process; remove one of them"
     )
     assert said == ([refusal] if kind == "shared" and num_ranks > 1 else [])
+
+
+@pytest.mark.parametrize(
+    ("parallel", "num_ranks", "shard"),
+    [
+        ({"world_size": 1, "data_parallel_size": 1, "data_parallel_index": 0}, 1, Shard()),
+        # of a model without experts: each rank is told that it is alone
+        ({"world_size": 1, "data_parallel_size": 1, "data_parallel_index": 0}, 2, Shard("rank-0-0", 2)),
+        ({"world_size": 1, "data_parallel_size": 1, "data_parallel_index": 1}, 2, Shard("rank-1-0", 2)),
+        ({"world_size": 1, "data_parallel_size": 2, "data_parallel_index": 1}, 2, Shard("rank-1-0", 2)),
+        ({"world_size": 2, "data_parallel_size": 1, "data_parallel_index": 0}, 1, Shard("rank-0-1", 2)),
+        ({"world_size": 2, "data_parallel_size": 2, "data_parallel_rank": 1}, 2, Shard("rank-1-1", 4)),
+    ],
+)
+def test_processes_of_one_vllm_share_a_capacity_and_no_folder(
+    parallel: dict[str, int], num_ranks: int, shard: Shard
+):
+    rank = parallel["world_size"] - 1
+    given = {"data_parallel_rank": 0, "rank": rank, **parallel}
+    assert shard_of(SimpleNamespace(**given), num_ranks) == shard
