@@ -12,6 +12,7 @@ from dynamo_sdk.types import KVLayout, TransferSettings
 
 from .conftest import LAYOUT, content, host_memory, pattern
 from .prefill_process import prefill_process
+from .reader_process import reader_process
 
 pytestmark = [
     pytest.mark.anyio,
@@ -54,6 +55,28 @@ async def test_several_requests_of_large_blocks(memories) -> None:
         await fetcher.fetch(params, [(index, 23 - index) for index in range(24)], own, timeout_s=60)
         await fetcher.close()
     assert all(content(own, 23 - index) == pattern(index, BIG.block_bytes) for index in (0, 7, 23))
+
+
+async def test_readers_that_are_killed_in_the_middle_cost_the_prefill_worker_nothing(memories) -> None:
+    """A fetch has begun when its worker is killed; whether bytes are on their way by then is chance, so there
+    are several."""
+    held = list(range(24))
+    own = host_memory(memories, 24, BIG)
+    with prefill_process([TCP], BIG, 24, FORCED) as prefill:
+        for number in range(3):
+            with reader_process(BIG, 24, FORCED) as reader:
+                reader.read(await prefill.issue(f"whole{number}", held))
+                assert await reader.wait(60) == "read"
+                reader.read(await prefill.issue(f"cut{number}", held))
+                await prefill.released()  # a moment for it to begin
+        fetcher = BlockFetcher(settings=FORCED)
+        params = await prefill.issue("last", held)
+        await fetcher.fetch(params, [(index, index) for index in held], own, timeout_s=60)
+        await fetcher.close()
+        released = await prefill.released()
+        assert all(count == 1 for name, count in released.items() if not name.startswith("cut"))
+        assert all(count <= 1 for count in released.values())
+    assert content(own, 23) == pattern(23, BIG.block_bytes)
 
 
 async def test_a_peer_that_was_killed_is_an_error(memories) -> None:
