@@ -173,7 +173,7 @@ async def test_a_prefill_worker_reads_the_last_answer_from_the_decode_worker():
         hint = {"address": decode.served.address, "num_blocks": num_blocks}
         assert num_blocks > NUM_BLOCKS, "the answer fills a block"
         said_then = await answer(turn, "next", num_blocks * 32, **hint)
-        assert (await prefill.tier("shared")).num_onboarded_blocks == num_blocks - NUM_BLOCKS
+        assert (await prefill.tier("shared")).counts.num_onboarded_blocks == num_blocks - NUM_BLOCKS
         alone = await decode.ask(turn, request_id="alone", sampling=long, cache_salt="nobody else has it")
         assert (alone.token_ids, num_cached(alone)) == (said_then, 0)
 
