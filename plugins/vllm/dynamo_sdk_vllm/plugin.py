@@ -9,8 +9,6 @@ from dynamo_sdk.types import Role
 from dynamo_sdk.types.plan import DeploymentPlan
 
 CONNECTOR = "vllm-nixl"
-PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-"""Arguments of vLLM that make it several processes, each with tiers of its own."""
 
 
 @hookimpl
@@ -54,11 +52,10 @@ def dynamo_sdk_check_plan(plan: DeploymentPlan) -> Iterator[str]:
     for service in plan.services:
         if service.engine is None or service.engine.name != "vllm":
             continue
-        args = service.engine.args
-        several = [f"{name}: {args[name]}" for name in PARALLEL if args.get(name, 1) != 1]
+        num_ranks = service.engine.args.get("data_parallel_size", 1)
         for tier in tiers.get(service.model or "", ()):
-            if tier.kind == "shared" and several:
+            if tier.kind == "shared" and num_ranks != 1:
                 yield (
-                    f"tier {tier.name!r}: service {service.name} has {', '.join(several)}, and workers read "
-                    "each other's tiers only where vLLM is one process; remove one of them"
+                    f"tier {tier.name!r}: service {service.name} has data_parallel_size: {num_ranks}, and "
+                    "ranks are not read by other workers; remove the tier, or have replicas instead of ranks"
                 )

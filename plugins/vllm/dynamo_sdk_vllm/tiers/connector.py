@@ -230,15 +230,17 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         memory = PagedMemory(kv_caches, num_blocks=self._num_blocks, block_size=self._block_size)
-        shard = shard_of(self._vllm_config.parallel_config, self._config.num_ranks)
-        folder = None if self._config.sharing is None or shard != Shard() else Path(self._config.sharing)
+        parallel = self._vllm_config.parallel_config
+        rank, num_ranks = parallel.rank, parallel.world_size
+        shard = shard_of(parallel, self._config.num_ranks)
+        is_one = shard.num_shards == num_ranks  # else several ranks of data parallelism
+        folder = Path(self._config.sharing) if self._config.sharing is not None and is_one else None
         sharing = None if folder is None else asked(folder)
         setups = self._setups(shard, None if sharing is None else sharing.secret)
-        rank = self._vllm_config.parallel_config.rank
-        self._worker = TierWorker(setups, memory, self._num_blocks, rank, sharing)
+        self._worker = TierWorker(setups, memory, self._num_blocks, rank, num_ranks, sharing)
         self._worker.start()
         if folder is not None and self._worker.shared_at is not None:
-            answer(folder, self._worker.shared_at)
+            answer(folder, rank, self._worker.shared_at)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)

@@ -3,10 +3,13 @@
 ::
 
     before vLLM starts      ask ──> a file: where to listen, and the secret ──> asked
-    once it has its pages   answered <── a file: where it is reached <────────── answer
+    once it has its pages   answered <── a file each: where it is reached <───── answer
     with a request          hint ──> SamplingParams.extra_args ──> source_of
 
 vLLM writes its configuration into logs, so nothing of this is in it but the folder, which is private.
+
+Each process of a vLLM has a part of every block, and reads that part from the process of the same rank. So
+the address of a worker is that of each rank in turn, with a comma in between.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from dynamo_sdk.types import KVSource
 HINT = "dynamo_sdk_kv_source"
 """Under this name ``extra_args`` says who else has a request's blocks."""
 ASKED = "tiers-asked.json"
-ANSWERED = "tiers-answered"
+ANSWERED = "tiers-answered-"
 
 
 def ask(folder: Path, sharing: KVSharing) -> None:
@@ -41,17 +44,27 @@ def asked(folder: Path) -> KVSharing:
         raise ConfigError(f"KV tiers: the worker did not say where others may read them: {error}") from error
 
 
-def answer(folder: Path, address: str) -> None:
-    """Others reach the tiers at ``address``."""
-    _write(folder / ANSWERED, address.encode())
+def address_of(rank: int, num_ranks: int, asked_for: str) -> str:
+    """Where this process is to listen; a port that is not 0 is for one alone."""
+    is_file = asked_for.startswith("unix:")
+    return f"{asked_for}.{rank}" if is_file and num_ranks > 1 else asked_for
+
+
+def answer(folder: Path, rank: int, address: str) -> None:
+    """Others reach the tiers of process ``rank`` at ``address``."""
+    _write(folder / f"{ANSWERED}{rank}", address.encode())
 
 
 def answered(folder: Path) -> str | None:
-    """None: nobody can read them."""
-    try:
-        return (folder / ANSWERED).read_text()
-    except FileNotFoundError:
-        return None
+    """By all processes. None: nobody can read them."""
+    ranks = sorted(int(path.name.removeprefix(ANSWERED)) for path in folder.glob(f"{ANSWERED}*"))
+    return ",".join((folder / f"{ANSWERED}{rank}").read_text() for rank in ranks) or None
+
+
+def part_of(source: KVSource, rank: int, num_ranks: int) -> KVSource | None:
+    """``source`` for process ``rank``; None where it has another number of processes, and so other parts."""
+    addresses = source.address.split(",")
+    return replace(source, address=addresses[rank]) if len(addresses) == num_ranks else None
 
 
 def hint(source: KVSource) -> dict[str, Any]:

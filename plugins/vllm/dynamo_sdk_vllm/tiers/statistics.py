@@ -1,8 +1,8 @@
 """What workers and scheduler say of the tiers, put together: plain data on its way through vLLM's statistics.
 
 ``workers``: of each process, by name, its own ``KVTiersStatistics``; ``scheduler``: what only it knows;
-``sharing``: the ``KVSharingStatistics`` of the one process that others read. All are totals, so a later
-one takes the place of an earlier one.
+``sharing``: of each process that others read, by name, its ``KVSharingStatistics``. All are totals, so a
+later one takes the place of an earlier one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dynamo_sdk.interfaces import (
 
 from .held import Lookups
 
-S = TypeVar("S", KVStoreStatistics, KVTierCounts, KVTierStatistics)
+S = TypeVar("S", KVSharingStatistics, KVStoreStatistics, KVTierCounts, KVTierStatistics)
 Said = dict[str, Any]
 
 
@@ -44,7 +44,7 @@ def of_worker(
     if statistics is not None:
         said["workers"] = {name: msgspec.to_builtins(statistics)}
     if sharing is not None:
-        said["sharing"] = msgspec.to_builtins(sharing)
+        said["sharing"] = {name: msgspec.to_builtins(sharing)}
     return said
 
 
@@ -60,8 +60,12 @@ def of_scheduler(lookups: Lookups, num_matched_tokens: int, num_decisions: Mappi
 
 def merged(earlier: Said, later: Said) -> Said:
     """Both, the later one first."""
-    workers = {**earlier.get("workers", {}), **later.get("workers", {})}
-    return {**earlier, **later, **({"workers": workers} if workers else {})}
+    by_process: Said = {
+        part: {**earlier.get(part, {}), **later.get(part, {})}
+        for part in ("workers", "sharing")
+        if part in earlier or part in later
+    }
+    return {**earlier, **later, **by_process}
 
 
 def total(said: Iterable[Said]) -> KVTiersStatistics:
@@ -94,9 +98,13 @@ def _asked(counts: KVTierCounts, num_blocks: int, num_hits: int) -> KVTierCounts
 
 
 def sharing_of(said: Iterable[Said]) -> KVSharingStatistics:
-    """Nothing, where nobody has said anything."""
-    found: Said = next((each["sharing"] for each in said if "sharing" in each), {})
-    return msgspec.convert(found, KVSharingStatistics)
+    """Of all processes; nothing, where nobody has said anything."""
+    found = [
+        msgspec.convert(process, KVSharingStatistics)
+        for each in said
+        for process in each.get("sharing", {}).values()
+    ]
+    return _sum(found) if found else KVSharingStatistics()
 
 
 def _sum(parts: Sequence[S]) -> S:

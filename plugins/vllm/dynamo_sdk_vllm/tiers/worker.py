@@ -37,6 +37,7 @@ from .device import DeviceBlocks
 from .memory import PagedMemory
 from .messages import LoadOrder, Orders, Report, Sighting, TierChange, TierLoad
 from .observed import ObservedPeers, ObservedStore, Seal
+from .sharing import address_of, part_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ through empty steps and keep the interpreter from the tiers."""
 
 class TierWorker:
     """``start`` opens the tiers and blocks until they are open; all else but ``end`` returns at once.
-    ``sharing``: where others may read them; None where they cannot. ``shared_at``: where they do, then."""
+    It is process ``rank`` of ``num_ranks``, of which each has its part of every block. ``sharing``: where
+    others may read them; None where they cannot. ``shared_at``: where they do, then."""
 
     def __init__(
         self,
@@ -55,11 +57,13 @@ class TierWorker:
         memory: PagedMemory,
         num_blocks: int,
         rank: int,
+        num_ranks: int = 1,
         sharing: KVSharing | None = None,
     ) -> None:
         self._memory = memory
         self._device = DeviceBlocks(num_blocks)
         self._rank = rank
+        self._num_ranks = num_ranks
         self._sharing = sharing
         self._seal = Seal(memory.layout, rank)
         self._peers: list[ReadsPeers] = []
@@ -177,8 +181,8 @@ class TierWorker:
                 return ObservedStore(store, on_change, self._seal)
             if self._sharing is None:
                 raise ConfigError(
-                    f"tier {setup.name!r} reads other workers, for which vLLM must be one process that a "
-                    "worker of dynamo_sdk has started; leave the tier out"
+                    f"tier {setup.name!r} reads other workers, for which a worker of dynamo_sdk must have "
+                    "started vLLM, without data parallelism; leave the tier out"
                 )
             peers = ObservedPeers(store, store, on_change, self._seal)
             self._peers.append(peers)
@@ -218,12 +222,14 @@ class TierWorker:
             self._memory.layout.block_bytes,
             secret=None if secret is None else secret.encode(),
         )
-        [self.shared_at] = await self._server.start([self._sharing.address])
+        address = address_of(self._rank, self._num_ranks, self._sharing.address)
+        [self.shared_at] = await self._server.start([address])
 
     def _expect(self, keys: Sequence[CacheKey], source: KVSource | None) -> None:
-        if source is not None:
+        part = None if source is None else part_of(source, self._rank, self._num_ranks)
+        if part is not None:
             for peers in self._peers:
-                peers.expect(keys[: source.num_blocks], source)
+                peers.expect(keys[: part.num_blocks], part)
 
     async def _close(self, tiers: KVTiers) -> None:
         if self._server is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from msgspec.structs import replace
 
 from dynamo_sdk.interfaces import KVSharing, KVTierStatistics, ServedTiers
@@ -176,6 +177,22 @@ async def test_a_prefill_worker_reads_the_last_answer_from_the_decode_worker():
         assert (await prefill.tier("shared")).counts.num_onboarded_blocks == num_blocks - NUM_BLOCKS
         alone = await decode.ask(turn, request_id="alone", sampling=long, cache_salt="nobody else has it")
         assert (alone.token_ids, num_cached(alone)) == (said_then, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs two GPUs for each of two workers")
+async def test_each_process_of_a_tensor_parallel_worker_reads_its_part(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    async with (
+        reading(tensor_parallel_size=2) as first,
+        reading(tensor_parallel_size=2) as second,
+    ):
+        computed = await first.ask(0)
+        await first.tier("ram")
+        answer = await second.ask(0, first.served.address)
+        assert (answer.token_ids, num_cached(answer)) == (computed.token_ids, NUM_BLOCKS * 32)
+        assert (await second.tier("shared")).counts.num_onboarded_blocks == 2 * NUM_BLOCKS
+        await first.tier("ram")
+        assert first.served.statistics().num_blocks == 2 * NUM_BLOCKS
 
 
 @asynccontextmanager

@@ -35,11 +35,18 @@ TIMEOUT_S = 30.0
 class Process:
     """A ``TierWorker``, its pages, and what a scheduler would order."""
 
-    def __init__(self, pages: torch.Tensor, plans: list[KVTierPlan], sharing: KVSharing | None) -> None:
+    def __init__(
+        self,
+        pages: torch.Tensor,
+        plans: list[KVTierPlan],
+        sharing: KVSharing | None,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         self.pages = pages
         memory = PagedMemory({"layer": pages}, num_blocks=NUM_BLOCKS, block_size=SIZE)
         setups = setups_of(plans, Registry.of(), Shard(), None if sharing is None else sharing.secret)
-        self.worker = TierWorker(setups, memory, NUM_BLOCKS, 0, sharing)
+        self.worker = TierWorker(setups, memory, NUM_BLOCKS, rank, num_ranks, sharing)
         self.step = 0
 
     def run(self, **orders: object) -> Report:
@@ -81,9 +88,11 @@ def process(
     pages: torch.Tensor | None = None,
     plans: list[KVTierPlan] = [RAM, SHARED],  # noqa: B006
     sharing: KVSharing | None = SHARING,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Iterator[Process]:
     pages = torch.zeros(NUM_BLOCKS, 4, 4, 8) if pages is None else pages
-    started = Process(pages, plans, sharing)
+    started = Process(pages, plans, sharing, rank, num_ranks)
     try:
         started.worker.start()
         yield started
@@ -119,6 +128,28 @@ def test_blocks_of_another_layout_are_not_found():
         assert not reader.pages.any()
 
 
+def test_each_rank_reads_its_part_from_the_one_of_the_same_rank(tmp_path: Path):
+    sharing = KVSharing(address=f"unix:{tmp_path}/tiers")
+    with (
+        process(numbered(torch.zeros(NUM_BLOCKS, 4, 4, 8)), sharing=sharing, num_ranks=2) as first,
+        process(
+            numbered(torch.zeros(NUM_BLOCKS, 4, 4, 8)) + 1, sharing=sharing, rank=1, num_ranks=2
+        ) as second,
+        process(rank=1, num_ranks=2) as reader,
+        process() as alone,
+    ):
+        first.save()
+        second.save()
+        assert first.worker.shared_at == f"unix:{tmp_path}/tiers.0"
+        assert reader.load(f"{first.worker.shared_at},{second.worker.shared_at}") == set()
+        assert torch.equal(reader.pages[5:], second.pages[:3])
+        assert reader.load(f"{second.worker.shared_at},{first.worker.shared_at}") == {5, 6, 7}, (
+            "a part of another rank"
+        )
+        assert alone.load(f"{first.worker.shared_at},{second.worker.shared_at}") == {5, 6, 7}
+        assert not alone.pages.any()
+
+
 def test_a_hint_has_the_way_measured():
     with process() as owner, process() as reader:
         owner.save()
@@ -145,7 +176,7 @@ def test_the_tiers_that_read_others_are_said_once():
 @pytest.mark.parametrize(
     ("plans", "sharing", "because"),
     [
-        ([RAM, SHARED], None, "vLLM must be one process that a worker of dynamo_sdk has started"),
+        ([RAM, SHARED], None, "a worker of dynamo_sdk must have started vLLM"),
         ([SHARED], SHARING, "put a tier such as ram before shared"),
     ],
 )
@@ -158,8 +189,9 @@ def test_what_is_said_in_the_folder_is_nobody_elses(tmp_path: Path):
     ask(tmp_path, SHARING)
     assert asked(tmp_path) == SHARING
     assert answered(tmp_path) is None
-    answer(tmp_path, "tcp:127.0.0.1:5")
-    assert answered(tmp_path) == "tcp:127.0.0.1:5"
+    for rank in (10, 2, 0):
+        answer(tmp_path, rank, f"tcp:127.0.0.1:{rank}")
+    assert answered(tmp_path) == "tcp:127.0.0.1:0,tcp:127.0.0.1:2,tcp:127.0.0.1:10", "by rank"
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
     with pytest.raises(ConfigError, match="did not say where"):
         asked(tmp_path / "elsewhere")

@@ -88,6 +88,8 @@ def test_what_others_read_is_said_when_it_has_changed():
     said = merged(said, of_worker("0", worker(5)))
     said = msgspec.msgpack.decode(msgspec.msgpack.encode(said))
     assert sharing_of([said]).num_blocks == 3
+    said = merged(said, of_worker("1", None, KVSharingStatistics(num_blocks=4, num_refused=1)))
+    assert sharing_of([said]) == KVSharingStatistics(num_blocks=7, num_refused=1)
     assert total([said]).tiers[0].store.num_blocks == 5
     assert of_worker("0", None) == {}
 

@@ -92,8 +92,8 @@ def test_some_arguments_are_ours(name: str):
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("kind", ["shared", "disk"])
-def test_who_is_several_processes_is_read_by_nobody(kind: str, num_ranks: int):
-    args: dict[str, Json] = {"tensor_parallel_size": num_ranks, "max_num_seqs": 8}
+def test_ranks_of_data_parallelism_are_read_by_nobody(kind: str, num_ranks: int):
+    args: dict[str, Json] = {"data_parallel_size": num_ranks, "tensor_parallel_size": 2}
     vllm = PluginChoice(name="vllm", args=args)
     plan = DeploymentPlan(
         target="graph.py",
@@ -113,8 +113,8 @@ def test_who_is_several_processes_is_read_by_nobody(kind: str, num_ranks: int):
     )
     said = [objection.message for objection in Registry.of(plugin).check_plan(plan)]
     refusal = (
-        "tier 'second': service Worker has tensor_parallel_size: 2, and workers read each other's tiers only "
-        "where vLLM is one process; remove one of them"
+        "tier 'second': service Worker has data_parallel_size: 2, and ranks are not read by other workers; "
+        "remove the tier, or have replicas instead of ranks"
     )
     assert said == ([refusal] if kind == "shared" and num_ranks > 1 else [])
 

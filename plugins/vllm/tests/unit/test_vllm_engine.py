@@ -132,7 +132,7 @@ async def test_it_says_where_its_tiers_are_read_once_vllm_has_said_so(*, is_new:
     folder = Path(written.kv_connector_extra_config["sharing"])
     assert asked(folder) == sharing
     assert engine.readable_tiers() is None
-    answer(folder, "tcp:127.0.0.1:5")
+    answer(folder, 0, "tcp:127.0.0.1:5")
     served = engine.readable_tiers()
     assert served is not None
     assert (served.address, served.statistics().num_blocks) == ("tcp:127.0.0.1:5", 0)
