@@ -1,28 +1,25 @@
 """The real SGLang on a tiny local model. Runs on a CPU and, unchanged, where there is a GPU.
 
-Environment: ``MODEL_DIR``, a folder in the Hugging Face style; without it, the model that dynamo_sdk ships.
+Environment: ``MODEL_DIR``, see ``real_engines.models``.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-import dynamo_sdk
 from dynamo_sdk.interfaces import EngineSetup, KVTierSetup
 from dynamo_sdk.types import LoraSpec, ModelSpec, Role
 from dynamo_sdk_sglang.config import SglangConfig
 from dynamo_sdk_sglang.engine import SglangEngine
 from dynamo_sdk_sglang.handover import SglangConnector
 from dynamo_sdk_sglang.plugin import CONNECTOR
+from real_engines import adapters
+from real_engines.models import model_folder
 
 if find_spec("sglang") is None:
     raise pytest.UsageError("these tests need an environment with SGLang in it: make test-engines")
@@ -46,11 +43,6 @@ ARGS: dict[str, object] = {
 if not has_gpu():
     ENVIRONMENT |= {"SGLANG_USE_CPU_ENGINE": "1"}
     ARGS |= {"device": "cpu", "attention_backend": "torch_native"}
-
-
-def model_folder() -> str:
-    default = Path(dynamo_sdk.__file__).parent / "demo_model"
-    return os.environ.get("MODEL_DIR", str(default))
 
 
 def sglang_engine(
@@ -77,29 +69,8 @@ def sglang_engine(
     return SglangEngine(setup, SglangConfig.model_validate({**given, **args}))
 
 
-def make_adapter(folder: Path, *, seed: int = 1, rank: int = 4) -> LoraSpec:
-    """A LoRA on attention's output, with weights large enough to change every answer."""
-    described = json.loads((Path(model_folder()) / "config.json").read_text())
-    hidden = described["hidden_size"]
-    heads = described["num_attention_heads"] * described["head_dim"]
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for layer in range(described["num_hidden_layers"]):
-        stem = f"base_model.model.model.layers.{layer}.self_attn.o_proj"
-        tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, heads, generator=generator)
-        tensors[f"{stem}.lora_B.weight"] = torch.randn(hidden, rank, generator=generator)
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": 8,
-        "target_modules": ["o_proj"],
-        "task_type": "CAUSAL_LM",
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return LoraSpec(name=folder.name, path=str(folder))
+make_adapter = partial(adapters.make_adapter, layer="o_proj")
+"""Of an adapter for the queries SGLang wants the values, too."""
 
 
 @pytest.fixture(scope="session")

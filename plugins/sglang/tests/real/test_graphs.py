@@ -1,68 +1,28 @@
 """``dynamo-sdk run`` with SGLang, from an environment that has only the plugins, and the official client.
 
-``LIGHT_PYTHON``: the interpreter of that environment; without it, the one of these tests.
+``LIGHT_PYTHON``: see ``real_engines.served``.
 ``VLLM_PYTHON``: one that has vLLM, for the graph with both engines; without it, that is not run.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
-import openai
 import psutil
 import pytest
 import yaml
 
 from dynamo_sdk.launch.processes import MARK_VARIABLE
+from real_engines.served import GRAPHS, answers_of_aggregated, check_answers, complete, running, token_ids
 
 from .conftest import ARGS, has_gpu
 
-GRAPHS = Path(__file__).parent / "graphs.py"
 EXAMPLES = Path(__file__).parents[4] / "examples"
-LIGHT_PYTHON = os.environ.get("LIGHT_PYTHON", sys.executable)
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON")
 SGLANG_ARGS = {**ARGS, "max_total_tokens": 2048}
-PROMPT = [7 * token % 1000 + 10 for token in range(200)]
-STOP_TIMEOUT_S = 60.0
 ONE_MODEL = {"model": {"path": "demo", "name": "demo"}}
-
-
-@contextmanager
-def running(
-    tmp_path: Path, graph: str, deploy: Mapping[str, object]
-) -> Iterator[tuple[openai.OpenAI, list[psutil.Process]]]:
-    """From ready to a polite stop, which must leave no process behind."""
-    written = tmp_path / "deploy.yaml"
-    written.write_text(json.dumps(deploy))
-    main = "from dynamo_sdk.cli import main; main()"
-    process = subprocess.Popen(
-        [LIGHT_PYTHON, "-c", main, "run", graph, "-f", str(written), "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("ready "), f"{line!r}, exit code {process.poll()}"
-        tree = psutil.Process(process.pid).children(recursive=True)
-        yield openai.OpenAI(base_url=f"{line.split()[1]}/v1", api_key="none"), tree
-        process.send_signal(signal.SIGINT)
-        assert process.wait(STOP_TIMEOUT_S) == 0
-        _, alive = psutil.wait_procs(tree, timeout=5)
-        assert not alive
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def on_sglang(**replicas: int) -> dict[str, object]:
@@ -73,54 +33,18 @@ def on_sglang(**replicas: int) -> dict[str, object]:
     return {**ONE_MODEL, "services": services}
 
 
-def complete(
-    client: openai.OpenAI, prompt: list[int] = PROMPT, model: str = "demo", **sampling: object
-) -> openai.types.Completion:
-    body = {"ignore_eos": True, "return_token_ids": True}
-    options = {"max_tokens": 24, "temperature": 0, **sampling}
-    return client.completions.create(model=model, prompt=prompt, extra_body=body, **options)  # type: ignore[call-overload]
-
-
-def token_ids(answer: openai.types.Completion) -> list[int]:
-    extra = answer.choices[0].model_extra
-    assert extra is not None
-    return extra["token_ids"]
-
-
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
-    """Of two aggregated workers behind the KV router; the second time, the prompt is where it was."""
     folder = tmp_path_factory.mktemp("aggregated")
     with running(folder, f"{GRAPHS}:aggregated", on_sglang(Whole=2)) as (client, _):
-        first = complete(client)
-        for _ in range(4):
-            again = complete(client)
-            assert again.usage is not None
-            assert again.usage.prompt_tokens_details is not None
-            assert again.usage.prompt_tokens_details.cached_tokens == 192, "it went where its KV is"
-            assert token_ids(again) == token_ids(first)
-        return {
-            "greedy": token_ids(first),
-            "sampled": token_ids(complete(client, temperature=1, seed=3)),
-        }
+        return answers_of_aggregated(client)
 
 
 @pytest.mark.parametrize("num_prefill", [1, 2])
 def test_disaggregated_is_aggregated(num_prefill: int, expected: dict[str, list[int]], tmp_path: Path):
     deploy = on_sglang(Prefill=num_prefill, Decode=1)
     with running(tmp_path, f"{GRAPHS}:disaggregated", deploy) as (client, tree):
-        for _ in range(3):
-            assert token_ids(complete(client)) == expected["greedy"]
-        assert token_ids(complete(client, temperature=1, seed=3)) == expected["sampled"]
-        chat = client.chat.completions.create(
-            model="demo",
-            messages=[{"role": "user", "content": "What is a KV block?"}],
-            max_tokens=32,
-            temperature=0,
-            stream=True,
-        )
-        text = "".join(chunk.choices[0].delta.content or "" for chunk in chat if chunk.choices)
-        assert len(text.split()) > 3
+        check_answers(client, expected)
         if num_prefill > 1:
             lose_sglang_of(tree, "Prefill.0")
             assert token_ids(complete(client)) == expected["greedy"], "the other one has done it"

@@ -1,6 +1,6 @@
 """The real vLLM on a tiny local model. Runs on the CPU build and, unchanged, where there is a GPU.
 
-Environment: ``MODEL_DIR``, a folder in the Hugging Face style; without it, the model that dynamo_sdk ships.
+Environment: ``MODEL_DIR``, see ``real_engines.models``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -29,6 +28,7 @@ from dynamo_sdk.types import LoraSpec, ModelSpec, Role  # noqa: E402
 from dynamo_sdk_vllm.config import VllmConfig  # noqa: E402
 from dynamo_sdk_vllm.engine import VllmEngine  # noqa: E402
 from dynamo_sdk_vllm.handover import CONNECTOR, VllmNixlConnector  # noqa: E402
+from real_engines.models import model_folder  # noqa: E402
 
 from .warm_start import warm_processes  # noqa: E402
 
@@ -36,13 +36,6 @@ if find_spec("vllm") is None:
     raise pytest.UsageError("these tests need an environment with vLLM in it: make test-engines")
 
 LEASE_S = 12.0
-
-
-def model_folder() -> str:
-    import dynamo_sdk
-
-    default = Path(dynamo_sdk.__file__).parent / "demo_model"
-    return os.environ.get("MODEL_DIR", str(default))
 
 
 def vllm_engine(

@@ -7,23 +7,21 @@ from pathlib import Path
 
 import anyio
 import pytest
-import torch
 from msgspec.structs import replace
-from transformers import AutoModelForCausalLM
 
-from dynamo_sdk.errors import ConfigError, EngineStartError, InvalidRequest
+from dynamo_sdk.errors import ConfigError, EngineStartError
 from dynamo_sdk.testing import Outcome, check_engine, generate_request, read_all
 from dynamo_sdk.types import BlocksStored, KVEventBatch, Role, SamplingParams
 from dynamo_sdk_vllm.engine import VllmEngine
 from dynamo_sdk_vllm.handover import VllmNixlConnector
+from real_engines import checks
+from real_engines.adapters import make_adapter, merged
+from real_engines.checks import GREEDY, PROMPTS
+from real_engines.models import greedy_of, reference
 
-from .adapters import greedy_of, make_adapter, merged
-from .conftest import model_folder, vllm_engine
+from .conftest import vllm_engine
 
 pytestmark = pytest.mark.anyio
-
-GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
-PROMPTS = [list(range(10, 17)), list(range(10, 138)), [7 * token % 1000 + 10 for token in range(300)]]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +33,7 @@ async def engine() -> AsyncIterator[VllmEngine]:
 
 
 async def test_greedy_is_that_of_transformers(engine: VllmEngine):
-    model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
-    for prompt in PROMPTS:
-        request = generate_request(prompt, SamplingParams(max_tokens=24, min_tokens=24, temperature=0.0))
-        assert (await read_all(engine, request)).token_ids == greedy_of(model, prompt)
+    await checks.check_greedy_is_that_of_transformers(engine)
 
 
 async def test_a_prompt_that_comes_again_is_cached(engine: VllmEngine):
@@ -52,45 +47,11 @@ async def test_a_prompt_that_comes_again_is_cached(engine: VllmEngine):
 
 
 async def test_events_say_what_is_held(engine: VllmEngine):
-    """One listener from now on, a snapshot of what was before; salts reach every block."""
-    batches: list[KVEventBatch] = []
-    has_come = anyio.Event()
-
-    def listen(batch: KVEventBatch) -> None:
-        batches.append(batch)
-        has_come.set()
-
-    engine.subscribe_kv_events(listen)
-    request = generate_request([5 * token % 800 + 30 for token in range(100)], GREEDY)
-    await read_all(engine, replace(request, cache_salt="tenant"))
-    with anyio.fail_after(10):
-        await has_come.wait()
-    events = [event for batch in batches for event in batch.events if isinstance(event, BlocksStored)]
-    assert events[0].parent_hash is None
-    assert {event.cache_salt for event in events} == {"tenant"}
-    assert {event.block_size for event in events} == {32}
-    (snapshot,) = engine.kv_snapshot()
-    held = [event for event in snapshot.events if isinstance(event, BlocksStored)]
-    assert names_of(held) >= names_of(events)
-
-
-def names_of(events: list[BlocksStored]) -> set[int | bytes]:
-    return {name for event in events for name in event.block_hashes}
+    await checks.check_events_say_what_is_held(engine, block_size=32)
 
 
 async def test_smaller_priorities_run_first(engine: VllmEngine):
-    """With eight at once, the ninth to be finished is the one that came last and was urgent."""
-    done: list[int] = []
-
-    async def ask(number: int, priority: int) -> None:
-        request = generate_request([number + 50] * 40, GREEDY)
-        await read_all(engine, replace(request, priority=priority))
-        done.append(number)
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(24):
-            tasks.start_soon(ask, number, -1 if number == 23 else 5)
-    assert done.index(23) < 16
+    await checks.check_smaller_priorities_run_first(engine)
 
 
 async def test_an_adapter_gives_what_merged_weights_give(tmp_path: Path):
@@ -111,7 +72,7 @@ async def test_an_adapter_gives_what_merged_weights_give(tmp_path: Path):
             for number in range(len(PROMPTS)):
                 for lora in (None, "loud"):
                     tasks.start_soon(ask, number, lora)
-        base = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
+        base = reference()
         for lora, model in ((None, base), ("loud", merged(loud))):
             for number, prompt in enumerate(PROMPTS):
                 assert answers[number, lora] == greedy_of(model, prompt), (lora, number)
@@ -144,26 +105,7 @@ async def test_events_name_the_adapter(tmp_path: Path):
 
 async def test_two_ranks_have_caches_and_events_of_their_own():
     engine = vllm_engine(Role.AGGREGATED, data_parallel_size=2)
-    try:
-        facts = await engine.start()
-        assert facts.dp_size == 2
-        heard_of = {0: anyio.Event(), 1: anyio.Event()}
-        engine.subscribe_kv_events(lambda batch: heard_of[batch.dp_rank].set())
-        request = generate_request(PROMPTS[1], GREEDY)
-        cached = {}
-        for number, rank in enumerate((0, 1, 1)):
-            ranked = replace(request, dp_rank=rank, request_id=f"rank-{number}")
-            usage = (await read_all(engine, ranked)).usage
-            assert usage is not None
-            cached[number] = usage.num_cached_tokens
-        assert cached == {0: 0, 1: 0, 2: 96}
-        with anyio.fail_after(10):
-            for has_come in heard_of.values():
-                await has_come.wait()
-        with pytest.raises(InvalidRequest):
-            await read_all(engine, replace(request, dp_rank=7, request_id="rank-7"))
-    finally:
-        await engine.close()
+    await checks.check_two_ranks_have_caches_and_events_of_their_own(engine, num_cached=96)
 
 
 async def test_wrong_arguments_are_said_before_anything_is_loaded():

@@ -19,8 +19,9 @@ from dynamo_sdk.interfaces import EngineSetup
 from dynamo_sdk.testing import check_engine, generate_request, read_all
 from dynamo_sdk.types import KVEventBatch, ModelSpec, Role, SamplingParams
 from dynamo_sdk_vllm.remote import VllmRemoteConfig, VllmRemoteEngine
+from real_engines.models import model_folder
 
-from .conftest import SMALL, model_folder
+from .conftest import SMALL
 
 pytestmark = pytest.mark.anyio
 

@@ -19,8 +19,9 @@ from dynamo_sdk.runtime.discovery import EmbeddedDiscovery
 from dynamo_sdk.runtime.fleet import FleetView
 from dynamo_sdk.runtime.network import SocketNetwork
 from dynamo_sdk.types import WorkerRecord
+from real_engines.served import token_ids
 
-from .test_graphs import ARGS, running, token_ids
+from .test_graphs import ARGS, running
 
 KV = {"tiers": [{"kind": "ram", "capacity": "64MiB"}, {"kind": "shared"}]}
 ROUTER = {"name": "kv", "args": {"filters": ["named_worker:only_named"]}}
