@@ -118,6 +118,24 @@ def test_an_aborted_load_leaves_nothing():
     assert worker.scheduler.pool.count_cached(onboarding.keys) == 0
 
 
+def test_who_was_preempted_computes_and_does_not_load_again():
+    """In the torch engine as in simulations."""
+    worker, preempted = Worker(num_blocks=6), []
+    requests = [add(worker, "first", [1, 2, 3], max_tokens=8), add(worker, "second", [4, 5, 6], max_tokens=8)]
+    for onboarding in worker.step()[0].onboarding:
+        load(worker, onboarding, 1)
+    outputs = {"first": [], "second": []}
+    while worker.scheduler.has_work:
+        step, updates = worker.step()
+        assert not step.onboarding
+        preempted.extend(step.preempted)
+        for update in updates:
+            outputs[update.request_id].append(update.token_id)
+    assert preempted == ["second"]
+    for request in requests:
+        assert outputs[request.request_id] == expected_output(request, worker.config)[0]
+
+
 def test_more_than_is_missing_cannot_have_been_loaded():
     worker = Worker()
     add(worker, "a", PROMPT)
