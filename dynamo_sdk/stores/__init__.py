@@ -1,10 +1,6 @@
-"""Cache tiers beyond the device: host memory, a local disk, a shared bucket, and other workers' tiers.
+"""Where KV blocks are kept beyond the device: host memory, a local disk, a shared bucket, other workers.
 
 ::
-
-    KVTiers ─┬─ Offloader (one per tier), UseCounter     down
-             ├─ Onboarder                                up
-             └─ Tier ── a KVStore of any kind
 
     RamStore, DiskStore ── SlotStore ── kv/store_index.py   which slot holds what, what goes next
                                └── SlotMedium               bytes: one memory; a file, a table, checksums
@@ -19,12 +15,10 @@ from .peer_server import PeerServer, PeerServerStatistics
 from .ram import RamStore
 from .s3 import S3Store
 from .slot_store import SlotStore
-from .tiers import KVTiers
 
 __all__ = [
     "DiskStore",
     "DiskStoreConfig",
-    "KVTiers",
     "PeerServer",
     "PeerServerStatistics",
     "PeerStore",

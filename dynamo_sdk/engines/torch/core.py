@@ -24,7 +24,7 @@ from dynamo_sdk.engines.feeds import Feed
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded
 from dynamo_sdk.interfaces import BlockReservation, CacheKey
 from dynamo_sdk.scheduling import Onboarding, ScheduledSequence, Scheduler, SequenceState, Step
-from dynamo_sdk.stores import KVTiers
+from dynamo_sdk.tiers import KVTiers
 from dynamo_sdk.types import FinishReason, ForwardPassMetrics, GenerateRequest, LoadSnapshot
 
 from .feeds import KVEventFeed

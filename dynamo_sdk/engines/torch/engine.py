@@ -33,7 +33,7 @@ from dynamo_sdk.interfaces import (
 )
 from dynamo_sdk.kv import onboarding_policy
 from dynamo_sdk.scheduling import Scheduler, SchedulerConfig
-from dynamo_sdk.stores import KVTiers
+from dynamo_sdk.tiers import KVTiers
 from dynamo_sdk.types import (
     EmbedOutput,
     EmbedRequest,

@@ -18,8 +18,7 @@ import anyio
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import Others
 from dynamo_sdk.scheduling import Onboarding, Scheduler, Step, findable_keys
-from dynamo_sdk.stores import KVTiers
-from dynamo_sdk.stores.onboarding import LoadReport
+from dynamo_sdk.tiers import KVTiers, LoadReport
 from dynamo_sdk.types import BlockLoadTimes, GenerateRequest
 
 _log = logging.getLogger(__name__)

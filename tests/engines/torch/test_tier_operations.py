@@ -27,7 +27,8 @@ from dynamo_sdk.errors import InvalidRequest
 from dynamo_sdk.interfaces import BlockMemory, CacheKey, KVTierSetup
 from dynamo_sdk.kv import EagerPolicy, PrefixIndex, cache_keys, cache_root
 from dynamo_sdk.scheduling import Scheduler, SchedulerConfig, SequenceState
-from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
+from dynamo_sdk.stores import DiskStore, DiskStoreConfig, RamStore, RamStoreConfig
+from dynamo_sdk.tiers import KVTiers
 from dynamo_sdk.types import GenerateRequest, KVLayout, KVTier, pack_tokens
 from dynamo_sdk.types.plan import KVTierPlan
 from tests.scheduling.fake_model import EOS, chain, expected_output, link, make_request, root_of, sample
@@ -74,8 +75,8 @@ class LateThreads(Executor):
 @pytest.fixture(autouse=True, scope="module")
 def _no_threads() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynamo_sdk.stores.offloading.COALESCE_S", 0.0)
-        patch.setattr("dynamo_sdk.stores.tiers.ThreadPoolExecutor", LateThreads)
+        patch.setattr("dynamo_sdk.tiers.offloading.COALESCE_S", 0.0)
+        patch.setattr("dynamo_sdk.tiers.kv_tiers.ThreadPoolExecutor", LateThreads)
         patch.setattr("dynamo_sdk.stores.slot_store.ThreadPoolExecutor", LateThreads)
         yield
 

@@ -10,7 +10,8 @@ from typing import Any
 from dynamo_sdk.engines.torch.config import TorchConfig
 from dynamo_sdk.engines.torch.engine import TorchEngine
 from dynamo_sdk.interfaces import CacheKey, EngineSetup, KVStore, KVStoreStatistics, KVTierSetup
-from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
+from dynamo_sdk.stores import DiskStore, DiskStoreConfig, RamStore, RamStoreConfig
+from dynamo_sdk.tiers import KVTiers
 from dynamo_sdk.types import KVTier, ModelSpec
 from dynamo_sdk.types.plan import KVTierPlan
 

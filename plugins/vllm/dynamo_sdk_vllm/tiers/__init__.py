@@ -6,7 +6,7 @@
     connector  KVTiersConnector                   connector  KVTiersConnector
        └─ planning  what to save, what to load        └─ worker  a thread with an event loop
             ├─ names    keys of a request's blocks         ├─ memory, device   vLLM's own KV pages
-            ├─ held     what the tiers hold                ├─ dynamo_sdk.stores.KVTiers
+            ├─ held     what the tiers hold                ├─ dynamo_sdk.tiers.KVTiers
             └─ OnboardingPolicy                            │    └─ RamStore, DiskStore, PeerStore, ...
                                                            └─ PeerServer       others read the stores
                     ── Orders, with each step ──>

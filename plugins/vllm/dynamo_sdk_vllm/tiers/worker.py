@@ -30,7 +30,8 @@ from dynamo_sdk.interfaces import (
     ReadsPeers,
 )
 from dynamo_sdk.kv import OnboardingDecision, OnboardingPolicy, OnboardingReason
-from dynamo_sdk.stores import KVTiers, PeerServer
+from dynamo_sdk.stores import PeerServer
+from dynamo_sdk.tiers import KVTiers
 from dynamo_sdk.types import GenerateRequest, KVSource, KVTier, SamplingParams
 
 from .device import DeviceBlocks

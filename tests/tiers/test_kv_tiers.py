@@ -21,8 +21,9 @@ from dynamo_sdk.interfaces import (
     KVTierSetup,
 )
 from dynamo_sdk.kv import BlockPool, OnboardingPolicy, OnboardingReason, cache_keys, cache_root
-from dynamo_sdk.stores import DiskStore, DiskStoreConfig, KVTiers, RamStore, RamStoreConfig
-from dynamo_sdk.stores.onboarding import Onboarder
+from dynamo_sdk.stores import DiskStore, DiskStoreConfig, RamStore, RamStoreConfig
+from dynamo_sdk.tiers import KVTiers
+from dynamo_sdk.tiers.onboarding import Onboarder
 from dynamo_sdk.types import BlocksStored, KVLayout, KVTier, pack_tokens
 from dynamo_sdk.types.plan import KVTierPlan
 
@@ -249,7 +250,7 @@ class Stuck(DictStore):
 async def test_a_load_that_takes_longer_than_computing_is_given_up_and_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynamo_sdk.stores.staging.MAX_BATCH_BLOCKS", 2)
+    monkeypatch.setattr("dynamo_sdk.tiers.staging.MAX_BATCH_BLOCKS", 2)
     store = Stuck()
     async with device_with(store) as device:
         tiers = device.tiers
@@ -279,7 +280,7 @@ async def test_a_tier_that_does_not_say_what_it_has_has_nothing() -> None:
 
 
 async def test_a_full_queue_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamo_sdk.stores.tiers.MAX_QUEUED_BYTES", 64 * BLOCK_BYTES)
+    monkeypatch.setattr("dynamo_sdk.tiers.kv_tiers.MAX_QUEUED_BYTES", 64 * BLOCK_BYTES)
 
     class Busy(DictStore):
         def __init__(self) -> None:

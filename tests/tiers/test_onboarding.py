@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dynamo_sdk.kv import OffloadQueue, OnboardingPolicy, TierContents
-from dynamo_sdk.stores.onboarding import Onboarder
-from dynamo_sdk.stores.staging import Staging
-from dynamo_sdk.stores.tier import Tier
 from dynamo_sdk.testing import MemoryKVStore
+from dynamo_sdk.tiers.onboarding import Onboarder
+from dynamo_sdk.tiers.staging import Staging
+from dynamo_sdk.tiers.tier import Tier
 from dynamo_sdk.transfer import HostBlockMemory
 from dynamo_sdk.types import KVLayout, KVTier
-
-from .conftest import BLOCK_BYTES, block, key
+from tests.stores.conftest import BLOCK_BYTES, block, key
 
 pytestmark = pytest.mark.anyio
 

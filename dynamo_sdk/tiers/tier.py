@@ -20,9 +20,8 @@ from dynamo_sdk.interfaces import (
     RestoredBlock,
 )
 from dynamo_sdk.kv import CachedBlock, NotPresent, OffloadQueue, TierContents
+from dynamo_sdk.stores.failures import FailureLog
 from dynamo_sdk.types import KVTier
-
-from .failures import FailureLog
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

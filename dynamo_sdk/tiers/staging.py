@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from dynamo_sdk.stores.pinning import pin_for_cuda
 from dynamo_sdk.transfer.host_pages import private_memory
-
-from .pinning import pin_for_cuda
 
 BATCH_BYTES = 8 << 20
 MAX_BATCH_BLOCKS = 512

@@ -10,13 +10,12 @@ import pytest
 from dynamo_sdk.interfaces import CacheKey
 from dynamo_sdk.kv import CachedBlock, CachedPlace, OffloadQueue, TierContents
 from dynamo_sdk.stores import RamStore, RamStoreConfig
-from dynamo_sdk.stores.offloading import Offloader
-from dynamo_sdk.stores.staging import Staging
-from dynamo_sdk.stores.tier import Tier
+from dynamo_sdk.tiers.offloading import Offloader
+from dynamo_sdk.tiers.staging import Staging
+from dynamo_sdk.tiers.tier import Tier
 from dynamo_sdk.transfer import HostBlockMemory
 from dynamo_sdk.types import KVLayout, KVTier
-
-from .conftest import BLOCK_BYTES, NUM_BLOCKS, block, key
+from tests.stores.conftest import BLOCK_BYTES, NUM_BLOCKS, block, key
 
 pytestmark = pytest.mark.anyio
 
