@@ -43,7 +43,6 @@ from dynamo_sdk.errors import TransferError
 from dynamo_sdk.interfaces.block_memory import BlockReservation
 from dynamo_sdk.interfaces.kv_store import CacheKey
 from dynamo_sdk.kv.block_pool import BlockPool
-from dynamo_sdk.types.kv_events import KVEvent
 from dynamo_sdk.types.loads import LoadSnapshot
 from dynamo_sdk.types.outputs import FinishReason
 from dynamo_sdk.types.requests import GenerateRequest, Role
@@ -300,10 +299,6 @@ class Scheduler:
         """For blocks and a slot, or for KV to be loaded."""
         return self._table.num_waiting
 
-    @property
-    def num_free_blocks(self) -> int:
-        return self._blocks.pool.num_free_blocks
-
     def load(self, at_s: float) -> LoadSnapshot:
         """How busy this worker is at ``at_s`` of its clock."""
         return LoadSnapshot(
@@ -317,7 +312,7 @@ class Scheduler:
 
     @property
     def pool(self) -> BlockPool:
-        """The blocks and the prefix cache, to look at."""
+        """The blocks and the prefix cache: to look at, and to take KV events from."""
         return self._blocks.pool
 
     def state_of(self, request_id: str) -> SequenceState | None:
@@ -328,18 +323,6 @@ class Scheduler:
         """All known tokens of a request, prompt first. ``KeyError`` if it is gone."""
         self._leave_run()
         return self._table[request_id].token_ids()
-
-    def record_kv_events(self, is_wanted: bool) -> None:
-        """Whether ``take_kv_events`` gives any from now on. By default it does."""
-        self._blocks.pool.record_events(is_wanted)
-
-    def take_kv_events(self) -> tuple[KVEvent, ...]:
-        """What changed in the prefix cache since the last call, in order."""
-        return self._blocks.pool.take_events()
-
-    def kv_snapshot(self) -> tuple[KVEvent, ...]:
-        """Events that build the present prefix cache from nothing."""
-        return self._blocks.pool.snapshot()
 
     def reset_prefix_cache(self) -> None:
         """Forget all KV that is cached here; tiers below keep theirs. What runs goes on with its own blocks,

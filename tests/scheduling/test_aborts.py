@@ -14,11 +14,11 @@ def test_memory_of_a_step_under_way_is_given_to_nobody():
     step = worker.scheduler.schedule()
     assert worker.scheduler.abort("a")
     assert not worker.scheduler.abort("a")
-    assert worker.scheduler.num_free_blocks == 1
+    assert worker.scheduler.pool.num_free_blocks == 1
     request = make_request("r", [5, 5, 5], role=Role.DECODE)
     assert worker.scheduler.reserve(request) is None
     assert worker.scheduler.complete(step, {}) == ()
-    assert worker.scheduler.num_free_blocks == 4
+    assert worker.scheduler.pool.num_free_blocks == 4
     assert worker.scheduler.reserve(request) is not None
 
 
@@ -50,5 +50,5 @@ def test_after_a_failed_forward_pass_everything_can_be_given_up():
     for name in ("a", "b"):
         worker.scheduler.abort(name)
     assert worker.scheduler.complete(step, {}) == ()
-    assert worker.scheduler.num_free_blocks == 16
+    assert worker.scheduler.pool.num_free_blocks == 16
     assert (worker.scheduler.num_running, worker.scheduler.num_waiting) == (0, 0)

@@ -69,7 +69,7 @@ class Driver:
                 self.history.append((self.num_steps, update))
                 if update.finish_reason is FinishReason.HANDOVER:
                     self.scheduler.release(update.request_id)
-        if events := self.scheduler.take_kv_events():
+        if events := self.scheduler.pool.take_events():
             self.history.append((self.num_steps, events))
 
     def state(self):

@@ -25,7 +25,7 @@ def test_length(fields, reason, num_output):
         if update.finish_reason:
             break
     assert (update.finish_reason, update.num_output_tokens) == (reason, num_output)
-    assert worker.scheduler.num_free_blocks == 16
+    assert worker.scheduler.pool.num_free_blocks == 16
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_hand_over_from_worker_to_worker():
         decode.model.memory[target] = list(prefill.model.memory[source])
     prefill.scheduler.release("x")
     prefill.scheduler.release("x")
-    assert prefill.scheduler.num_free_blocks == 16
+    assert prefill.scheduler.pool.num_free_blocks == 16
 
     decode.scheduler.add(request)
     assert sizes(decode.scheduler.schedule()) == {"x": 1}

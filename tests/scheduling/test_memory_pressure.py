@@ -76,7 +76,7 @@ def test_a_reservation_that_starts_to_run_ends_the_wait():
     while worker.scheduler.has_work:
         finished |= {update.request_id: update.finish_reason for update in worker.step()[1]}
     assert finished == {"a": FinishReason.LENGTH, "r": FinishReason.LENGTH}
-    assert worker.scheduler.num_free_blocks == 6
+    assert worker.scheduler.pool.num_free_blocks == 6
 
 
 def test_nobody_is_served_before_a_request_that_lacks_a_block():

@@ -101,9 +101,9 @@ def test_what_was_loaded_is_found_by_others_and_told():
     worker = Worker()
     add(worker, "a", PROMPT)
     (onboarding,) = worker.step()[0].onboarding
-    worker.scheduler.take_kv_events()
+    worker.scheduler.pool.take_events()
     load(worker, onboarding, 2)
-    (event,) = worker.scheduler.take_kv_events()
+    (event,) = worker.scheduler.pool.take_events()
     assert event.token_ids == tuple(PROMPT[:4])
     assert worker.scheduler.pool.count_cached(onboarding.keys) == 2
 
@@ -114,7 +114,7 @@ def test_an_aborted_load_leaves_nothing():
     (onboarding,) = worker.step()[0].onboarding
     assert worker.scheduler.abort("a")
     worker.scheduler.end_onboarding("a", 3)
-    assert worker.scheduler.num_free_blocks == worker.config.num_blocks
+    assert worker.scheduler.pool.num_free_blocks == worker.config.num_blocks
     assert worker.scheduler.pool.count_cached(onboarding.keys) == 0
 
 
@@ -179,7 +179,7 @@ def test_a_copy_is_good_if_its_block_was_not_given_away():
     worker.run("a")
     assert not pool.is_unchanged(place)
     assert [block.priority for block in pool.take_new_blocks()] == [0, 0, 0, -2]
-    assert scheduler.num_free_blocks == 4
+    assert scheduler.pool.num_free_blocks == 4
 
 
 def test_who_would_rather_compute_is_in_the_very_step():
@@ -253,10 +253,10 @@ def test_who_would_rather_compute_is_asked_again_and_nothing_moved():
     worker.add("old", [6, 6, 6, 6, 6], max_tokens=1)
     worker.run("old")
     add(worker, "a", PROMPT)
-    before = worker.scheduler.kv_snapshot(), worker.scheduler.num_free_blocks
+    before = worker.scheduler.pool.snapshot(), worker.scheduler.pool.num_free_blocks
     asked = []
     assert worker.scheduler.start_loads(asked.append) == ()
-    assert (worker.scheduler.kv_snapshot(), worker.scheduler.num_free_blocks) == before
+    assert (worker.scheduler.pool.snapshot(), worker.scheduler.pool.num_free_blocks) == before
     assert worker.scheduler.state_of("a") is SequenceState.WAITING
     assert (asked[0].num_cached_blocks, len(asked[0].keys), asked[0].num_tokens) == (0, 3, 7)
     step = worker.scheduler.schedule(lambda onboarding: asked.append(onboarding) or True)

@@ -78,10 +78,10 @@ def test_events_follow_the_computation():
     seen = []
     for _ in range(3):
         worker.step()
-        seen.append([event.token_ids for event in worker.scheduler.take_kv_events()])
+        seen.append([event.token_ids for event in worker.scheduler.pool.take_events()])
     assert seen[:2] == [[(0, 1, 2, 3)], [(4, 5)]]
     assert [tokens[0] for (tokens,) in seen[2:]] == [6]
-    [chain] = worker.scheduler.kv_snapshot()
+    [chain] = worker.scheduler.pool.snapshot()
     assert isinstance(chain, BlocksStored)
     assert len(chain.block_hashes) == 4
 
@@ -92,7 +92,7 @@ def test_without_prefix_caching_nothing_is_shared_or_told():
         worker.add(name, range(8), max_tokens=1)
     step, _ = worker.step()
     assert [part.start for part in step.sequences] == [0, 0]
-    assert worker.scheduler.take_kv_events() == ()
+    assert worker.scheduler.pool.take_events() == ()
 
 
 def test_a_reset_cache_stays_empty_of_what_was_computed_before():
@@ -100,12 +100,12 @@ def test_a_reset_cache_stays_empty_of_what_was_computed_before():
     worker.add("a", range(7), max_tokens=3)
     worker.scheduler.reset_prefix_cache()
     worker.step()
-    [chain] = worker.scheduler.kv_snapshot()  # it had no blocks yet
+    [chain] = worker.scheduler.pool.snapshot()  # it had no blocks yet
     assert isinstance(chain, BlocksStored)
     assert len(chain.block_hashes) == 2
     worker.scheduler.reset_prefix_cache()
     worker.run("a")
-    assert worker.scheduler.kv_snapshot() == ()
+    assert worker.scheduler.pool.snapshot() == ()
 
 
 def test_a_block_that_was_half_computed_at_a_reset_is_not_cached():
@@ -114,4 +114,4 @@ def test_a_block_that_was_half_computed_at_a_reset_is_not_cached():
     worker.step()
     worker.scheduler.reset_prefix_cache()
     worker.run("a")
-    assert worker.scheduler.kv_snapshot() == ()
+    assert worker.scheduler.pool.snapshot() == ()

@@ -197,7 +197,7 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
     @rule()
     def reset_prefix_cache(self):
         self.scheduler.reset_prefix_cache()
-        assert self.scheduler.kv_snapshot() == ()
+        assert self.scheduler.pool.snapshot() == ()
 
     # -- what must hold
 
@@ -258,7 +258,7 @@ class SchedulerAgainstModel(RuleBasedStateMachine):
             self.books_add_up()
         assert not self.scheduler.has_work
         assert not self.requests
-        assert self.scheduler.num_free_blocks == self.config.num_blocks
+        assert self.scheduler.pool.num_free_blocks == self.config.num_blocks
 
 
 TestSchedulerAgainstModel = SchedulerAgainstModel.TestCase

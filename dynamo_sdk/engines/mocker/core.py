@@ -256,13 +256,13 @@ class MockerCore:
 
     def record_kv_events(self, is_wanted: bool) -> None:
         """Whether there are KV events from now on. By default there are."""
-        self._scheduler.record_kv_events(is_wanted)
+        self._scheduler.pool.record_events(is_wanted)
         if self.tiers is not None:
             self.tiers.record_events(is_wanted)
 
     def take_kv_events(self) -> KVEventBatch | None:
         """What changed in the prefix cache outside of steps; None = nothing."""
-        events = self._scheduler.take_kv_events() if self.tiers is None else self.tiers.take_events()
+        events = self._scheduler.pool.take_events() if self.tiers is None else self.tiers.take_events()
         if not events:
             return None
         batch = KVEventBatch(sequence=self._num_batches, dp_rank=self.dp_rank, events=events)
@@ -310,7 +310,7 @@ class MockerCore:
         that leaves it."""
         tiers = () if self.tiers is None else self.tiers.snapshot()
         changes = self.take_kv_events()
-        events = self._scheduler.kv_snapshot() + tiers
+        events = self._scheduler.pool.snapshot() + tiers
         return changes, KVEventBatch(sequence=self._num_batches - 1, dp_rank=self.dp_rank, events=events)
 
     def check_integrity(self) -> None:

@@ -276,7 +276,7 @@ class SimTiers:
             if self._loads and self._loads[0][0] <= at_s:
                 arrived += self._end_load(heappop(self._loads)[2])
                 continue
-            self._events += self._scheduler.take_kv_events()  # what happened before this
+            self._events += self._scheduler.pool.take_events()  # what happened before this
             for number, tier in enumerate(self.tiers):
                 if tier.next_s == at_s:
                     change = tier.advance(at_s)
@@ -322,14 +322,14 @@ class SimTiers:
 
     def take_events(self) -> tuple[KVEvent, ...]:
         """What has changed in all tiers, the device included, since the last call."""
-        events = (*self._events, *self._scheduler.take_kv_events())
+        events = (*self._events, *self._scheduler.pool.take_events())
         self._events.clear()
         return events
 
     def snapshot(self) -> tuple[KVEvent, ...]:
         """Events that add what the tiers hold to what the device holds. ``take_events`` comes next: what it
         gives is in the snapshot."""
-        self._events += self._scheduler.take_kv_events()  # what happened before this
+        self._events += self._scheduler.pool.take_events()  # what happened before this
         events = self._contents.snapshot()
         self._take_told()
         return events

@@ -119,7 +119,11 @@ class Transfers:
             self._scheduler.add(transfer.request)
             arrived.append(transfer)
         while self._waiting:
-            seen = (self._scheduler.num_free_blocks, self._scheduler.num_waiting, self._scheduler.num_running)
+            seen = (
+                self._scheduler.pool.num_free_blocks,
+                self._scheduler.num_waiting,
+                self._scheduler.num_running,
+            )
             if seen == self._refused_at:  # nothing has changed since: do not hash its prompt again
                 break
             request_id, (request, keys) = next(iter(self._waiting.items()))

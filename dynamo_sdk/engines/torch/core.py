@@ -290,7 +290,7 @@ class EngineCore:
 
     def publish_kv_events(self) -> None:
         """The device's first: what the tiers say may follow it."""
-        self._kv_events.publish_events(self.scheduler.take_kv_events())
+        self._kv_events.publish_events(self.scheduler.pool.take_events())
         if self.tiers is not None:
             self._kv_events.publish_events(self.tiers.tiers.take_events())
 

@@ -143,7 +143,7 @@ class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetric
                 lora_digests=self._lora_digests,
             )
         )
-        scheduler.record_kv_events(self._kv_events.has_listeners)
+        scheduler.pool.record_events(self._kv_events.has_listeners)
         core = EngineCore(
             scheduler,
             runner,
@@ -263,7 +263,7 @@ class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetric
     def subscribe_kv_events(self, listener: Callable[[KVEventBatch], None]) -> None:
         self._kv_events.subscribe(listener)
         if self._started is not None:
-            self._started.core.scheduler.record_kv_events(True)
+            self._started.core.scheduler.pool.record_events(True)
 
     def kv_snapshot(self) -> tuple[KVEventBatch, ...]:
         if self._started is None:
@@ -271,7 +271,7 @@ class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetric
         core = self._started.core
         tiers = () if core.tiers is None else core.tiers.tiers.snapshot()
         core.publish_kv_events()  # what has happened so far is part of the snapshot
-        return (self._kv_events.snapshot(core.scheduler.kv_snapshot() + tiers),)
+        return (self._kv_events.snapshot(core.scheduler.pool.snapshot() + tiers),)
 
     def kv_tier_statistics(self) -> KVTiersStatistics:
         tiers = None if self._started is None else self._started.core.tiers

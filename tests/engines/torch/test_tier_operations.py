@@ -165,11 +165,11 @@ class Worker:
         )
         self.link = TierLink(self.scheduler, self.tiers, lambda: None)
         await self.tiers.start()
-        for found in (*self.scheduler.kv_snapshot(), *self.tiers.snapshot()):
+        for found in (*self.scheduler.pool.snapshot(), *self.tiers.snapshot()):
             assert self.index.apply(0, found)
 
     def publish(self) -> None:
-        for found in (*self.scheduler.take_kv_events(), *self.tiers.take_events()):
+        for found in (*self.scheduler.pool.take_events(), *self.tiers.take_events()):
             assert self.index.apply(0, found), found
 
     async def add(self, prompt: list[int], max_tokens: int, salt: str | None) -> None:
@@ -264,7 +264,7 @@ class Worker:
                     break
                 await self.loads()
         assert not self.requests
-        assert self.scheduler.num_free_blocks == NUM_BLOCKS
+        assert self.scheduler.pool.num_free_blocks == NUM_BLOCKS
         await self.check_tiers()
         self.index.check_integrity()
 
@@ -318,7 +318,7 @@ async def run(steps: Sequence[tuple[Any, ...]], folder: Path, min_uses: int) -> 
                 case "forget":
                     worker.publish()
                     worker.scheduler.reset_prefix_cache()
-                    for found in worker.scheduler.take_kv_events():
+                    for found in worker.scheduler.pool.take_events():
                         assert worker.index.apply(0, found)
                     for found in worker.tiers.snapshot():  # "cleared" means all tiers of a seat
                         assert worker.index.apply(0, found)
