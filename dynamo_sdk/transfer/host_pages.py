@@ -69,11 +69,12 @@ def _try_madvise(mapping: mmap.mmap, advice: int) -> bool:
 class SharedMemory:
     """Zeroed memory in an anonymous file (``memfd``) that other processes of this host can map.
 
-    The file is sealed against resizing: a reader in another process can never be hit by SIGBUS. ``close``
+    ``is_populated``: all pages are there from now on, and large where they can be. Otherwise the kernel gives
+    small ones at first use. The file is sealed against resizing: a reader in another process can never be hit by SIGBUS. ``close``
     ends the sharing; the bytes live on until the last view of ``memory`` is gone.
     """
 
-    def __init__(self, name: str, num_bytes: int) -> None:
+    def __init__(self, name: str, num_bytes: int, *, is_populated: bool = True) -> None:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._close_fd = weakref.finalize(self, os.close, fd)
         try:
@@ -83,7 +84,8 @@ class SharedMemory:
         except BaseException:
             self._close_fd()
             raise
-        _collect_large_pages(self.memory)
+        if is_populated:
+            _collect_large_pages(self.memory)
         self._region = SharedRegion(pid=os.getpid(), fd=fd, size_bytes=num_bytes)
 
     @property
@@ -131,8 +133,8 @@ def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, fd: 
 
 
 def _collect_large_pages(memory: memoryview) -> None:
-    """All of it is there then. Left alone where that is more than the machine has to give: small pages
-    come one by one, with their first use."""
+    """Takes about a second per GiB. Left alone where there is not twice as much to be had: it would be taken
+    from others."""
     num_bytes = len(memory)
     if num_bytes < LARGE_PAGE_BYTES or num_bytes > psutil.virtual_memory().available // 2:
         return

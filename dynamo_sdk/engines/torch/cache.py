@@ -9,7 +9,8 @@ nothing of layers. Heads lie outside tokens, so that the gathered blocks of a se
 ``[num_kv_heads, tokens, head_dim]`` that attention wants.
 
 On the CPU the tensor lies in shared memory: other processes of the host map it and read blocks without a
-copy through us.
+copy through us. With ``is_populated`` all of it is there from the start, in large pages; else it comes with
+its first use.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class PagedKVCache(BlockMemory):
         num_blocks: int,
         device: torch.device,
         model_digest: str,
+        is_populated: bool = False,
     ) -> None:
         self.geometry = geometry
         self.block_size = block_size
@@ -80,7 +82,7 @@ class PagedKVCache(BlockMemory):
         size_bytes = num_blocks * self._layout.block_bytes
         self._shared: SharedMemory | None = None
         if device.type == "cpu" and hasattr(os, "memfd_create"):
-            self._shared = SharedMemory("dynamo-sdk-kv", size_bytes)
+            self._shared = SharedMemory("dynamo-sdk-kv", size_bytes, is_populated=is_populated)
             self._bytes = torch.frombuffer(self._shared.memory, dtype=torch.uint8)
         else:
             self._bytes = torch.zeros(size_bytes, dtype=torch.uint8, device=device)

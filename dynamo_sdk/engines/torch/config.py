@@ -37,6 +37,11 @@ class TorchConfig(PluginConfig):
     )
     num_threads: int | None = Field(default=None, ge=1, description="CPU threads of one step; None = torch's")
 
+    @property
+    def says_kv_memory(self) -> bool:
+        """How much memory to take for the KV cache was said, not guessed."""
+        return self.num_blocks is not None or self.kv_memory_bytes is not None
+
     @model_validator(mode="after")
     def _a_step_holds_all_sequences(self) -> Self:
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -123,6 +123,7 @@ class TorchEngine(Engine, Embeds, AdaptsLora, PublishesKVEvents, PublishesMetric
                 num_blocks=num_blocks,
                 device=model.device,
                 model_digest=model.digest,
+                is_populated=self._config.says_kv_memory,
             )
         except (OSError, RuntimeError) as error:
             raise EngineStartError(
