@@ -70,8 +70,8 @@ class SharedMemory:
     """Zeroed memory in an anonymous file (``memfd``) that other processes of this host can map.
 
     ``is_populated``: all pages are there from now on, and large where they can be. Otherwise the kernel gives
-    small ones at first use. The file is sealed against resizing: a reader in another process can never be hit by SIGBUS. ``close``
-    ends the sharing; the bytes live on until the last view of ``memory`` is gone.
+    small ones at first use. The file is sealed against resizing: a reader in another process can never be
+    hit by SIGBUS. ``close`` ends the sharing; the bytes live on until the last view of ``memory`` is gone.
     """
 
     def __init__(self, name: str, num_bytes: int, *, is_populated: bool = True) -> None:
