@@ -144,8 +144,10 @@ class Onboarder:
         task.add_done_callback(lambda _: self._probes.pop(tier.name, None))
 
     async def _probe(self, tier: Tier, keys: Sequence[CacheKey]) -> None:
-        """How long one block takes, and how long a few."""
+        """How long one block takes, and how long a few, once there are connections and whatever else the
+        first read has to make."""
         async with self._staging.borrow() as buffer:
+            await tier.get_leading(keys[:1], self._staging.blocks(buffer, 1))
             for num_blocks in sorted({1, len(keys)}):
                 begin_s = self._monotonic_s()
                 found = await tier.get_leading(keys[:num_blocks], self._staging.blocks(buffer, num_blocks))

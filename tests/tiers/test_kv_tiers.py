@@ -194,27 +194,34 @@ class Clock:
 
 
 class SlowStore(DictStore):
-    """Reads take their time on ``clock``; nobody waits for it."""
+    """Reads take their time on ``clock``, the first one ``connect_s`` more; nobody waits for it."""
 
-    def __init__(self, clock: Clock, bytes_per_s: float) -> None:
+    def __init__(self, clock: Clock, bytes_per_s: float, connect_s: float) -> None:
         super().__init__()
         self.clock = clock
         self.bytes_per_s = bytes_per_s
+        self.connect_s = connect_s
 
     async def get(self, key: CacheKey) -> bytes | None:
-        self.clock.now_s += BLOCK_BYTES / self.bytes_per_s
+        self.clock.now_s += BLOCK_BYTES / self.bytes_per_s + self.connect_s
+        self.connect_s = 0.0
         return await super().get(key)
 
 
 @pytest.mark.parametrize(
-    ("bytes_per_s", "outcome"), [(1e6, OnboardingReason.LOAD), (1e2, OnboardingReason.RECOMPUTE)]
+    ("bytes_per_s", "connect_s", "outcome"),
+    [
+        (1e6, 0.0, OnboardingReason.LOAD),
+        (1e6, 1.0, OnboardingReason.LOAD),
+        (1e2, 0.0, OnboardingReason.RECOMPUTE),
+    ],
 )
 async def test_a_slow_tier_is_left_alone_and_a_fast_one_used(
-    bytes_per_s: float, outcome: OnboardingReason
+    bytes_per_s: float, connect_s: float, outcome: OnboardingReason
 ) -> None:
     """Computing a token takes a millisecond. A probe finds out what the tier is worth; no request waits."""
     clock = Clock()
-    store = SlowStore(clock, bytes_per_s)
+    store = SlowStore(clock, bytes_per_s, connect_s)
     async with device_with(store) as device:
         tiers = device.tiers
         policy = OnboardingPolicy(block_size=BLOCK_SIZE, block_bytes=BLOCK_BYTES)
