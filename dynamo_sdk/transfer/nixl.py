@@ -3,7 +3,11 @@
 ::
 
     prefill side   ticket(memory) -> NixlTicket        what others need to reach it
-    decode side    read(ticket, ids, memory, ids)      one-sided: the prefill process does not take part
+                   serve(is_over)                      while they read: transports in software need us
+    decode side    read(ticket, ids, memory, ids)
+
+NIXL's own progress thread is off. It takes a whole core, idle or not, for as long as its agent lives;
+``read`` and ``serve`` make progress for as long as somebody reads.
 
 NIXL (the extra ``nixl``) is imported by the first ``NixlAgent``, which takes seconds; make it on a thread.
 """
@@ -37,6 +41,9 @@ and nothing can stop it."""
 
 MAX_IN_FLIGHT = 4
 """Requests that are under way at once in one fetch."""
+
+SERVE_PAUSE_S = 1e-4
+"""Between two looks at what readers need."""
 
 SETTLE_LIMIT_S = 30.0
 """A request that is not wanted any more is waited for so long. UCX looks every 20 s whether a peer lives; one
@@ -79,7 +86,9 @@ class NixlAgent:
         nixl = _import_nixl() if module is None else module
         self.name = f"dynamo-sdk-{os.getpid()}-{secrets.token_hex(8)}"
         config = nixl.nixl_agent_config(
-            backends=["UCX"], sync_mode=nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
+            backends=["UCX"],
+            enable_prog_thread=False,
+            sync_mode=nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT,
         )
         try:
             self._agent = nixl.nixl_agent(self.name, config)
@@ -174,6 +183,15 @@ class NixlAgent:
             raise TransferError(f"NIXL: {error}") from error.with_traceback(None)
         finally:
             self._leave(is_settled=self._settle(under_way))
+
+    def serve(self, is_over: Callable[[], bool]) -> None:
+        """Let others connect and read, on a thread, until ``is_over`` or ``close``."""
+        while not is_over():
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._agent.get_new_notifs()  # asked for nothing but the progress that it makes
+            time.sleep(SERVE_PAUSE_S)
 
     def forget(self, name: str) -> None:
         """Disconnect from a peer. Idempotent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from dynamo_sdk.errors import ConfigError, TransferError
 from dynamo_sdk.interfaces import BlockMemory
@@ -43,6 +44,10 @@ class MemoryOffers:
         """None: not registered."""
         span = memory.span if self._nixl else None
         return None if span is None else self._nixl.get(span.address)
+
+    def serve(self, is_over: Callable[[], bool]) -> None:
+        """As ``NixlAgent.serve``, for memories that ``nixl`` has a ticket for."""
+        self._agent.agent().serve(is_over)
 
     def region(self, memory: BlockMemory) -> RegionTicket | None:
         """None: others cannot map it."""

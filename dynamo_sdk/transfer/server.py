@@ -12,8 +12,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -233,31 +234,46 @@ class BlockServer:
             return
         try:
             self._arm()
-            block_ids = grant.at(claim.indexes)
-            await self._send(connected, wire.Claimed())
-            if block_ids:
-                await self._stream(connected, grant, block_ids)
-            done = await self._receive(connected)
-            if not isinstance(done, wire.Done):
-                raise ProtocolError(f"expected Done, got {type(done).__name__}")
-            checksums = await self._checksums(grant, done.verified) if done.verified else []
-            while (
-                grant.sending
-            ):  # what other connections sent has arrived, but their threads have yet to say so
-                grant.sent.clear()
-                await grant.sent.wait()
-            self.sweep()
-            try:
-                self._release("fetched", [self._book.finish(claim.ticket_id, now_s=self._now())])
-            except TransferError as error:
-                await self._send(connected, wire.Refused(error.code, error.message))
-            else:
-                await self._send(connected, wire.Released(checksums))
+            reads_itself = not claim.indexes and self._offers.nixl(grant.memory) is not None
+            async with self._serving() if reads_itself else nullcontext():
+                await self._fulfil(connected, claim, grant)
         finally:
             abandoned = self._book.abandon(claim.ticket_id)
             if abandoned is not None:
                 self._release("abandoned", [abandoned])
             self._arm()
+
+    async def _fulfil(self, connected: socket.socket, claim: wire.Claim, grant: _Grant) -> None:
+        block_ids = grant.at(claim.indexes)
+        await self._send(connected, wire.Claimed())
+        if block_ids:
+            await self._stream(connected, grant, block_ids)
+        done = await self._receive(connected)
+        if not isinstance(done, wire.Done):
+            raise ProtocolError(f"expected Done, got {type(done).__name__}")
+        checksums = await self._checksums(grant, done.verified) if done.verified else []
+        while grant.sending:  # what other connections sent has arrived; their threads have yet to say so
+            grant.sent.clear()
+            await grant.sent.wait()
+        self.sweep()
+        try:
+            self._release("fetched", [self._book.finish(claim.ticket_id, now_s=self._now())])
+        except TransferError as error:
+            await self._send(connected, wire.Refused(error.code, error.message))
+        else:
+            await self._send(connected, wire.Released(checksums))
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        """Somebody may read through NIXL meanwhile."""
+        is_over = threading.Event()
+        serve = partial(self._offers.serve, is_over.is_set)
+        serving = asyncio.ensure_future(run_to_end(self._threads, serve, is_over.set))
+        try:
+            yield
+        finally:
+            is_over.set()
+            await serving
 
     async def _serve_join(self, connected: socket.socket, join: wire.Join) -> None:
         try:

@@ -28,6 +28,7 @@ class FakeNixl:
     """``num_polls``: how often a request answers that it is under way. ``outcome``: how it ends."""
 
     num_polls: int = 2
+    num_served: int = 0
     outcome: str = "DONE"
     is_installed: bool = True
     can_register: bool = True
@@ -39,14 +40,15 @@ class FakeNixl:
 
     def module(self) -> SimpleNamespace:
         return SimpleNamespace(
-            nixl_agent=lambda name, config: FakeAgent(self, name),
+            nixl_agent=lambda name, config: FakeAgent(self, name, config),
             nixl_agent_config=lambda **settings: settings,
             nixl_thread_sync_t=Enum("nixl_thread_sync_t", ["NIXL_THREAD_SYNC_STRICT"]),
         )
 
 
 class FakeAgent:
-    def __init__(self, nixl: FakeNixl, name: str) -> None:
+    def __init__(self, nixl: FakeNixl, name: str, config: dict[str, object]) -> None:
+        assert not config["enable_prog_thread"], "a core for each agent"
         self._nixl, self._name = nixl, name
         self._peers: set[str] = set()
         nixl.agents.add(self)
@@ -73,6 +75,10 @@ class FakeAgent:
     def remove_remote_agent(self, name: str) -> None:
         self._peers.remove(name)
         self._nixl.disconnected.set()
+
+    def get_new_notifs(self) -> dict[str, list[bytes]]:
+        self._nixl.num_served += 1
+        return {}
 
     def get_xfer_descs(self, places, kind):
         assert kind == "DRAM"

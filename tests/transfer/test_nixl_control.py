@@ -58,8 +58,19 @@ async def test_blocks_move_and_all_is_given_back(nixl, memories, releases) -> No
         assert len(nixl.registered) == 2
         assert [len(handle.local) for handle in nixl.handles] == [3, 3], "neighbours move together"
     assert releases.counts == {"a": 1, "b": 1}
+    assert nixl.num_served >= 2, "transports in software make no progress without us"
     assert not nixl.registered
     assert all(handle.is_released for handle in nixl.handles)
+
+
+def test_serving_ends_with_the_agent_and_when_it_is_told(nixl) -> None:
+    agent = NixlAgent(module=nixl.module())
+    agent.serve(lambda: nixl.num_served == 3)
+    assert nixl.num_served == 3
+    with ThreadPoolExecutor(1) as threads:
+        serving = threads.submit(agent.serve, lambda: False)
+        agent.close()
+        serving.result(10)
 
 
 async def test_a_peer_that_is_gone_is_disconnected(nixl, memories) -> None:

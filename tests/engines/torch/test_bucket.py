@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dynamo_sdk.interfaces import KVTierSetup
-from dynamo_sdk.stores import S3Store, S3StoreConfig, onboarding
+from dynamo_sdk.stores import S3Store, S3StoreConfig
+from dynamo_sdk.tiers import onboarding
 from dynamo_sdk.types import KVTier, SamplingParams
 from tests.stores.s3_server import BUCKET, bad_proxy, s3_server
 
