@@ -18,7 +18,7 @@ from dynamo_sdk.interfaces import (
 )
 from dynamo_sdk.metrics import definitions as d
 from dynamo_sdk.metrics.kv_tiers import TierMetrics
-from dynamo_sdk.stores import PeerServer, PeerServerStatistics
+from dynamo_sdk.stores import PeerServer
 from dynamo_sdk.types.plan import KVTierPlan
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class SharedTiers:
     None where the engine serves them itself."""
 
     address: str
-    statistics: Callable[[], KVSharingStatistics | PeerServerStatistics]
+    statistics: Callable[[], KVSharingStatistics]
     server: PeerServer | None = None
 
     def observe(self, metrics: TierMetrics) -> None:

@@ -18,10 +18,9 @@ import logging
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from dynamo_sdk.errors import Overloaded, TransferError
-from dynamo_sdk.interfaces import CacheKey, KVStore
+from dynamo_sdk.interfaces import CacheKey, KVSharingStatistics, KVStore
 from dynamo_sdk.transfer import wire
 from dynamo_sdk.transfer.acceptor import Acceptor, receive_frame, send_frame
 from dynamo_sdk.transfer.host import host_identity
@@ -41,15 +40,11 @@ NUM_BUFFERS = 3
 """Of each ask: one that is filled, one that leaves, one that waits for either."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerServerStatistics:
-    """``num_refused``: asks that came while too many others were served."""
+class PeerServerStatistics(KVSharingStatistics, frozen=True, kw_only=True):
+    """``num_connections`` are open now."""
 
     num_connections: int
     num_asks: int
-    num_refused: int
-    num_lookups: int
-    num_blocks: int
     num_bytes: int
 
 
