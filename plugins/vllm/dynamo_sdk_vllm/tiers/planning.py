@@ -22,7 +22,7 @@ from typing import Protocol
 
 from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import CacheKey
-from dynamo_sdk.kv import CachedBlock, OnboardingPolicy
+from dynamo_sdk.kv import CachedBlock, OnboardingPolicy, Others
 from dynamo_sdk.types import KVSource
 from dynamo_sdk.types.tokens import pack_tokens
 
@@ -124,6 +124,7 @@ class Planner:
         self._now_s = now_s
         self._requests: dict[str, _Tracked] = {}
         self._step = 0
+        self._num_running = 0  # in the last step; vLLM does not tell connectors who waits
         self._has_heard = False
         self._overwritten: list[int] = []
         self._loads: list[LoadOrder] = []
@@ -169,7 +170,11 @@ class Planner:
         if is_first:
             self._held.runs(keys, self.lookups, num_at_peer=num_at_peer)
         decision = self._policy.decide(
-            runs, num_device_blocks=num_device_blocks, num_prompt_tokens=request.num_tokens, now_s=now_s
+            runs,
+            num_device_blocks=num_device_blocks,
+            num_prompt_tokens=request.num_tokens,
+            now_s=now_s,
+            others=Others(num_running=self._num_running),
         )
         if is_first:
             self.num_matched_tokens += num_held * size
@@ -244,6 +249,7 @@ class Planner:
                 if num_tokens >= MIN_MEASURED_TOKENS:
                     prompts.append((tracked.request.num_computed_tokens, num_tokens))
         num_tokens = sum(facts.num_scheduled_tokens.values())
+        self._num_running = len(facts.num_scheduled_tokens)
         self._under_way.append((self._step, now_s, prompts, num_tokens))
         orders = Orders(
             step=self._step,

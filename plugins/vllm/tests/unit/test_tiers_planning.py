@@ -322,6 +322,18 @@ def test_loading_must_have_been_measured_to_win():
     assert bench.planner.match(Request("e", prompt(64)), 0) == 0
 
 
+def test_a_busy_device_leaves_work_to_a_slower_tier():
+    bench = Bench(OnboardingPolicy(block_size=SIZE, block_bytes=64))
+    orders = bench.whole(Request("a", prompt(64)), list(range(16)))
+    bench.now_s += 1.0  # computing 64 tokens takes a second, loading them 1.5
+    bench.stored(orders)
+    bench.heard(step=1, settled=1, loads=[TierLoad("ram", 1, 0.1), TierLoad("ram", 15, 1.5)])
+    assert bench.planner.match(Request("b", prompt(64)), 0) == 0
+    others = [Request(f"other{number}", prompt(9, first=900 + 9 * number)) for number in range(20)]
+    bench.step(dict.fromkeys(others, 1))
+    assert bench.planner.match(Request("c", prompt(64)), 0) == 60
+
+
 def test_what_comes_and_goes_is_told_under_vllms_names():
     bench = Bench()
     saved = bench.whole(Request("a", prompt(9)), [1, 2, 3])
