@@ -25,10 +25,12 @@ class FakeHandle:
 
 @dataclass
 class FakeNixl:
-    """``num_polls``: how often a request answers that it is under way. ``outcome``: how it ends."""
+    """``num_polls``: how often a request answers that it is under way. ``outcome``: how it ends.
+    ``needs_peer``: as over TCP, nothing moves until the other agent makes progress."""
 
     num_polls: int = 2
     num_served: int = 0
+    needs_peer: bool = False
     outcome: str = "DONE"
     is_installed: bool = True
     can_register: bool = True
@@ -101,6 +103,8 @@ class FakeAgent:
 
     def check_xfer_state(self, handle: FakeHandle) -> str:
         assert not handle.is_released
+        if self._nixl.needs_peer and not self._nixl.num_served:
+            return "PROC"
         handle.num_asked += 1
         if self._nixl.on_poll is not None:
             self._nixl.on_poll()
