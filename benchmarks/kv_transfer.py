@@ -72,16 +72,14 @@ async def prefill(orders: Connection, shapes: list[Shape], has_nixl: bool) -> No
     memories = [memory_of(shape) for shape in shapes]
     for memory in memories:
         await server.register(memory)
-    is_over = threading.Event()
     if has_nixl:  # who reads without a claim has nobody else to answer when it connects
-        threading.Thread(target=server._offers.serve, args=(is_over.is_set,), daemon=True).start()
+        server._offers.begin_serving(memories[0])
     number = 0
     while (shape := await asyncio.to_thread(orders.recv)) is not None:
         number += 1
         held = scattered(shapes[shape][1], shape)
         params = server.issue(f"r{number}", held, memories[shape], ttl_s=60, release=lambda: None)
         orders.send_bytes(msgspec.msgpack.encode(params))
-    is_over.set()
     await server.close()
     folder.cleanup()
 

@@ -76,7 +76,7 @@ NOBODY = Others()
 
 
 class OnboardingReason(StrEnum):
-    LOAD = "loading is faster"
+    LOAD = "loading costs less"
     RECOMPUTE = "recompute is cheaper"
     NOTHING = "no tier holds more"
     UNMEASURED = "not measured yet"

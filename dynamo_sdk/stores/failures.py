@@ -53,7 +53,7 @@ class FailureLog:
         self._logged_at_s[failure.kind] = now_s
         self._num_silent[failure.kind] = 0
         self._logger.warning(
-            "%s store: %d blocks were not kept or found (%s): %s",
+            "%s: %d blocks were not kept or found (%s): %s",
             self._name,
             num_blocks,
             failure.kind,

@@ -48,6 +48,9 @@ from .watched_store import WatchedStore
 MAX_PEERS = 256
 """Connections and failures of so many are remembered."""
 
+FORGET_S = 60.0
+"""What was not asked for so long may be gone; its memory would stay for as long as we have it mapped."""
+
 MAX_REGIONS = 8
 """Of one peer's memory that stay mapped: it has one for each reader that it serves at once."""
 
@@ -57,12 +60,16 @@ class _Peer:
     """``mappings``: of its memory; None when that is elsewhere, or turned out not to be mappable."""
 
     mappings: Mappings | None
+    asked_at_s: float = 0.0
     idle: list[socket.socket] = field(default_factory=list)
     rest: RestAfterFailures = field(default_factory=RestAfterFailures)
 
     def close(self) -> None:
+        """Let go of its sockets and its memory."""
         while self.idle:
             self.idle.pop().close()
+        if self.mappings is not None:
+            self.mappings.clear()
 
 
 class PeerStore(WatchedStore, ReadsPeers):
@@ -188,6 +195,7 @@ class PeerStore(WatchedStore, ReadsPeers):
         except (DynamoError, OSError, ValueError) as error:
             self._fail(KVStoreFailureKind.IO, f"{address}: {error}", exchange.found.count(False))
             self._expected.remove_source(address)
+            peer.close()
             self._note_error(peer.rest, address)
         else:
             peer.rest.worked()
@@ -208,10 +216,13 @@ class PeerStore(WatchedStore, ReadsPeers):
         return exchange.found
 
     def _peer(self, address: str) -> _Peer:
+        now_s = self._monotonic_s()
         peer = self._peers.pop(address, None) or _Peer(_mappings(address))
+        peer.asked_at_s = now_s
         self._peers[address] = peer
-        if len(self._peers) > MAX_PEERS:
-            self._peers.pop(next(iter(self._peers))).close()
+        oldest = next(iter(self._peers))
+        if len(self._peers) > MAX_PEERS or self._peers[oldest].asked_at_s < now_s - FORGET_S:
+            self._peers.pop(oldest).close()
         return peer
 
     def _keep(self, address: str, peer: _Peer, connection: socket.socket) -> None:

@@ -28,8 +28,11 @@ from .peer_wire import TAKEN, Ask, blocks_per_piece, decode_answer, frame
 Answer = TypeVar("Answer", bound=wire.FromServer)
 
 
-class _UnmappableError(Exception):
+class _UnmappableError(TransferError):
     """The peer's memory cannot be mapped: ask once more, for bytes."""
+
+    def __init__(self) -> None:
+        super().__init__("the peer's memory cannot be mapped")
 
 
 class PeerExchange:

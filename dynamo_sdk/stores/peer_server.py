@@ -132,7 +132,8 @@ class PeerServer:
 
     async def _answer(self, connected: socket.socket, ask: Ask) -> None:
         loop = asyncio.get_running_loop()
-        outbox = self._spare.pop() if self._spare else _Outbox(self._piece_blocks * self._block_bytes)
+        piece_bytes = self._piece_blocks * self._block_bytes
+        outbox = self._spare.pop() if self._spare else await asyncio.to_thread(_Outbox, piece_bytes)
         free: asyncio.Queue[PieceBuffer | None] = asyncio.Queue()
         for buffer in outbox.buffers:
             free.put_nowait(buffer)

@@ -49,7 +49,7 @@ class WatchedStore(KVStore):
         self._block_bytes = block_bytes
         self._monotonic_s = monotonic_s
         self._listener = KVStoreListener()
-        self._failure_log = FailureLog(logger, name)
+        self._failure_log = FailureLog(logger, f"{name} store")
         self._counts = Counts()
         self._num_pending = 0
         self._idle = anyio.Event()
@@ -154,7 +154,8 @@ class WatchedStore(KVStore):
         """Nothing is under way; cannot be cancelled."""
         with anyio.CancelScope(shield=True):
             while self._num_pending:
-                self._idle = anyio.Event()
+                if self._idle.is_set():
+                    self._idle = anyio.Event()
                 await self._idle.wait()
 
 

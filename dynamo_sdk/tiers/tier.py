@@ -49,7 +49,7 @@ class Tier(KVStoreListener):
         self.counts = KVTierCounts()
         self._contents = contents
         self._on_change = on_change
-        self._failure_log = FailureLog(logger, f"tier {name}:")
+        self._failure_log = FailureLog(logger, f"tier {name}")
         store.listen(self)
 
     # -- the store says

@@ -49,29 +49,21 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 def private_memory(num_bytes: int, *, is_populated: bool = False) -> memoryview:
     """Zeroed, page-aligned memory of this process. ``is_populated``: the kernel gives all pages now instead
     of at first use. Raises ``OSError`` when there is not so much."""
-    mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = memoryview(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     if num_bytes >= LARGE_PAGE_BYTES:
-        _try_madvise(mapping, mmap.MADV_HUGEPAGE)
-    memory = memoryview(mapping)
-    if is_populated and not _try_madvise(mapping, _MADV_POPULATE_WRITE):
-        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 0, num_bytes)
+        _advise(memory, mmap.MADV_HUGEPAGE)
+    if is_populated:
+        _populate(memory)
     return memory
-
-
-def _try_madvise(mapping: mmap.mmap, advice: int) -> bool:
-    try:
-        mapping.madvise(advice)
-    except OSError:
-        return False
-    return True
 
 
 class SharedMemory:
     """Zeroed memory in an anonymous file (``memfd``) that other processes of this host can map.
 
-    ``is_populated``: all pages are there from now on, and large where they can be. Otherwise the kernel gives
-    small ones at first use. The file is sealed against resizing: a reader in another process can never be
-    hit by SIGBUS. ``close`` ends the sharing; the bytes live on until the last view of ``memory`` is gone.
+    ``is_populated``: all pages are there from now on, and large where they can be, unless the machine has not
+    as much memory to give. Otherwise the kernel gives small ones at first use. The file is sealed against
+    resizing: a reader in another process can never be hit by SIGBUS. ``close`` ends the sharing; the bytes
+    live on until the last view of ``memory`` is gone.
     """
 
     def __init__(self, name: str, num_bytes: int, *, is_populated: bool = True) -> None:
@@ -133,11 +125,27 @@ def _mmap(address: int | None, num_bytes: int, protection: int, flags: int, fd: 
 
 
 def _collect_large_pages(memory: memoryview) -> None:
-    """Takes about a second per GiB. Left alone where there is not twice as much to be had: it would be taken
-    from others."""
+    """And small ones for what is left. Takes about a second per GiB."""
     num_bytes = len(memory)
-    if num_bytes < LARGE_PAGE_BYTES or num_bytes > psutil.virtual_memory().available // 2:
+    if num_bytes > psutil.virtual_memory().available:
         return
-    for start in range(0, num_bytes, LARGE_PAGE_BYTES):
-        memory[start] = 0  # what has no page at all is not collected
-    _libc.madvise(ctypes.addressof(ctypes.c_char.from_buffer(memory)), num_bytes, _MADV_COLLAPSE)
+    if num_bytes >= LARGE_PAGE_BYTES:
+        for start in range(0, num_bytes, LARGE_PAGE_BYTES):
+            memory[start] = 0  # what has no page at all is not collected
+        _advise(memory, _MADV_COLLAPSE)
+    _populate(memory)
+
+
+def _populate(memory: memoryview) -> None:
+    """Untouched memory is zero, and stays so."""
+    if not _advise(memory, _MADV_POPULATE_WRITE):
+        ctypes.memset(_address(memory), 0, len(memory))
+
+
+def _advise(memory: memoryview, advice: int) -> bool:
+    """Whether the kernel took it. ``mmap.madvise`` would keep the interpreter's lock meanwhile."""
+    return bool(_libc.madvise(_address(memory), len(memory), advice) == 0)
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

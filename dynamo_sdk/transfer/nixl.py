@@ -3,11 +3,11 @@
 ::
 
     prefill side   ticket(memory) -> NixlTicket        what others need to reach it
-                   serve(is_over)                      while they read: transports in software need us
+                   begin_serving()                     while they read: transports in software need us
     decode side    read(ticket, ids, memory, ids)
 
 NIXL's own progress thread is off. It takes a whole core, idle or not, for as long as its agent lives;
-``read`` and ``serve`` make progress for as long as somebody reads.
+``read`` and ``begin_serving`` make progress for as long as somebody reads.
 
 NIXL (the extra ``nixl``) is imported by the first ``NixlAgent``, which takes seconds; make it on a thread.
 """
@@ -100,6 +100,8 @@ class NixlAgent:
         self._lock = threading.Lock()
         self._is_destroyed = threading.Condition(self._lock)
         self._num_reading = 0
+        self._num_readers = 0  # others, of our memory
+        self._server: threading.Thread | None = None
         self._registered: dict[tuple[int, int], tuple[BlockMemory, Any]] = {}
         self._peers: dict[str, bytes] = {}  # name -> the metadata that was loaded
         self._is_closed = False
@@ -184,13 +186,35 @@ class NixlAgent:
         finally:
             self._leave(is_settled=self._settle(under_way))
 
-    def serve(self, is_over: Callable[[], bool]) -> None:
-        """Let others connect and read, on a thread, until ``is_over`` or ``close``."""
-        while not is_over():
+    def begin_serving(self) -> Callable[[], None]:
+        """Let somebody connect and read, until what is returned is called; that is idempotent."""
+        with self._lock:
+            self._num_readers += 1
+            if self._server is None and not self._is_closed:
+                self._server = threading.Thread(target=self._serve, name="nixl-serve", daemon=True)
+                self._server.start()
+        is_over = False
+
+        def end() -> None:
+            nonlocal is_over
             with self._lock:
-                if self._is_closed:
+                self._num_readers -= not is_over
+                is_over = True
+
+        return end
+
+    def _serve(self) -> None:
+        while True:
+            with self._lock:
+                if self._is_closed or not self._num_readers:
+                    self._server = None
                     return
-                self._agent.get_new_notifs()  # asked for nothing but the progress that it makes
+                try:
+                    self._agent.get_new_notifs()  # asked for nothing but the progress that it makes
+                except Exception as error:  # whoever reads notices; the next one begins a new thread
+                    logger.warning("NIXL makes no progress: %s", error)
+                    self._server = None
+                    return
             time.sleep(SERVE_PAUSE_S)
 
     def forget(self, name: str) -> None:

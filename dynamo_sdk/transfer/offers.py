@@ -45,9 +45,11 @@ class MemoryOffers:
         span = memory.span if self._nixl else None
         return None if span is None else self._nixl.get(span.address)
 
-    def serve(self, is_over: Callable[[], bool]) -> None:
-        """As ``NixlAgent.serve``, for memories that ``nixl`` has a ticket for."""
-        self._agent.agent().serve(is_over)
+    def begin_serving(self, memory: BlockMemory) -> Callable[[], None] | None:
+        """As ``NixlAgent.begin_serving``; None: ``memory`` is not registered."""
+        if self.nixl(memory) is None:
+            return None
+        return self._agent.agent().begin_serving()
 
     def region(self, memory: BlockMemory) -> RegionTicket | None:
         """None: others cannot map it."""

@@ -12,9 +12,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -234,8 +234,7 @@ class BlockServer:
             return
         try:
             self._arm()
-            reads_itself = not claim.indexes and self._offers.nixl(grant.memory) is not None
-            async with self._serving() if reads_itself else nullcontext():
+            with nullcontext() if claim.indexes else self._serving(grant.memory):
                 await self._fulfil(connected, claim, grant)
         finally:
             abandoned = self._book.abandon(claim.ticket_id)
@@ -263,17 +262,19 @@ class BlockServer:
         else:
             await self._send(connected, wire.Released(checksums))
 
-    @asynccontextmanager
-    async def _serving(self) -> AsyncIterator[None]:
-        """Somebody may read through NIXL meanwhile."""
-        is_over = threading.Event()
-        serve = partial(self._offers.serve, is_over.is_set)
-        serving = asyncio.ensure_future(run_to_end(self._threads, serve, is_over.set))
+    @contextmanager
+    def _serving(self, memory: BlockMemory) -> Iterator[None]:
+        """Somebody may read ``memory`` through NIXL meanwhile, as long as the lease is."""
+        end = self._offers.begin_serving(memory)
+        if end is None:
+            yield
+            return
+        timer = asyncio.get_running_loop().call_later(self._lease_s, end)
         try:
             yield
         finally:
-            is_over.set()
-            await serving
+            timer.cancel()
+            end()
 
     async def _serve_join(self, connected: socket.socket, join: wire.Join) -> None:
         try:

@@ -2,6 +2,8 @@
 through the socket."""
 
 import contextlib
+import gc
+from pathlib import Path
 
 import anyio
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from dynamo_sdk.interfaces import KVStoreFailureKind as Kind
 from dynamo_sdk.stores import peer_exchange
 from dynamo_sdk.stores.checksum import block_checksum
+from dynamo_sdk.stores.peer import FORGET_S
 from dynamo_sdk.stores.peer_wire import TAKEN, Ask, Piece, decode_answer, frame
 from dynamo_sdk.transfer.host import HostIdentity, host_identity
 from dynamo_sdk.transfer.host_pages import SharedMemory
@@ -122,6 +125,50 @@ async def test_memory_that_is_not_as_it_should_be_is_not_believed(path, damage, 
         assert await read(store, [1, 2]) == found
         assert [failure.kind for failure in store.witness.failures] == ([kind] if kind else [])
     shared.close()
+
+
+async def test_a_peer_that_insists_on_memory_that_is_not_there_is_a_miss(path):
+    shared = SharedMemory("test-peer", 4 * BLOCK_BYTES)
+    region = describe_region(shared.region)
+    shared.close()
+
+    async def answer(writer):
+        writer.write(frame(Piece(b"\1", bytes(16), region)))
+
+    async with fake_peer(answer, ends=False, path=path) as peer, reading() as store:
+        for turn in range(4):
+            store.expect([key(1)], source(peer.address))
+            assert await store.count_prefix([key(1)]) == (turn < 3)
+            assert await read(store, [1]) == []
+        assert {failure.kind for failure in store.witness.failures} == {Kind.IO}
+
+
+@pytest.mark.parametrize("reason", ["it died", "long ago"])
+async def test_the_memory_of_a_peer_is_let_go(tmp_path, reason):
+    async with open_store(ram()) as memory, reading() as store:
+        await memory.put_many(offers([1]))
+        async with serving([memory], f"unix:{tmp_path / 'one'}") as server:
+            store.expect([key(1)], source(server.address))
+            assert await read(store, [1]) == [1]
+            assert num_outboxes() == 2  # the server's own, and ours
+        gc.collect()
+        assert num_outboxes() == 1
+        if reason == "it died":
+            store.expect([key(1)], source(server.address))
+            assert await read(store, [1]) == []
+        else:
+            async with serving([memory], f"unix:{tmp_path / 'two'}") as other:
+                store.clock.now_s += FORGET_S + 1
+                store.expect([key(1)], source(other.address))
+                assert await read(store, [1]) == [1]
+                assert num_outboxes() == 2
+                await store.close()
+        gc.collect()
+        assert num_outboxes() == 0
+
+
+def num_outboxes():
+    return Path("/proc/self/maps").read_text().count("kv-peer-outbox")
 
 
 @pytest.mark.parametrize("behaviour", ["takes nothing", "says something else", "hangs up"])

@@ -79,6 +79,8 @@ class FakeAgent:
         self._nixl.disconnected.set()
 
     def get_new_notifs(self) -> dict[str, list[bytes]]:
+        if self._nixl.outcome == "no progress":
+            raise Broken("NIXL_ERR_BACKEND")
         self._nixl.num_served += 1
         return {}
 

@@ -108,12 +108,35 @@ def test_private_memory_is_zeroed_and_aligned(num_bytes: int, is_populated: bool
     memory[-1] = 1
 
 
-def test_populated_memory_is_there() -> None:
+@pytest.mark.parametrize("advice", ["taken", "refused"])
+@pytest.mark.parametrize(
+    ("make", "is_there"),
+    [
+        (lambda: private_memory(32 << 20, is_populated=True), True),
+        (lambda: private_memory(32 << 20), False),
+        (lambda: SharedMemory("test-there", (32 << 20) + PAGE_BYTES).memory, True),
+        (lambda: SharedMemory("test-there", 32 << 20, is_populated=False).memory, False),
+    ],
+    ids=["private", "private, at first use", "shared", "shared, at first use"],
+)
+def test_populated_memory_is_there(
+    make, is_there: bool, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Resident bytes of the process grow by it, whatever the size of its pages."""
+    if advice == "refused":
+        monkeypatch.setattr(host_pages, "_advise", lambda memory, advice: False)
     before = resident_bytes()
-    memory = private_memory(32 << 20, is_populated=True)
-    assert resident_bytes() - before > 24 << 20
-    assert len(memory) == 32 << 20
+    memory = make()
+    assert (resident_bytes() - before > 24 << 20) == is_there
+    assert len(memory) >= 32 << 20
+
+
+def test_what_the_machine_has_not_comes_with_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_pages.psutil, "virtual_memory", lambda: SimpleNamespace(available=16 << 20))
+    before = resident_bytes()
+    shared = SharedMemory("test-less", 32 << 20)
+    assert resident_bytes() - before < 24 << 20
+    assert bytes(shared.memory[-8:]) == bytes(8)
 
 
 def resident_bytes() -> int:

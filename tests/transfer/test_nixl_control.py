@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from dynamo_sdk.errors import ConfigError, TransferError
 from dynamo_sdk.interfaces import MemorySpan
 from dynamo_sdk.transfer import nixl as nixl_room
+from dynamo_sdk.transfer import wire
+from dynamo_sdk.transfer.link import Link
 from dynamo_sdk.transfer.nixl import AgentOnDemand, NixlAgent
 from dynamo_sdk.transfer.ticket import decode_ticket
 from dynamo_sdk.types import KVLayout, TransferSettings
@@ -75,14 +78,71 @@ async def test_a_prefill_worker_makes_progress_while_it_is_read(nixl, memories) 
         assert nixl.num_served
 
 
-def test_serving_ends_with_the_agent_and_when_it_is_told(nixl) -> None:
+def test_one_thread_serves_all_readers_and_ends_with_the_last(nixl) -> None:
     agent = NixlAgent(module=nixl.module())
-    agent.serve(lambda: nixl.num_served == 3)
-    assert nixl.num_served == 3
-    with ThreadPoolExecutor(1) as threads:
-        serving = threads.submit(agent.serve, lambda: False)
-        agent.close()
-        serving.result(10)
+    first, second = agent.begin_serving(), agent.begin_serving()
+    assert wait_until(lambda: nixl.num_served > 3)
+    assert num_serving() == 1
+    first()
+    first()
+    before = nixl.num_served
+    assert wait_until(lambda: nixl.num_served > before + 3), "one is still reading"
+    second()
+    assert wait_until(lambda: num_serving() == 0)
+    third = agent.begin_serving()
+    assert wait_until(lambda: num_serving() == 1)
+    agent.close()
+    assert wait_until(lambda: num_serving() == 0)
+    third()
+
+
+def test_serving_that_fails_is_a_line_in_the_log(nixl, caplog) -> None:
+    agent = NixlAgent(module=nixl.module())
+    nixl.outcome = "no progress"
+    end = agent.begin_serving()
+    assert wait_until(lambda: "NIXL makes no progress" in caplog.text and num_serving() == 0)
+    end()
+    agent.close()
+
+
+async def test_readers_through_nixl_take_no_thread_that_checksums_need(nixl, memories) -> None:
+    settings = TransferSettings(back_end="nixl", verify=True)
+    source, own = host_memory(memories, 8), host_memory(memories, 8)
+    fill(source, 8)
+    async with (
+        serving(TCP, settings=settings, nixl=on_demand(nixl), max_concurrent_sends=1) as server,
+        fetching(settings=settings, nixl=on_demand(nixl)) as fetcher,
+    ):
+        await server.register(source)
+        params = [server.issue(f"r{n}", [n], source, ttl_s=30, release=lambda: None) for n in range(4)]
+        await asyncio.gather(
+            *(fetcher.fetch(ticket, [(0, n)], own, timeout_s=20) for n, ticket in enumerate(params))
+        )
+    assert all(content(own, n) == pattern(n, 4096) for n in range(4))
+
+
+async def test_a_reader_that_hangs_is_served_as_long_as_its_lease(nixl, memories) -> None:
+    source = host_memory(memories, 2)
+    async with serving(TCP, settings=FORCED, nixl=on_demand(nixl), lease_s=0.05) as server:
+        await server.register(source)
+        params = server.issue("r", [0], source, ttl_s=30, release=lambda: None)
+        link = Link(decode_ticket(params), None, secret=None, deadline_s=60.0, now=lambda: 0.0)
+        await asyncio.to_thread(link.open, ELSEWHERE)
+        link.send(wire.Claim(decode_ticket(params).ticket_id, []))
+        assert await asyncio.to_thread(wait_until, lambda: nixl.num_served > 0)
+        assert await asyncio.to_thread(wait_until, lambda: num_serving() == 0)
+        link.connection.close()
+
+
+def wait_until(is_so) -> bool:
+    deadline_s = time.monotonic() + 20
+    while not is_so() and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    return is_so()
+
+
+def num_serving() -> int:
+    return sum(thread.name == "nixl-serve" for thread in threading.enumerate())
 
 
 async def test_a_peer_that_is_gone_is_disconnected(nixl, memories) -> None:

@@ -51,7 +51,7 @@ class StoreBackend(_base):  # type: ignore[misc]
         self._store: KVStore | None = None
         self._identity = b""
         self._thread = StoreThread()
-        self._failures = FailureLog(_log, "SGLang's storage:")
+        self._failures = FailureLog(_log, "SGLang's storage")
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """SGLang's host memory, from which the size of a page is known."""

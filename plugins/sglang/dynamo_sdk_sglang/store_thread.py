@@ -39,7 +39,7 @@ class StoreThread:
             return future.result(CALL_TIMEOUT_S + ENDING_TIMEOUT_S)
         except TimeoutError:
             if future.done():
-                raise TimeoutError(f"it took more than {CALL_TIMEOUT_S:g} s") from None
+                raise
             self._left_behind.add(future)
             future.add_done_callback(self._left_behind.discard)
             raise TimeoutError("it does not return, and is asked nothing until it does") from None
@@ -50,5 +50,10 @@ class StoreThread:
 
 
 async def _limited(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    async with asyncio.timeout(CALL_TIMEOUT_S):
-        return await work
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S) as limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"it took more than {CALL_TIMEOUT_S:g} s") from None

@@ -34,7 +34,7 @@ class VllmConfig(ForeignArguments):
     )
     kv_onboarding: OnboardingRule = Field(
         default="measured",
-        description="load from KV tiers what was measured to be faster than computing, or whatever is there",
+        description="load from KV tiers what was measured to cost less than computing, or whatever is there",
     )
     side_channel_host: str = Field(
         default="127.0.0.1", description="where decode workers reach this prefill worker's NIXL handshake"

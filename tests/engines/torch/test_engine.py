@@ -14,6 +14,7 @@ from dynamo_sdk.engines.torch.engine import TorchEngine
 from dynamo_sdk.engines.torch.runner import ModelRunner
 from dynamo_sdk.errors import EngineFailed, EngineStartError, InvalidRequest, Overloaded
 from dynamo_sdk.interfaces import EngineSetup
+from dynamo_sdk.transfer import host_pages
 from dynamo_sdk.types import (
     BlocksRemoved,
     BlocksStored,
@@ -63,6 +64,26 @@ async def test_kv_events_and_snapshot_agree(llama: Path) -> None:
     state = replay({}, batches)
     assert state
     assert state == replay({}, [snapshot])
+
+
+@pytest.mark.parametrize(
+    ("config", "is_populated"),
+    [({}, False), ({"num_blocks": 40}, True), ({"kv_memory_bytes": 1 << 20}, True)],
+    ids=["chosen", "blocks", "bytes"],
+)
+async def test_memory_that_was_said_is_taken_at_the_start(
+    llama: Path, config: dict[str, int], is_populated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    collect = host_pages._collect_large_pages
+    monkeypatch.setattr(
+        host_pages, "_collect_large_pages", lambda memory: (seen.append(memory), collect(memory))
+    )
+    setup = EngineSetup(model=ModelSpec(name="m", path=str(llama)), role=Role.AGGREGATED)
+    engine = TorchEngine(setup, TorchConfig(device="cpu", **config))
+    await engine.start()
+    await engine.close()
+    assert bool(seen) == is_populated
 
 
 async def test_embedding_is_the_normalised_mean(

@@ -320,8 +320,6 @@ async def run(steps: Sequence[tuple[Any, ...]], folder: Path, min_uses: int) -> 
                     worker.scheduler.reset_prefix_cache()
                     for found in worker.scheduler.pool.take_events():
                         assert worker.index.apply(0, found)
-                    for found in worker.tiers.snapshot():  # "cleared" means all tiers of a seat
-                        assert worker.index.apply(0, found)
                 case "lose":
                     await worker.lose(*values)
                 case "damage":

@@ -34,7 +34,7 @@ class Shard:
 
 
 class TiersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``tiers``: from the fastest down. ``onboarding``: load what was measured to be faster than computing,
+    """``tiers``: from the fastest down. ``onboarding``: load what was measured to cost less than computing,
     or whatever is there. ``has_statistics``: who started this vLLM finds the tiers' among its statistics.
     ``sharing``: the folder where it says whether others may read them (``sharing.py``). ``num_ranks``: of
     data parallelism; to the ranks of a model without experts vLLM says that each is alone."""

@@ -12,7 +12,7 @@ from dynamo_sdk.types.tokens import PackedTokens
 
 @dataclass(frozen=True, slots=True)
 class LoadOrder:
-    """Fill ``block_ids[i]`` with the block ``keys[i]``. ``limit_s``: by then computing would be done.
+    """Fill ``block_ids[i]`` with the block ``keys[i]``. ``limit_s``: then it had better be computed.
     ``source``: the worker that is said to have the first of them."""
 
     request_id: str

@@ -224,7 +224,10 @@ class TierWorker:
             secret=None if secret is None else secret.encode(),
         )
         address = address_of(self._rank, self._num_ranks, self._sharing.address)
-        [self.shared_at] = await self._server.start([address])
+        try:
+            [self.shared_at] = await self._server.start([address])
+        except OSError as error:
+            raise ConfigError(f"other workers cannot read the KV tiers at {address}: {error}") from error
 
     def _expect(self, keys: Sequence[CacheKey], source: KVSource | None) -> None:
         part = None if source is None else part_of(source, self._rank, self._num_ranks)
