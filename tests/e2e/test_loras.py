@@ -55,13 +55,14 @@ async def test_adapters_are_routed_handed_over_and_replaced(tmp_path: Path) -> N
 
             async def ask_until_known(model: str) -> tuple[int, int]:
                 """Cached blocks of the prompt where the router sent it, and how many of its tokens were
-                cached there: of the first request for which the router knew of any."""
+                cached there: of the first request that went where any were. On a busy machine a worker may
+                be faster that has none."""
                 body = {"model": model, "prompt": PROMPT, "max_tokens": 2, "dynamo": {"explain": True}}
                 while True:
                     document = (await client.post("/v1/completions", json=body)).raise_for_status().json()
                     choice = next(one for one in document["dynamo"]["explain"] if one["pool"] == "prefill")
                     known = {one["worker"]: one.get("num_cached_blocks", 0) for one in choice["candidates"]}
-                    if any(known.values()):
+                    if known[choice["worker"]]:
                         cached = document["usage"]["prompt_tokens_details"]["cached_tokens"]
                         return known[choice["worker"]], cached
 
