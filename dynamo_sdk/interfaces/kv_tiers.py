@@ -19,12 +19,14 @@ class KVTierSetup:
     """One tier, as ``EngineSetup.kv_tiers`` has them from the fastest down. ``name``: unique among them;
     ``tier``: as KV events call it. ``build(block_bytes)`` makes its store, not yet started; raises
     ``ConfigError`` and ``PluginError``. ``plan``: the same as data, for engines whose blocks are in another
-    process."""
+    process. ``may_lack``: the worker has served with it before; when its store does not start, it serves
+    without."""
 
     name: str
     tier: KVTier
     plan: KVTierPlan
     build: Callable[[int], KVStore]
+    may_lack: bool = False
 
 
 class KVTierCounts(msgspec.Struct, kw_only=True):

@@ -182,8 +182,8 @@ class LocalLauncher(Launcher):
         return discovery
 
     def _add_slot(self, service: ServicePlan, replica: ReplicaPlan) -> None:
-        async def start(worker_id: WorkerId) -> GuardedProcess:
-            return await self._start_replica(service, replica, worker_id)
+        async def start(worker_id: WorkerId, has_served: bool) -> GuardedProcess:
+            return await self._start_replica(service, replica, worker_id, has_served)
 
         slot = ReplicaSlot(
             service.name,
@@ -197,7 +197,7 @@ class LocalLauncher(Launcher):
         self._tasks.start_soon(slot.run, name=slot.name)
 
     async def _start_replica(
-        self, service: ServicePlan, replica: ReplicaPlan, worker_id: WorkerId
+        self, service: ServicePlan, replica: ReplicaPlan, worker_id: WorkerId, has_served: bool
     ) -> GuardedProcess:
         http_fd = self._http.fileno() if self._http is not None and service.is_frontend else None
         if http_fd == -1:
@@ -212,6 +212,7 @@ class LocalLauncher(Launcher):
             secret=self._options.secret,
             http_fd=http_fd,
             drain_timeout_s=self._options.drain_timeout_s,
+            has_served=has_served,
         )
         return await GuardedProcess.start(
             [service.python or sys.executable, "-m", "dynamo_sdk.launch.replica_main"],

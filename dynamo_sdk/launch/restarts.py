@@ -60,19 +60,19 @@ class RestartDecider:
     def __init__(self, policy: RestartPolicy = RestartPolicy()) -> None:
         self._policy = policy
         self._num_failures = 0
-        self._was_ever_ready = False
+        self.was_ever_ready = False
 
     def on_exit(self, end: ReplicaExit) -> Restart | GiveUp:
         """Decide once per run, in order. Nothing more is asked after ``GiveUp``."""
         policy = self._policy
         if end.ready_for_s is not None:
-            self._was_ever_ready = True
+            self.was_ever_ready = True
             if end.ready_for_s >= policy.stable_s:
                 self._num_failures = 0
         self._num_failures += 1
         if end.code in (EXIT_USER_ERROR, CANNOT_START):
             return GiveUp(str(end))
-        if end.code == EXIT_FAILED and not self._was_ever_ready:
+        if end.code == EXIT_FAILED and not self.was_ever_ready:
             return GiveUp(str(end))
         if self._num_failures >= policy.max_failures:
             return GiveUp(f"{end}, failure {self._num_failures} in a row")

@@ -44,7 +44,8 @@ class SlotState(Enum):
 class ReplicaSlot:
     """Supervises replica ``index`` of ``service``. ``run`` is its one task; all else is called beside it.
 
-    ``start`` makes the process of a new worker; ``on_change`` hears of every new state and must not block.
+    ``start`` makes the process of a new worker, and is told whether an earlier one was ready; ``on_change``
+    hears of every new state and must not block.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ReplicaSlot:
         service: str,
         index: int,
         *,
-        start: Callable[[WorkerId], Awaitable[GuardedProcess]],
+        start: Callable[[WorkerId, bool], Awaitable[GuardedProcess]],
         printer: LogPrinter,
         on_change: Callable[[], None],
         policy: RestartPolicy,
@@ -147,7 +148,7 @@ class ReplicaSlot:
         self._started_s, self._ready_s = anyio.current_time(), None
         self._raised.clear()
         self._become(SlotState.STARTING)
-        process = self._process = await self._start(self.worker_id)
+        process = self._process = await self._start(self.worker_id, self._decider.was_ever_ready)
         if self._stop_asked.is_set():
             process.kill()  # it has nothing to drain yet
         try:

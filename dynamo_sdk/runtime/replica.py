@@ -41,7 +41,8 @@ LAST_EDGE_RETRY_S = 1.0
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that a process needs to be one replica. ``registry`` and ``listen`` are addresses."""
+    """All that a process needs to be one replica. ``registry`` and ``listen`` are addresses. ``has_served``:
+    an earlier process of this replica was ready."""
 
     plan: DeploymentPlan
     service: str
@@ -52,6 +53,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     secret: str | None = None
     http_fd: int | None = None
     drain_timeout_s: float = 30.0
+    has_served: bool = False
 
 
 async def run_replica(
@@ -103,6 +105,7 @@ async def run_replica(
             http_fd=None if spec.http_fd is None else open_http_socket(spec.http_fd, spec.replica),
             secret=spec.secret,
             drain_timeout_s=spec.drain_timeout_s,
+            has_served=spec.has_served,
         )
         handler = serve_endpoints(instance, codecs_of(endpoints_of(cls), spec.service))
         while_draining = (

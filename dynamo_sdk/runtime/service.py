@@ -29,7 +29,7 @@ class ServiceContext:
     ``record``: what is known of it before it starts; ``announcement``: what others see of it from then on;
     ``edges``: attribute -> client; ``peers``: the client of the replica's own service. ``http_fd``: a
     listening socket for services that speak HTTP, owned by the service from now on. ``secret`` guards
-    connections.
+    connections. ``has_served``: an earlier process of this replica was ready.
     """
 
     plan: DeploymentPlan
@@ -44,6 +44,7 @@ class ServiceContext:
     http_fd: int | None = None
     secret: str | None = None
     drain_timeout_s: float = 30.0
+    has_served: bool = False
 
 
 class ManagedService(ABC):

@@ -30,6 +30,7 @@ from dynamo_sdk.types.plan import DeploymentPlan
 
 from .decision_writer import DecisionWriter
 from .dispatch import Dispatcher, DispatchLimits, ModelRoute
+from .kv_sharing import SHARED
 from .lora_admin import LoraAdmin
 from .openai.backend import Backend, BackendCall, ChunkSink, GenerateOptions, Health, run_to_end
 from .overlap_watch import OverlapWatch
@@ -76,6 +77,13 @@ class FleetBackend(Backend):
         has_overlaps = any(
             router.uses_overlap for route in self._routes.values() for router in route.routers.values()
         )
+        if not has_overlaps and any(
+            tier.kind == SHARED for model in context.plan.models for tier in model.kv_tiers
+        ):
+            logger.warning(
+                "kv.tiers: %r has no effect: who has what is known to routers that look at it, such as kv",
+                SHARED,
+            )
         self._pools = Pools(context.fleet, clients, context.clock, has_overlaps=has_overlaps)
         self._log = (
             DecisionWriter(limits.decision_log, self._worker_id, limits.decision_log_bytes, context.clock)

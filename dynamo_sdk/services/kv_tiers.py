@@ -19,14 +19,22 @@ from .kv_sharing import trusting
 
 
 def tier_setups(
-    tiers: Sequence[KVTierPlan], registry: Registry, own_folder: str, secret: str | None = None
+    tiers: Sequence[KVTierPlan],
+    registry: Registry,
+    own_folder: str,
+    secret: str | None = None,
+    *,
+    may_lack: bool = False,
 ) -> tuple[KVTierSetup, ...]:
     """``own_folder``: what this worker calls its part of a folder that several share, such as
-    ``Decode-0``. ``secret``: of the deployment. Raises ``ConfigError`` and ``PluginError``."""
-    return tuple(_setup(tier, registry, own_folder, secret) for tier in tiers)
+    ``Decode-0``. ``secret``: of the deployment. ``may_lack``: as in ``KVTierSetup``. Raises ``ConfigError``
+    and ``PluginError``."""
+    return tuple(_setup(tier, registry, own_folder, secret, may_lack) for tier in tiers)
 
 
-def _setup(tier: KVTierPlan, registry: Registry, own_folder: str, secret: str | None) -> KVTierSetup:
+def _setup(
+    tier: KVTierPlan, registry: Registry, own_folder: str, secret: str | None, may_lack: bool
+) -> KVTierSetup:
     descriptor = registry.kv_stores.require(tier.kind)
     args = dict(tier.args)
     folder_arg = descriptor.folder_arg
@@ -37,6 +45,7 @@ def _setup(tier: KVTierPlan, registry: Registry, own_folder: str, secret: str | 
         tier=descriptor.tier,
         plan=msgspec.structs.replace(tier, args=args),
         build=trusting(partial(_build, registry, tier.kind, args), secret),
+        may_lack=may_lack,
     )
 
 

@@ -185,6 +185,7 @@ class Worker(EngineService, ManagedService):
                 context.plugins,
                 f"{service.name}-{context.record.replica}",
                 context.secret,
+                may_lack=context.has_served,
             ),
             kv_sharing=sharing,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Eviction = Literal["lru", "lfu", "priority", "leaf-first"]
 
@@ -88,6 +88,13 @@ class S3StoreConfig(BaseModel):
     present_s: float = Field(default=600.0, gt=0)
     absent_s: float = Field(default=10.0, gt=0)
     max_known_keys: int = Field(default=1 << 17, ge=1)
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _is_a_url(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"begin with http:// or https://, unlike {url!r}")
+        return url
 
     @model_validator(mode="after")
     def _has_whole_credentials(self) -> Self:

@@ -8,6 +8,7 @@ that is damaged itself fails its own check and counts as empty.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from struct import Struct
 from xxhash import xxh3_64_intdigest
 
 from dynamo_sdk.interfaces import CacheKey
+
+logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 4096
 _MAGIC = b"dynamo-sdk kv 3\n"
@@ -48,6 +51,7 @@ class SlotTable:
     """Thread-safe for different slots. ``block_bytes`` and ``slot_bytes`` are the shape that must match."""
 
     def __init__(self, path: Path, *, block_bytes: int, slot_bytes: int) -> None:
+        self._folder = path.parent
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._header = _HEADER.pack(_MAGIC, block_bytes, slot_bytes)
 
@@ -58,7 +62,10 @@ class SlotTable:
     def load(self, num_slots: int) -> list[TableEntry] | None:
         """The sound entries of the first ``num_slots`` slots, oldest first, one per key. None: the file is
         not of this shape, or new; then it is empty from now on. Raises ``OSError``."""
-        if os.pread(self._fd, len(self._header), 0) != self._header:
+        header = os.pread(self._fd, len(self._header), 0)
+        if header != self._header:
+            if header:
+                logger.warning("%s: the blocks of another size that were kept here are dropped", self._folder)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, self._header, 0)
             return None

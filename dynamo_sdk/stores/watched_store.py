@@ -21,7 +21,7 @@ from dynamo_sdk.interfaces import (
     KVStoreStatistics,
 )
 
-from .failures import REST_S, FailureLog, RestAfterFailures
+from .failures import LOG_EVERY_S, REST_S, FailureLog, RestAfterFailures
 from .medium import MAX_KEY_BYTES
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class WatchedStore(KVStore):
         self._monotonic_s = monotonic_s
         self._listener = KVStoreListener()
         self._failure_log = FailureLog(logger, f"{name} store")
+        self._said_rest_at_s: dict[str, float] = {}
         self._counts = Counts()
         self._num_pending = 0
         self._idle = anyio.Event()
@@ -115,7 +116,9 @@ class WatchedStore(KVStore):
 
     def _note_error(self, rest: RestAfterFailures, what: str = "it") -> None:
         """``what``, all of the store or a part of it, gave an error again."""
-        if rest.failed(self._monotonic_s()):
+        now_s = self._monotonic_s()
+        if rest.failed(now_s) and now_s >= self._said_rest_at_s.get(what, -LOG_EVERY_S) + LOG_EVERY_S:
+            self._said_rest_at_s[what] = now_s
             logger.warning("%s store: %s rests for %.0f s after errors in a row", self._name, what, REST_S)
 
     def _statistics(

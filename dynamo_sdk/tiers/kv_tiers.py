@@ -127,8 +127,8 @@ class KVTiers:
         """Open the stores. Raises ``ConfigError``; then nothing stays open."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._staging.open)
-            for tier in self.tiers:
-                await tier.store.start()
+            for tier, setup in zip(self.tiers, self._setups, strict=True):
+                await tier.start(may_lack=setup.may_lack)
         except BaseException as error:
             await self.close()
             if isinstance(error, OSError):

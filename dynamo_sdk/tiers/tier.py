@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from typing import TypeVar
 
+from dynamo_sdk.errors import ConfigError
 from dynamo_sdk.interfaces import (
     BlockOffer,
     CacheKey,
@@ -22,6 +23,8 @@ from dynamo_sdk.interfaces import (
 from dynamo_sdk.kv import CachedBlock, NotPresent, OffloadQueue, TierContents
 from dynamo_sdk.stores.failures import FailureLog
 from dynamo_sdk.types import KVTier
+
+from .absent import AbsentStore
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -68,6 +71,17 @@ class Tier(KVStoreListener):
 
     def failed(self, failure: KVStoreFailure) -> None:
         self.counts.num_failures += failure.num_blocks
+
+    async def start(self, *, may_lack: bool) -> None:
+        """Raises ``ConfigError``; with ``may_lack`` that is a line in the log, and the tier stays empty."""
+        try:
+            await self.store.start()
+        except ConfigError as error:
+            if not may_lack:
+                raise
+            logger.warning("tier %s is left out until the next start: %s", self.name, error)
+            await self.store.close()
+            self.store = AbsentStore()
 
     # -- the store is asked
 

@@ -141,12 +141,14 @@ async def test_a_smaller_capacity_after_restart_is_kept(tmp_path):
     assert (tmp_path / "blocks").stat().st_size == 2 * BLOCK_BYTES
 
 
-async def test_blocks_of_another_shape_are_not_found(tmp_path):
+async def test_blocks_of_another_shape_are_not_found(tmp_path, caplog):
     async with started(disk_config(tmp_path)) as store:
         await put_numbers(store, range(6))
+    assert not caplog.text
     async with started(disk_config(tmp_path, block_bytes=4096)) as store:
         assert store.statistics().num_blocks == 0
         assert await store.get(key(1)) is None
+    assert f"{tmp_path}: the blocks of another size" in caplog.text
 
 
 async def test_one_folder_has_one_store(tmp_path):

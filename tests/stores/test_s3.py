@@ -247,6 +247,24 @@ async def test_what_can_never_work_is_refused_at_start(url):
         await S3Store(config(url, bucket="other-bucket")).start()
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:9", "s3://kv-blocks", ""])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(ValueError, match="begin with http:// or https://"):
+        config(url)
+
+
+async def test_a_server_that_stays_down_is_a_line_a_minute(caplog):
+    async with Started(config("http://127.0.0.1:9", connect_timeout_s=0.5, timeout_s=0.5)) as store:
+        for _ in range(5):
+            for number in range(4):
+                await store.put(key(number), block(number))
+            store.clock.now_s += REST_S + 1
+        assert caplog.text.count("rests for") == 1
+        store.clock.now_s += 60
+        await store.put(key(9), block(9))
+        assert caplog.text.count("rests for") == 2
+
+
 async def test_a_missing_library_is_named(url, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "obstore", None)
     with pytest.raises(ConfigError, match=r"pip install 'dynamo-sdk\[s3\]'"):

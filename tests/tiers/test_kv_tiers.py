@@ -85,7 +85,7 @@ class DictStore(KVStore):
 class Device:
     """A pool with a prompt in its cache, and tiers below it. ``model``: the layout's fingerprint."""
 
-    def __init__(self, *stores: KVStore, model: str = "fake", **plan: Any) -> None:
+    def __init__(self, *stores: KVStore, model: str = "fake", may_lack: bool = False, **plan: Any) -> None:
         self.pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
         self.pool.record_new_blocks()
         self.memory = Memory(model)
@@ -95,6 +95,7 @@ class Device:
                 tier=KVTier.HOST,
                 plan=KVTierPlan(name=f"tier-{number}", kind="own", **plan),
                 build=lambda _, store=store: store,
+                may_lack=may_lack,
             )
             for number, store in enumerate(stores)
         ]
@@ -243,6 +244,31 @@ async def test_a_slow_tier_is_left_alone_and_a_fast_one_used(
             report = await onboarder.load(runs, KEYS, range(6), limit_s=second.recompute_s)
             assert (report.num_blocks, report.num_bytes) == (6, 6 * BLOCK_BYTES)
             assert report.seconds == pytest.approx(6 * BLOCK_BYTES / bytes_per_s)
+
+
+class Broken(DictStore):
+    async def start(self) -> None:
+        raise ConfigError("the folder is a file")
+
+
+async def test_a_worker_that_has_served_serves_without_a_tier_that_does_not_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole, broken = DictStore(), Broken()
+    with pytest.raises(ConfigError, match="the folder is a file"):
+        await Device(whole, broken).tiers.start()
+    assert whole.is_closed
+    async with device_with(whole, broken, may_lack=True) as device:
+        device.compute()
+        device.tiers.offload(device.pool.take_new_blocks())
+        await device.tiers.wait_idle()
+        runs = await device.tiers.find(KEYS, 0, is_counted=True)
+        assert [(run.tier.name, run.num_blocks) for run in runs] == [("tier-0", 6)]
+        there, absent = device.tiers.statistics().tiers
+        assert (there.store.num_blocks, absent.store.num_blocks, absent.store.capacity_bytes) == (6, 0, 0)
+    assert broken.is_closed
+    assert not broken.blocks
+    assert caplog.text.count("tier tier-1 is left out until the next start: the folder is a file") == 1
 
 
 class Stuck(DictStore):

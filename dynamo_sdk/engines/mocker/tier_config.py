@@ -97,6 +97,11 @@ def tier_models(
     labels = [tier.label for tier in tiers]
     if len(set(labels)) != len(labels):
         raise ConfigError(f"tiers need names of their own, not {', '.join(labels)}")
+    known = {*labels, *(tier.kind for tier in tiers), *SPEEDS}
+    if unknown := speeds.keys() - known:
+        raise ConfigError(
+            f"tier_speeds names no tier: {', '.join(sorted(unknown))} (tiers: {', '.join(labels)})"
+        )
     sizes = [TierSize(tier.label, tier.capacity // dp_size) for tier in tiers if tier.capacity is not None]
     check_tier_sizes(num_device_blocks * block_bytes, sizes, block_bytes)
     rate = _BYTES_PER_GB * speedup_ratio

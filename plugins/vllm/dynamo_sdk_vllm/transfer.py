@@ -35,6 +35,7 @@ def kv_transfer(setup: EngineSetup, config: VllmConfig, folder: str) -> dict[str
         has_statistics=True,
         sharing=None if setup.kv_sharing is None else folder,
         num_ranks=num_ranks(config),
+        may_lack=any(tier.may_lack for tier in setup.kv_tiers),
     )
     tiers = {
         "kv_connector": CONNECTOR,

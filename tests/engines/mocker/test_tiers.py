@@ -315,3 +315,10 @@ def test_whatever_comes_everybody_is_served_and_events_tell_the_truth(
 def test_what_other_workers_hold_is_left_out() -> None:
     plans = [KVTierPlan(name="ram", kind="ram", capacity_bytes=1), KVTierPlan(name="shared", kind="shared")]
     assert [tier.kind for tier in planned_tiers(plans)] == ["ram"]
+
+
+def test_speeds_of_tiers_that_are_not_there_are_refused() -> None:
+    with pytest.raises(EngineStartError, match=r"tier_speeds names no tier: rma \(tiers: ram\)"):
+        new_core(
+            num_blocks=30, kv_bytes_per_token=1000, tiers=[RAM], tier_speeds={"rma": {"latency_ms": 1.0}}
+        )

@@ -37,13 +37,15 @@ class TiersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tiers``: from the fastest down. ``onboarding``: load what was measured to cost less than computing,
     or whatever is there. ``has_statistics``: who started this vLLM finds the tiers' among its statistics.
     ``sharing``: the folder where it says whether others may read them (``sharing.py``). ``num_ranks``: of
-    data parallelism; to the ranks of a model without experts vLLM says that each is alone."""
+    data parallelism; to the ranks of a model without experts vLLM says that each is alone. ``may_lack``: as
+    in ``KVTierSetup``."""
 
     tiers: tuple[KVTierPlan, ...]
     onboarding: OnboardingRule = "measured"
     has_statistics: bool = False
     sharing: str | None = None
     num_ranks: int = 1
+    may_lack: bool = False
 
 
 def read_config(extra: Mapping[str, object]) -> TiersConfig:
@@ -67,11 +69,17 @@ def shard_of(parallel: Any, num_ranks: int) -> Shard:
 
 
 def setups_of(
-    plans: Sequence[KVTierPlan], registry: Registry, shard: Shard, secret: str | None = None
+    plans: Sequence[KVTierPlan],
+    registry: Registry,
+    shard: Shard,
+    secret: str | None = None,
+    *,
+    may_lack: bool = False,
 ) -> tuple[KVTierSetup, ...]:
     """What ``KVTiers`` is built from. Workers of one vLLM share a capacity, and have folders of their own.
     ``secret``: of the deployment."""
-    return tier_setups([_share_of(plan, shard) for plan in plans], registry, shard.name, secret)
+    shares = [_share_of(plan, shard) for plan in plans]
+    return tier_setups(shares, registry, shard.name, secret, may_lack=may_lack)
 
 
 def _share_of(plan: KVTierPlan, shard: Shard) -> KVTierPlan:

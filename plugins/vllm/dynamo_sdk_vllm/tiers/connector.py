@@ -167,7 +167,8 @@ class KVTiersConnector(KVConnectorBase_V1, SupportsHMA):
         return False  # a save that was missed is computed again
 
     def _setups(self, shard: Shard, secret: str | None = None) -> tuple[KVTierSetup, ...]:
-        return setups_of(self._config.tiers, Registry.discover(), shard, secret)
+        config = self._config
+        return setups_of(config.tiers, Registry.discover(), shard, secret, may_lack=config.may_lack)
 
     # -- scheduler
 
