@@ -71,8 +71,8 @@ def token_ids(answer: openai.types.Completion) -> list[int]:
 
 
 def answers_of_aggregated(client: openai.OpenAI) -> dict[str, list[int]]:
-    """Of two workers behind the KV router: asked again, the prompt goes where it was. Where the machine is busy
-    the other worker may be expected to be sooner; then that one has it, too."""
+    """Of two workers behind the KV router: asked again, the prompt goes where it was. On a busy machine the
+    other worker may be expected to be sooner; then that one has it, too."""
     first = complete(client)
     cached = set()
     for _ in range(6):
